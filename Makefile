@@ -1,0 +1,22 @@
+# make quickstart   set up, prepare, train on the CPU and let the model answer: within ten minutes on two cores
+# make test         set up, lint, format check and the tests that need no GPU, no network and no patience
+PYTHON ?= python3
+BIN = .venv/bin
+
+quickstart: .venv/ready
+	$(BIN)/python prepare.py prosqa --name=prosqa-small --n_nodes=10 --min_hops=2 --max_hops=4
+	$(BIN)/python train.py laptop --task=prosqa-small
+	$(BIN)/python -m nanococonut.evaluate
+	$(BIN)/python sample.py
+
+test: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -m "not slow and not gpu and not network"
+
+.venv/ready: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.PHONY: quickstart test

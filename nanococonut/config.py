@@ -1,0 +1,181 @@
+"""From a frozen dataclass to --key=value, and the settings of a training run.
+
+A setting is one line: name, type, default, and a comment that is also its line in --help, so the help cannot drift from
+the code. The first field of a class may be given as a bare word: `python train.py smoke --lr=1e-3`.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import re
+import sys
+import typing
+
+from nanococonut.curriculum import METHODS
+
+
+class UserError(Exception):
+    """A mistake of the user's. Its text is the one line they see: what was expected, and what to type instead."""
+
+
+def run(main, config_class, presets=None, choices=None) -> None:
+    """Parses the command line, calls main(config), and turns a UserError into one line on stderr and exit status 2."""
+    try:
+        main(parse(config_class, sys.argv[1:], presets, choices))
+    except UserError as error:
+        sys.exit_code = 2
+        print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except BrokenPipeError:  # `python sample.py | head`
+        sys.stderr.close()
+        raise SystemExit(0) from None
+
+
+def parse(config_class, argv, presets=None, choices=None):
+    """An instance of config_class from command line words: defaults, then the preset, then what was typed.
+
+    presets  name -> {field: value}; the first field then names one of them
+    choices  field -> the values it may take
+    Raises UserError for a mistake and SystemExit(0) after --help.
+    """
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    types = typing.get_type_hints(config_class)
+    first = next(iter(fields))
+    choices = dict(choices or {}, **({first: tuple(presets)} if presets else {}))
+    if "--help" in argv or "-h" in argv:
+        print(help_text(config_class, choices))
+        raise SystemExit(0)
+    given, words = {}, list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            if word.startswith("-") or first in given:
+                raise UserError(f"cannot read {word!r}; options look like --{list(fields)[1]}=VALUE, see --help")
+            name, text = first, word
+        else:
+            name, equals, text = word[2:].partition("=")
+            if name not in fields:
+                near = difflib.get_close_matches(name, fields, n=1)
+                raise UserError(
+                    f"unknown option {word}" + (f", did you mean --{near[0]}=... ?" if near else ", see --help")
+                )
+            if not equals:
+                if not words or words[0].startswith("--"):
+                    raise UserError(f"--{name} needs a value, like --{name}={written(fields[name].default)}")
+                text = words.pop(0)
+        if name in given:
+            raise UserError(f"--{name} is given twice")
+        given[name] = value_of(name, text, types[name])
+        if name in choices and given[name] not in choices[name]:
+            raise UserError(f"unknown {name} {text!r}, choose from {', '.join(choices[name])}")
+    preset = presets[given.get(first, fields[first].default)] if presets else {}
+    return config_class(**{**preset, **given})
+
+
+def value_of(name, text, kind):
+    """The text after --name= as a value of its type. Raises UserError.
+
+    >>> value_of("lr", "1", float), value_of("compile", "false", bool), value_of("stage_steps", "20,5", tuple[int, ...])
+    (1.0, False, (20, 5))
+    """
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if typing.get_origin(kind) is tuple:
+            return tuple(typing.get_args(kind)[0](part) for part in text.split(","))
+        return kind(text)
+    except (ValueError, KeyError):
+        wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(
+            kind, "numbers like 20 or 20,5,5"
+        )
+        raise UserError(f"--{name}={text} is not {wanted}") from None
+
+
+def written(value) -> str:
+    """A value as one would type it.
+
+    >>> written((2000, 500)), written(True), written(0.0001)
+    ('2000,500', 'true', '0.0001')
+    """
+    if isinstance(value, tuple):
+        return ",".join(map(written, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def help_text(config_class, choices) -> str:
+    """The class docstring and one line per field, read from the field's own comment."""
+    lines = [inspect.cleandoc(config_class.__doc__), ""]
+    for line in inspect.getsource(config_class).splitlines():
+        match = re.match(r"    (\w+): .+? = (.+?)  # (.+)", line)
+        if match:
+            name, default, comment = match.groups()
+            options = f" [{', '.join(choices[name])}]" if name in choices else ""
+            lines.append(
+                f"  --{name}={default.strip('()').replace(chr(34), '').replace(', ', ',').rstrip(',')}".ljust(28)
+                + f"  {comment}{options}"
+            )
+    return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """python train.py [PRESET] [--option=value ...]: trains a GPT-2 through the latent curriculum into runs/<name>/."""
+
+    preset: str = "laptop"  # the settings to start from
+    task: str = "prosqa"  # which data/<task>/ to train on
+    name: str = ""  # run's folder under runs/; default: task-method, numbered where that exists
+    method: str = "coconut"  # row of the paper's Table 1
+    seed: int = 0  # of weights, batches and dropout
+    stage_steps: tuple[int, ...] = (700,)  # optimizer steps per stage 0..max_stage; one number serves every stage
+    max_stage: int = 6  # last stage, where one stage_steps serves all
+    c_thought: int = 1  # thoughts for each removed step
+    mix: float = 0.0  # probability that a batch comes from an earlier stage
+    augment: bool = True  # tell each ProsQA problem anew whenever it is drawn: names, facts' order, options' order
+    grow: int = 0  # steps over which the facts beside the chain grow from none to all
+    batch_size: int = 128  # examples per optimizer step
+    micro_batch_size: int = 0  # examples in memory at once; 0: batch_size
+    lr: float = 0.0001  # AdamW's learning rate
+    muon_lr: float = 0.0  # learning rate of Muon on the blocks' matrices; 0: AdamW on all
+    beta2: float = 0.999  # AdamW's
+    weight_decay: float = 0.01  # of both optimizers, on all parameters
+    warmup: int = 0  # steps of linear warm-up, after each optimizer reset too
+    decay: float = 0.0  # share of all steps, at the end, over which the learning rate falls to zero
+    grad_clip: float = 0.0  # largest gradient norm; 0: no clipping
+    reset_optimizer: str = "stage"  # when AdamW's moments start anew
+    n_layer: int = 12  # blocks
+    n_head: int = 12  # attention heads per block
+    n_embd: int = 768  # channels
+    block_size: int = 0  # positions; 0: what the data needs
+    dropout: float = 0.1  # in embeddings, attention and both residual branches
+    init: str = "gpt2"  # where training starts: GPT-2's normal draw, or lookup (see model.GPT)
+    init_std: float = 0.02  # standard deviation of the first weights
+    device: str = "auto"  # where to train; auto: cuda, else mps, else cpu
+    dtype: str = "auto"  # of the arithmetic; parameters stay float32. auto: bfloat16 on cuda, float32 elsewhere
+    log_every: int = 20  # steps between lines of log.csv
+    eval_every: int = 0  # steps between accuracies on valid; 0: at each stage's end alone
+    save_every: int = 500  # steps between checkpoints
+
+
+# What each preset changes. Minutes and accuracy: RESULTS.md.
+PRESETS = {
+    # any machine, seconds: a model too small to learn, for tests
+    "smoke": dict(n_layer=2, n_head=2, n_embd=32, stage_steps=(4,), max_stage=2, batch_size=8, lr=1e-3, dropout=0.0),
+    "laptop": dict(),
+    "gpu": dict(),
+    "gpt2": dict(),
+}
+CHOICES = {
+    "method": tuple(METHODS),
+    "reset_optimizer": ("stage", "never"),
+    "init": ("gpt2", "lookup"),
+    "device": ("auto", "cpu", "cuda", "mps"),
+    "dtype": ("auto", "float32", "bfloat16"),
+}
+
+
+def print_resolved(c) -> None:
+    """Every setting of a run on one line each, those that differ from the class's defaults marked."""
+    for field in dataclasses.fields(c):
+        value = getattr(c, field.name)
+        mark = "" if value == field.default else f"  * default {written(field.default) or 'empty'}"
+        print(f"  {field.name} = {written(value)}{mark}")

@@ -1,0 +1,286 @@
+"""Problems: their schema, how a ProsQA graph is told in sentences, and data/<name>/ on disk.
+
+A problem is what the field's files hold, {"question": str, "steps": [str], "answer": str}, and for ProsQA the graph it
+was told from: "edges" [[from, to]], "idx_to_symbol" [name], "root", "target", "neg_target". As tokens [Hao24]:
+
+    question \\n      each step \\n      ### answer
+
+A ProsQA problem can be told again: the same graph with other names, its facts and its two options in another order.
+Training draws a fresh telling each time (--augment), because 17,886 fixed texts are too few to learn from scratch.
+"""
+
+import hashlib
+import json
+import os
+import random
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from nanococonut import tokenizer
+from nanococonut.config import UserError
+from nanococonut.curriculum import Example
+
+SPLITS = ("train", "valid", "test")
+GRAPH_FIELDS = ("edges", "idx_to_symbol", "root", "target", "neg_target")
+
+
+class Graph(NamedTuple):
+    """A ProsQA problem without its words; an edge a -> b is the fact that every a is a b."""
+
+    edges: list[list[int]]
+    names: list[str]  # of each node; a person's begins with a capital
+    root: int
+    target: int  # reachable from root
+    neg_target: int  # not reachable from root
+    path: list[int]  # nodes of a shortest path, root first, target last
+
+
+class Telling(NamedTuple):
+    """A problem in words, cut where the words encoding cuts."""
+
+    question: list[str]
+    steps: list[list[str]]
+    answer: list[str]
+
+
+def tell(graph: Graph, rng: random.Random, keep: float = 1.0) -> Telling:
+    """A graph in sentences: facts and options in an order drawn from rng; facts beside the chain stay with chance keep.
+
+    >>> t = tell(Graph([[0, 2], [2, 3], [1, 4]], ["Tom", "Max", "lempus", "rempus", "impus"], 0, 3, 4, [0, 2, 3]),
+    ...          random.Random(1))
+    >>> "".join(t.question)
+    'Tom is a lempus. Max is a impus. Every lempus is a rempus. Is Tom a rempus or impus?\\n'
+    >>> ["".join(step) for step in t.steps], "".join(t.answer)
+    (['Tom is a lempus.\\n', 'Every lempus is a rempus.\\n'], '### Tom is a rempus.')
+    """
+    names = graph.names
+    question, end = [], ""
+    chain = set(zip(graph.path, graph.path[1:], strict=False))
+    for a, b in rng.sample(graph.edges, len(graph.edges)):
+        if keep < 1 and (a, b) not in chain and rng.random() >= keep:
+            continue
+        question += [*subject(names[a], end), f" is a {names[b]}"]
+        end = ". "
+    one, other = rng.sample([names[graph.target], names[graph.neg_target]], 2)
+    question += [". Is ", names[graph.root], " a ", one, " or ", other, "?\n"]
+    steps = [[*subject(names[a]), f" is a {names[b]}", ".\n"] for a, b in zip(graph.path, graph.path[1:], strict=False)]
+    return Telling(question, steps, ["### ", names[graph.root], f" is a {names[graph.target]}", "."])
+
+
+def subject(name: str, end: str = "") -> list[str]:
+    """How a fact begins, after the end of the one before: a person by name, a concept with Every."""
+    glue = end if name[0].isupper() else end + "Every "
+    return [glue, name] if glue else [name]
+
+
+def graph_of(row: dict) -> Graph:
+    """The graph a row of a file was told from; its path is read from its steps."""
+    names = row["idx_to_symbol"]
+    index = {name: i for i, name in enumerate(names)}
+    path = [row["root"], *(index[step.rstrip(".").split()[-1]] for step in row["steps"])]
+    return Graph(row["edges"], names, row["root"], row["target"], row["neg_target"], path)
+
+
+def has_graph(row: dict) -> bool:
+    return all(field in row for field in GRAPH_FIELDS)
+
+
+class Names(NamedTuple):
+    """The names that fresh tellings draw from."""
+
+    persons: list[str]
+    concepts: list[str]
+
+    @classmethod
+    def of(cls, graphs: list[Graph]) -> "Names":
+        used = sorted({name for graph in graphs for name in graph.names})
+        return cls([n for n in used if n[0].isupper()], [n for n in used if not n[0].isupper()])
+
+    def rename(self, graph: Graph, rng: random.Random) -> Graph:
+        """The same graph under names drawn from rng, persons for persons."""
+        persons = iter(rng.sample(self.persons, sum(name[0].isupper() for name in graph.names)))
+        concepts = iter(rng.sample(self.concepts, len(self.concepts)))
+        return graph._replace(names=[next(persons if name[0].isupper() else concepts) for name in graph.names])
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path):
+    """What a JSON file holds. Raises UserError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if text.startswith("version https://git-lfs"):
+            raise UserError(f"{path} is a Git-LFS pointer, not the data; run: git lfs pull")
+        return json.loads(text)
+    except FileNotFoundError:
+        raise UserError(f"{path} not found") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
+        raise UserError(f"{path} is not a JSON file in utf-8 ({error})") from None
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The problems of a JSON file in the field's schema. Raises UserError with the number of the row that is not."""
+    rows = read_json(path)
+    if not isinstance(rows, list) or not rows:
+        raise UserError(f"{path} should hold a list of problems like {{question, steps, answer}}, and at least one")
+    for i, row in enumerate(rows):
+        problem = row_problem(row)
+        if problem:
+            raise UserError(f"{path}: row {i}: {problem}")
+    return rows
+
+
+def row_problem(row) -> str | None:
+    """What is wrong with a row, or None."""
+    if not isinstance(row, dict):
+        return "not an object {question, steps, answer}"
+    for field in ("question", "answer"):
+        if not isinstance(row.get(field), str) or not row[field]:
+            return f"{field!r} should be a text that is not empty"
+    if not isinstance(row.get("steps"), list) or not all(isinstance(step, str) for step in row["steps"]):
+        return "'steps' should be a list of texts"
+    if has_graph(row):
+        names, edges = row["idx_to_symbol"], row["edges"]
+        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+            return "'idx_to_symbol' should be a list of names"
+        nodes = range(len(names))
+        ends = [row["root"], row["target"], row["neg_target"]]
+        pairs = isinstance(edges, list) and all(isinstance(edge, list) and len(edge) == 2 for edge in edges)
+        if not pairs or not all(isinstance(v, int) and v in nodes for v in [*ends, *(v for e in edges for v in e)]):
+            return f"edges, root, target and neg_target should be node numbers from 0 to {len(names) - 1}"
+        if not all(step.rstrip(".").split()[-1:] and step.rstrip(".").split()[-1] in names for step in row["steps"]):
+            return "a step should end in a name of idx_to_symbol"
+    return None
+
+
+def write_atomically(path: Path, write) -> None:
+    """write(file) into a temporary neighbour, flushed to disk, which then takes the place of path: whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def folder_of(parent: str, name: str) -> Path:
+    """parent/name, for a name that cannot lead out of parent. Raises UserError."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UserError(f"{name!r} is not a name for {parent}/: letters, digits, '.', '_' and '-', like prosqa-small")
+    return Path(parent) / name
+
+
+def texts_of(row: dict) -> list[str]:
+    """The pieces of text that are tokenised one by one: question, each step, answer."""
+    return [row["question"] + "\n", *(step + "\n" for step in row["steps"]), "### " + row["answer"]]
+
+
+def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, dict]:
+    """Writes data/<name>/ (JSON, token ids, meta.json last) and returns the folder and the finished meta."""
+    folder = folder_of("data", name)
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = []
+    if meta["tokenizer"] == "words":
+        vocabulary = tokenizer.fit(text for row in splits["train"] for text in texts_of(row))
+    encoding = tokenizer.load(meta["tokenizer"], vocabulary)
+    counts, longest = {}, {"question": 0, "rest": 0}
+    for split, rows in splits.items():
+        lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+        write_text(folder / f"{split}.json", f"[\n{lines}\n]\n")
+        texts = [text for row in rows for text in texts_of(row)]
+        tokens = encoding.encode_ordinary_batch(texts)
+        arrays = {
+            "tokens": np.concatenate([np.array(ids, dtype=np.uint16) for ids in tokens]),
+            "pieces": np.cumsum([0, *map(len, tokens)], dtype=np.int64),  # where each text begins
+            "rows": np.cumsum([0, *(len(row["steps"]) + 2 for row in rows)], dtype=np.int64),  # a row's first text
+        }
+        write_atomically(folder / f"{split}.npz", lambda file, arrays=arrays: np.savez(file, **arrays))
+        counts[split] = len(rows)
+        begins = arrays["pieces"][arrays["rows"]]
+        question = arrays["pieces"][arrays["rows"][:-1] + 1] - begins[:-1]
+        longest["question"] = max(longest["question"], int(question.max()))
+        longest["rest"] = max(longest["rest"], int((np.diff(begins) - question).max()))
+    files = [f"{split}.{kind}" for split in splits for kind in ("json", "npz")]
+    meta = {
+        "task": meta["task"],
+        **meta,
+        "counts": counts,
+        "longest": longest,  # tokens
+        "vocabulary": vocabulary,
+        "sha256": {file: sha256(folder / file) for file in files},
+    }
+    write_text(folder / "meta.json", json.dumps(meta, indent=1, ensure_ascii=False) + "\n")
+    return folder, meta
+
+
+class Split:
+    """The examples of one file as token ids: as they were written, or told anew where there is a graph."""
+
+    def __init__(self, encoding, rows: list[dict], tokens: list[list[list[int]]] | None = None):
+        self.encoding, self.rows = encoding, rows
+        self.tokens = tokens or [encoding.encode_ordinary_batch(texts_of(row)) for row in rows]
+        self.graphs = [graph_of(row) for row in rows] if all(map(has_graph, rows)) else None
+        self.names = Names.of(self.graphs) if self.graphs else None
+        whole = encoding.name == "words"
+        self.ids = {
+            b.decode(): encoding.encode_single_token(b) for b in encoding.token_byte_values() if whole and len(b) > 1
+        }
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def example(self, i: int) -> Example:
+        question, *steps, answer = self.tokens[i]
+        return Example(question, steps, answer)
+
+    def retold(self, i: int, rng: random.Random, keep: float = 1.0) -> Example:
+        """Problem i under fresh names and in a fresh order."""
+        told = tell(self.names.rename(self.graphs[i], rng), rng, keep)
+        return Example(self.encode(told.question), [self.encode(step) for step in told.steps], self.encode(told.answer))
+
+    def encode(self, pieces: list[str]) -> list[int]:
+        """The tokens of a telling. It is cut where the words encoding cuts, so a piece is looked up, not cut again."""
+        try:
+            return [self.ids[piece] for piece in pieces]
+        except KeyError:
+            return self.encoding.encode_ordinary("".join(pieces))
+
+    def draw(self, n: int, rng: random.Random, augment: bool, keep: float = 1.0) -> list[Example]:
+        """n examples drawn from rng, with replacement; retold where augment says so and there is a graph."""
+        chosen = rng.choices(range(len(self)), k=n)
+        return [self.retold(i, rng, keep) if augment and self.graphs else self.example(i) for i in chosen]
+
+
+class Dataset:
+    """data/<name>/ opened: meta, encoding, special ids, and its splits on demand."""
+
+    def __init__(self, name: str):
+        self.folder = folder_of("data", name)
+        if not (self.folder / "meta.json").exists():
+            raise UserError(f"{self.folder} not found; run: python prepare.py {name}")
+        self.meta = read_json(self.folder / "meta.json")
+        self.encoding = tokenizer.load(self.meta["tokenizer"], self.meta["vocabulary"])
+        self.special = tokenizer.special_ids(self.encoding)
+
+    def split(self, name: str) -> Split:
+        rows = read_rows(self.folder / f"{name}.json")
+        with np.load(self.folder / f"{name}.npz", allow_pickle=False) as file:
+            tokens, pieces, begins = file["tokens"].tolist(), file["pieces"].tolist(), file["rows"].tolist()
+        texts = [tokens[a:b] for a, b in zip(pieces, pieces[1:], strict=False)]
+        return Split(self.encoding, rows, [texts[a:b] for a, b in zip(begins, begins[1:], strict=False)])

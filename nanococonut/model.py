@@ -1,0 +1,195 @@
+"""GPT-2 in one file. Read this first, then coconut.py.
+
+A decoder of n_layer pre-norm blocks (attention, then MLP) over C channels, with learned positions and an output head tied
+to the token embedding. Two things differ from a GPT-2 that only reads words, and both exist for the latent loop:
+it takes *embeddings*, because a thought has no token id, and its attention can look at keys and values from several
+*segments* (prompt, thoughts, suffix) without copying them into one tensor. The attention itself, written out:
+
+    att = softmax(Q K^T / sqrt(D)) V        Q, K, V of shape (B, H, T, D)
+
+Source: GPT-2 as released by OpenAI, whose parameter names are kept (wte, wpe, h.0.attn.c_attn, ..., ln_f).
+Letters: B batch, T positions, C channels, H heads, D = C / H head size, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Sizes of the model; the defaults are GPT-2's smallest."""
+
+    vocab_size: int = 50257
+    block_size: int = 1024
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.1
+    init: str = "gpt2"  # "gpt2", or "lookup": the start from which a small model learns to look an edge up (see GPT)
+    init_std: float = 0.02  # GPT-2's
+
+
+class Segment(NamedTuple):
+    """Keys and values of neighbouring positions, and what is added to their scores (None: nothing)."""
+
+    k: Tensor  # (B, H, T, D)
+    v: Tensor  # (B, H, T, D)
+    bias: Tensor | None = None  # broadcasts to (B, H, queries, T); 0 to see a key, -inf to hide it
+
+
+def attend(q: Tensor, segments: list[Segment]) -> tuple[Tensor, Tensor]:
+    """Values (B, H, T, D) and the attention map (B, H, T, all keys): the written-out softmax(QK^T / sqrt(D))V.
+
+    The scores of all segments are joined before the softmax, the keys and values never are: a prompt's cache is read
+    by every thought and copied by none.
+    """
+    scores = []
+    for k, _, bias in segments:
+        s = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, keys of this segment)
+        scores.append(s if bias is None else s + bias)
+    att = torch.cat(scores, dim=-1).softmax(dim=-1)  # (B, H, T, all keys)
+    parts = att.split([segment.k.size(-2) for segment in segments], dim=-1)
+    return sum(part.to(segment.v.dtype) @ segment.v for part, segment in zip(parts, segments, strict=True)), att
+
+
+def causal_bias(n: int, device: torch.device) -> Tensor:
+    """(n, n): 0 on and below the diagonal, -inf above."""
+    return torch.full((n, n), -math.inf, device=device).triu(1)
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention; c_attn holds the maps to queries, keys and values, one below the other."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        assert config.n_embd % config.n_head == 0, (config.n_embd, config.n_head)
+        self.n_head, self.dropout = config.n_head, config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # (B, T, C) -> (B, H, T, D)
+
+    def forward(self, x, past=(), reader=None, maps=None):
+        """Output (B, T, C) or, where only position reader[b] of each row is read, (B, 1, C); and the new Segment.
+
+        No past and no reader: every position of x sees itself and what lies before, through the flash kernel.
+        `maps`, a list, makes every case take the written-out path and receives the attention map.
+        """
+        C = x.size(-1)
+        if reader is None:
+            q, k, v = (self.heads(part) for part in self.c_attn(x).split(C, dim=-1))  # (B, H, T, D) each
+            bias = causal_bias(x.size(1), x.device) if x.size(1) > 1 else None
+        else:  # keys and values everywhere, one query a row
+            weight, b = self.c_attn.weight, self.c_attn.bias
+            q = self.heads(F.linear(rows_at(x, reader), weight[:C], b[:C]))  # (B, H, 1, D)
+            k, v = (self.heads(part) for part in F.linear(x, weight[C:], b[C:]).split(C, dim=-1))  # (B, H, T, D) each
+            bias = hide_after(reader, x.size(1))  # (B, 1, 1, T)
+        if not past and reader is None and maps is None:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout * self.training)
+        else:
+            y, att = attend(q, [*past, Segment(k, v, bias)])
+            if maps is not None:
+                maps.append(att)
+        y = y.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, C)
+        return F.dropout(self.c_proj(y), self.dropout, self.training), Segment(k, v)
+
+
+def rows_at(x: Tensor, index: Tensor) -> Tensor:
+    """x (B, T, C) at one position of each row, index (B,) -> (B, 1, C)."""
+    return x[torch.arange(len(x), device=x.device), index].unsqueeze(1)
+
+
+def hide_after(last: Tensor, n: int) -> Tensor:
+    """Bias (B, 1, 1, n) that hides the keys after position last[b] of row b: the padding of a prompt."""
+    hidden = torch.arange(n, device=last.device) > last[:, None]  # (B, n)
+    return torch.zeros(hidden.shape, device=last.device).masked_fill(hidden, -math.inf)[:, None, None, :]
+
+
+class MLP(nn.Module):
+    """C -> 4C -> C with GPT-2's tanh form of GELU."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.dropout = config.dropout
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + MLP(norm(x))."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+
+    def forward(self, x, past=(), reader=None, maps=None):
+        y, segment = self.attn(self.ln_1(x), past, reader, maps)
+        x = (x if reader is None else rows_at(x, reader)) + y
+        return x + self.mlp(self.ln_2(x)), segment
+
+
+class GPT(nn.Module):
+    """Embeddings in, hidden states out; `logits` turns hidden states into scores over the vocabulary.
+
+    init="lookup" changes only where training starts. Positions start as sinusoids, so that "two tokens back" is one
+    linear map for all positions from the first step; keys start equal to queries, so that a position first attends to
+    positions like itself. Both are what looking up an edge needs. Ours; RESULTS.md has the ablation.
+    """
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd)
+        self.initialize()
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """GPT-2's: normal(0, init_std), projections into the residual stream divided by sqrt(2 n_layer), biases 0."""
+        for name, p in self.named_parameters():
+            if name.endswith("bias"):
+                p.zero_()
+            elif p.dim() == 2:
+                p.normal_(0.0, self.config.init_std / (math.sqrt(2 * len(self.h)) if "c_proj" in name else 1.0))
+        if self.config.init == "lookup":
+            C = self.config.n_embd
+            for block in self.h:
+                block.attn.c_attn.weight[C : 2 * C] = block.attn.c_attn.weight[:C]
+            time = torch.arange(self.config.block_size)[:, None] * 10000.0 ** (-torch.arange(0, C, 2) / C)  # (T, C / 2)
+            self.wpe.weight.copy_(torch.cat([time.sin(), time.cos()], dim=1) * self.config.init_std * math.sqrt(2))
+
+    def forward(self, x, positions, past=None, reader=None, maps=None):
+        """Hidden states (B, T, C) after the final norm, and one Segment per layer for whoever reads these positions.
+
+        x          (B, T, C) embeddings: `wte(ids)` for words, the previous hidden state for a thought
+        positions  (T,) or (B, T): where they stand in the sequence
+        past       per layer the segments that every position of x may look at, before its own
+        reader     (B,): only the hidden state at this position of each row is wanted, (B, 1, C) comes back. The last
+                   layer then computes keys and values alone for the others: nobody would read more.
+        maps       a list that receives each layer's attention map
+        """
+        x = F.dropout(x + self.wpe(positions), self.config.dropout, self.training)  # (B, T, C)
+        segments = []
+        for i, block in enumerate(self.h):
+            last = i == len(self.h) - 1
+            x, segment = block(x, past[i] if past else (), reader if last else None, maps)
+            segments.append(segment)
+        return self.ln_f(x), segments
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores (..., V) for the next token: the head is the token embedding itself."""
+        return hidden @ self.wte.weight.t()

@@ -1,0 +1,263 @@
+"""The questions: generates ProsQA, or converts released files, into data/<name>/.
+
+A ProsQA problem is a graph of made-up concepts, two people, and the question which of two concepts one of them is. One
+problem, from graph to sentence:
+
+    graph     0 -> 2, 2 -> 3, 1 -> 4, 2 -> 5            node 0 is a person, so is node 1; edges go from low to high
+    leaves    3 and 5 are reached from 0 alone, 4 from 1 alone
+    root 0    its own leaves lie deeper (2 steps) than those of 1 (1 step); with a tie, either
+    target 3  one of the deepest leaves of root's own; neg_target 4, any of the other root's own
+    names     0 Tom, 1 Max, 2 lempus, 3 rempus, 4 impus, 5 worpus
+    question  Every lempus is a worpus. Tom is a lempus. Max is a impus. Every lempus is a rempus. Is Tom a impus or rempus?
+    steps     Tom is a lempus.  Every lempus is a rempus.           one of the shortest paths
+    answer    Tom is a rempus.
+
+Source: [Hao24 A.2] and the released files. The printed algorithm does not make the released data; the one here was fitted
+to the released 300 validation and 500 test problems, and tests/test_prepare.py compares the two.
+"""
+
+import math
+import random
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from nanococonut import config, data
+from nanococonut.config import UserError
+from nanococonut.curriculum import layout
+
+PERSONS = ["Alex", "Bob", "Carol", "Davis", "Eva", "Fae", "Gabriel", "Jack", "Max", "Oliver", "Polly", "Rex", "Sally", "Sam", "Stella", "Tom", "Wren"]
+CONCEPTS = ["bompus", "boompus", "brimpus", "chorpus", "dumpus", "felpus", "fompus", "gerpus", "gorpus", "grimpus", "gwompus", "hilpus", "impus", "jelpus", "jompus", "kerpus", "lempus", "lorpus", "numpus", "quimpus", "rempus", "rompus", "rorpus", "scrompus", "shumpus", "sterpus", "storpus", "terpus", "timpus", "tumpus", "vumpus", "worpus", "wumpus", "yerpus", "yimpus", "yumpus", "zhorpus", "zumpus"]
+MAX_DOWNLOAD = 512 * 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """python prepare.py TASK [--option=value ...]: writes data/<name>/, from a generator or from released files."""
+
+    task: str = "prosqa"  # what to prepare
+    name: str = ""  # folder under data/; default: the task
+    source: str = ""  # instead of generating: a JSON file, a folder or base URL with train, valid and test, or a URL
+    seed: int = 0  # same seed, same bytes
+    train: int = 17886  # problems; the released number
+    valid: int = 300  # problems; the released number
+    test: int = 500  # problems; the released number
+    n_nodes: int = 28  # nodes drawn for a graph; those without an edge are dropped. 28 is fitted to the released files
+    min_hops: int = 3  # shortest chain kept
+    max_hops: int = 6  # longest chain kept
+    tokenizer: str = "words"  # encoding of the token files
+
+
+# ---- the ProsQA generator -------------------------------------------------------------------------------------------
+
+
+def draw_graph(n_nodes: int, rng: random.Random) -> list[list[int]]:
+    """Edges of a random graph grown from two roots, 0 and 1, every edge from a lower to a higher node."""
+    reached_by, depth, edges = [1, 2], [0, 0], []  # reached_by: 1 from node 0, 2 from node 1, 3 from both, 0 neither
+    for node in range(2, n_nodes):
+        r = rng.random()
+        only = 1 if r <= 0.35 else 2 if r <= 0.80 else None  # which root's own nodes may be parents; None: any node
+        candidates = [v for v in range(node) if only is None or reached_by[v] == only]
+        n_parents = min(poisson(1.5, rng), len(candidates))
+        # Weighted sampling without replacement (Efraimidis and Spirakis 2006): deep nodes make likelier parents.
+        keys = {v: rng.random() ** (1 / (1.5 * depth[v] + 1)) for v in candidates}
+        parents = sorted(candidates, key=keys.get)[len(candidates) - n_parents :]
+        reached_by.append(0)
+        for parent in parents:
+            reached_by[node] |= reached_by[parent]
+        depth.append(1 + min((depth[parent] for parent in parents), default=-1))
+        edges += [[parent, node] for parent in parents]
+    return edges
+
+
+def poisson(mean: float, rng: random.Random) -> int:
+    """A Poisson draw, by multiplying uniform ones (Knuth)."""
+    n, product = 0, rng.random()
+    while product > math.exp(-mean):
+        n, product = n + 1, product * rng.random()
+    return n
+
+
+def distances(edges: list[list[int]], root: int) -> dict[int, int]:
+    """Steps from root to every node it reaches, nearest first.
+
+    >>> distances([[0, 2], [2, 3], [0, 3], [1, 4]], root=0)
+    {0: 0, 2: 1, 3: 1}
+    """
+    children = {}
+    for a, b in edges:
+        children.setdefault(a, []).append(b)
+    distance, queue = {root: 0}, [root]
+    for a in queue:  # grows while it is read
+        for b in children.get(a, ()):
+            if b not in distance:
+                distance[b] = distance[a] + 1
+                queue.append(b)
+    return distance
+
+
+def shortest_path(edges: list[list[int]], distance: dict[int, int], target: int, rng: random.Random) -> list[int]:
+    """One of the shortest paths to target, each as likely as the other; distance is from the root."""
+    before = {v: [a for a, b in edges if b == v and distance.get(a) == d - 1] for v, d in distance.items()}
+    n_paths = {}
+    for v, d in distance.items():  # nearest first
+        n_paths[v] = 1 if d == 0 else sum(n_paths[a] for a in before[v])
+    path = [target]
+    while before[path[-1]]:
+        path += rng.choices(before[path[-1]], [n_paths[a] for a in before[path[-1]]])
+    return path[::-1]
+
+
+def draw_problem(c: PrepareConfig, rng: random.Random) -> data.Graph | None:
+    """One problem, or None where the graph drawn has no question of the wanted length."""
+    edges = draw_graph(c.n_nodes, rng)
+    index = {v: i for i, v in enumerate(sorted({v for edge in edges for v in edge}))}
+    if 0 not in index or 1 not in index:
+        return None
+    edges = [[index[a], index[b]] for a, b in edges]
+    leaves = set(range(len(index))) - {a for a, _ in edges}
+    distance = [distances(edges, 0), distances(edges, 1)]
+    own = [{v: d for v, d in distance[r].items() if v in leaves and v not in distance[1 - r]} for r in (0, 1)]
+    if not own[0] or not own[1]:
+        return None
+    deepest = [max(own[0].values()), max(own[1].values())]
+    root = rng.randrange(2) if deepest[0] == deepest[1] else deepest.index(max(deepest))
+    if not c.min_hops <= deepest[root] <= c.max_hops:
+        return None
+    target = rng.choice([v for v, d in own[root].items() if d == deepest[root]])
+    neg_target = rng.choice(list(own[1 - root]))
+    has_parent = {b for _, b in edges}
+    n_persons = len(index) - len(has_parent)
+    if n_persons > len(PERSONS) or len(has_parent) > len(CONCEPTS):
+        return None
+    persons, concepts = iter(rng.sample(PERSONS, n_persons)), iter(rng.sample(CONCEPTS, len(has_parent)))
+    names = [next(concepts if v in has_parent else persons) for v in range(len(index))]
+    return data.Graph(edges, names, root, target, neg_target, shortest_path(edges, distance[root], target, rng))
+
+
+def row_of(graph: data.Graph, rng: random.Random) -> dict:
+    """A problem as the released files write it."""
+    told = data.tell(graph, rng)
+    return {
+        "question": "".join(told.question).rstrip("\n"),
+        "answer": "".join(told.answer).removeprefix("### "),
+        "steps": ["".join(step).rstrip("\n") for step in told.steps],
+        "idx_to_symbol": graph.names,
+        "edges": graph.edges,
+        "root": graph.root,
+        "target": graph.target,
+        "neg_target": graph.neg_target,
+    }
+
+
+def prosqa(c: PrepareConfig) -> dict[str, list[dict]]:
+    """The three splits. No graph with its question occurs twice, under whatever names: the splits are disjoint."""
+    rng, seen, n_tries = random.Random(f"prosqa {c.seed}"), set(), 0
+    splits = {split: [] for split in data.SPLITS}
+    with tqdm(total=c.train + c.valid + c.test, desc="prosqa", unit="problem") as progress:
+        for split, rows in splits.items():
+            while len(rows) < getattr(c, split):
+                graph = draw_problem(c, rng)
+                n_tries += 1
+                key = graph and (tuple(map(tuple, graph.edges)), graph.root, graph.target, graph.neg_target)
+                if key and key not in seen:
+                    seen.add(key)
+                    rows.append(row_of(graph, rng))
+                    progress.update()
+                if n_tries >= 1000 and len(seen) < n_tries / 200:
+                    raise UserError(
+                        f"graphs of {c.n_nodes} nodes hardly ever have chains of {c.min_hops} to {c.max_hops} hops "
+                        f"({len(seen)} distinct in {n_tries}); try more nodes or fewer hops"
+                    )
+    return splits
+
+
+# ---- released files -------------------------------------------------------------------------------------------------
+
+
+def read_source(c: PrepareConfig) -> dict[str, list[dict]]:
+    """The splits of --source: split by split from a folder or base URL, or one file divided 80/10/10 by the seed."""
+    source = c.source
+    is_url = "://" in source
+    if source.endswith(".json") or (not is_url and Path(source).is_file()):
+        rows = data.read_rows(fetch(source, c) if is_url else Path(source))
+        if len(rows) < 10:
+            raise UserError(f"{source} has {len(rows)} problems; 10 are needed for 80/10/10")
+        random.Random(f"split {c.seed}").shuffle(rows)
+        a, b = len(rows) * 8 // 10, len(rows) * 9 // 10
+        return {"train": rows[:a], "valid": rows[a:b], "test": rows[b:]}
+    splits = {}
+    for split in data.SPLITS:
+        if is_url:
+            path = fetch(f"{source.rstrip('/')}/{c.task}_{split}.json", c)
+        else:
+            names = [f"{split}.json", f"{c.task}_{split}.json"]
+            found = [Path(source) / name for name in names if (Path(source) / name).exists()]
+            if not found:
+                raise UserError(f"{source} has neither {names[0]} nor {names[1]}")
+            path = found[0]
+        splits[split] = data.read_rows(path)
+    return splits
+
+
+def fetch(url: str, c: PrepareConfig) -> Path:
+    """The file at an https address, or http on this machine, kept under data/<name>/source/. Raises UserError."""
+    host = urllib.parse.urlsplit(url).hostname
+    if not url.startswith("https://") and not (url.startswith("http://") and host in ("localhost", "127.0.0.1", "::1")):
+        raise UserError(f"{url}: only https addresses are fetched")
+    path = data.folder_of("data", c.name or c.task) / "source" / url.rsplit("/", 1)[-1]
+    try:
+        with urllib.request.urlopen(url, timeout=30) as reply:
+            content = reply.read(MAX_DOWNLOAD + 1)
+    except (urllib.error.URLError, OSError) as error:
+        raise UserError(f"cannot fetch {url} ({error}); download it and give its path as --source") from None
+    if len(content) > MAX_DOWNLOAD:
+        raise UserError(f"{url} is larger than {MAX_DOWNLOAD >> 20} MiB")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.write_atomically(path, lambda file: file.write(content))
+    return path
+
+
+# ---- the command ----------------------------------------------------------------------------------------------------
+
+
+def preview(rows: list[dict], max_stage: int) -> str:
+    """Ten examples in words, then what coconut makes of each chain length at every stage."""
+    lines = []
+    for row in rows[:10]:
+        lines += [row["question"], *(f"    {step}" for step in row["steps"]), f"    ### {row['answer']}"]
+        lines += [f"    stage {s} | {layout('coconut', s, max_stage, len(row['steps']))}" for s in range(max_stage + 1)]
+        lines += [""]
+    return "\n".join(lines)
+
+
+def main(c: PrepareConfig) -> None:
+    for field in data.SPLITS:
+        if getattr(c, field) < 1:
+            raise UserError(f"--{field}={getattr(c, field)} should be at least 1")
+    if not 3 <= c.n_nodes <= len(CONCEPTS) + 2:
+        raise UserError(
+            f"--n_nodes={c.n_nodes} should be from 3 to {len(CONCEPTS) + 2}: there are {len(CONCEPTS)} names"
+        )
+    if not 1 <= c.min_hops <= c.max_hops:
+        raise UserError(f"--min_hops={c.min_hops} --max_hops={c.max_hops} should be 1 <= min_hops <= max_hops")
+    data.folder_of("data", c.name or c.task)  # a name that leads elsewhere is refused before any work
+    splits = read_source(c) if c.source else prosqa(c)
+    lengths = Counter(len(row["steps"]) for row in splits["train"])
+    meta = {"task": c.task, "seed": c.seed, "tokenizer": c.tokenizer, "max_steps": max(lengths)}
+    meta["options"] = {k: getattr(c, k) for k in (["source"] if c.source else ["n_nodes", "min_hops", "max_hops"])}
+    folder, meta = data.save(c.name or c.task, splits, meta)
+    data.write_text(folder / "preview.txt", preview(splits["train"], max(lengths)))
+    for row in splits["train"][:3]:
+        print(row["question"], *(f"    {step}" for step in row["steps"]), f"    ### {row['answer']}", "", sep="\n")
+    print("steps in a chain (train):", ", ".join(f"{k}: {n}" for k, n in sorted(lengths.items())))
+    print(f"{folder}: {meta['counts']}, {len(meta['vocabulary'])} words, see {folder}/preview.txt")
+
+
+if __name__ == "__main__":
+    config.run(main, PrepareConfig, choices={"task": ("prosqa",), "tokenizer": ("words", "gpt2")})

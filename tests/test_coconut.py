@@ -1,0 +1,199 @@
+"""The latent loop: the paper's numbers, one definition against another, and what must not leak."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nanococonut import coconut, pretrained
+from nanococonut.curriculum import Batch, pad
+from nanococonut.model import GPT, GPTConfig
+
+REFERENCE = Path(__file__).with_name("coconut_reference.npz")
+FORWARDS = {"fast": coconut.forward, "reference": coconut.forward_reference}
+
+
+@pytest.fixture(scope="module")
+def reference():
+    with np.load(REFERENCE, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+@pytest.fixture(scope="module")
+def meta(reference):
+    return json.loads(str(reference["meta"]))
+
+
+@pytest.fixture
+def released(reference, meta):
+    weights = {
+        n.removeprefix("weight."): torch.tensor(a).double() for n, a in reference.items() if n.startswith("weight.")
+    }
+    return pretrained.from_state_dict(weights, n_head=meta["n_head"])
+
+
+@pytest.fixture(scope="module")
+def released_batch(reference, meta):
+    questions = [reference[f"question.{i}"].tolist() for i in range(meta["rows"])]
+    suffixes = [reference[f"suffix.{i}"].tolist() for i in range(meta["rows"])]
+    prompts = [[*question, meta["bot"]] for question in questions]
+    return Batch(
+        prompt=pad(prompts, meta["eos"]),
+        prompt_len=torch.tensor([len(p) for p in prompts]),
+        suffix=pad([[meta["eot"], *s[:-1]] for s in suffixes], meta["eos"]),
+        targets=pad(suffixes, -100),
+        n_thoughts=meta["n_thoughts"],
+    )
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_numbers_of_the_papers_code(name, reference, meta, released, released_batch):
+    out = FORWARDS[name](released, released_batch)
+    assert abs(out.loss.item() - float(reference["loss"])) < 1e-6
+    for i in range(meta["rows"]):
+        expected = reference[f"logits.{i}"]
+        np.testing.assert_allclose(out.logits[i, : len(expected)].detach().numpy(), expected, atol=1e-6, rtol=0)
+    out.loss.backward()
+    n_checked = 0
+    for key, expected in reference.items():
+        if key.startswith("grad."):
+            n, p = key.removeprefix("grad.transformer.").removeprefix("grad."), dict(released.named_parameters())
+            grad = p[n].grad.t() if n.endswith(pretrained.TRANSPOSED) else p[n].grad
+            actual = grad.numpy() if expected.ndim else grad.norm().item()
+            np.testing.assert_allclose(actual, expected, atol=1e-6, rtol=1e-6)
+            n_checked += 1
+    assert n_checked == len(list(released.parameters()))
+
+
+def test_greedy_tokens_of_the_papers_code(reference, meta, released, released_batch):
+    b = released_batch
+    rows = coconut.generate(released, b.prompt, b.prompt_len, b.n_thoughts, meta["eot"], meta["eos"], 12)
+    assert rows == [reference[f"greedy.{i}"].tolist() for i in range(meta["rows"])]
+
+
+SIZES = dict(vocab_size=40, block_size=64, n_layer=3, n_head=2, n_embd=16, dropout=0.0, init_std=0.3)
+
+
+def small_model(seed=0) -> GPT:
+    torch.manual_seed(seed)
+    return GPT(GPTConfig(**SIZES)).double()
+
+
+def random_batch(n_thoughts=2, lengths=(7, 3, 5), suffix=(4, 6, 1), seed=0) -> Batch:
+    rng = np.random.default_rng(seed)
+    prompts = [rng.integers(0, 38, n).tolist() for n in lengths]
+    suffixes = [rng.integers(0, 38, n + 1).tolist() for n in suffix]
+    return Batch(
+        pad(prompts, 39),
+        torch.tensor(lengths),
+        pad([s[:-1] for s in suffixes], 39),
+        pad([s[1:] for s in suffixes], -100),
+        n_thoughts,
+    )
+
+
+@pytest.mark.parametrize("n_thoughts", range(5))
+def test_forward_is_forward_reference(n_thoughts):
+    batch, grads, outs = random_batch(n_thoughts), [], []
+    for forward in FORWARDS.values():
+        model = small_model()
+        out = forward(model, batch)
+        out.loss.backward()
+        outs.append(out)
+        grads.append({name: p.grad for name, p in model.named_parameters()})
+    fast, slow = outs
+    assert abs(fast.loss - slow.loss) < 1e-12
+    torch.testing.assert_close(fast.thoughts, slow.thoughts)
+    real = batch.targets != -100
+    torch.testing.assert_close(fast.logits[real], slow.logits[real])
+    assert fast.thoughts.shape == (3, n_thoughts, 16)
+    for name in grads[0]:
+        torch.testing.assert_close(grads[0][name], grads[1][name], msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("forward", FORWARDS.values())
+def test_a_changed_token_changes_nothing_before_it(forward):
+    model, batch = small_model(), random_batch()
+    before = forward(model, batch).logits.detach()
+    suffix = batch.suffix.clone()
+    suffix[0, 2] = (suffix[0, 2] + 1) % 38
+    after = forward(model, batch._replace(suffix=suffix)).logits.detach()
+    torch.testing.assert_close(after[0, :2], before[0, :2])
+    assert not torch.allclose(after[0, 2], before[0, 2])
+    torch.testing.assert_close(after[1:], before[1:])
+    prompt = batch.prompt.clone()
+    prompt[0, 0] = (prompt[0, 0] + 1) % 38
+    changed = forward(model, batch._replace(prompt=prompt))
+    assert not torch.allclose(changed.thoughts[0, 0], forward(model, batch).thoughts[0, 0])
+
+
+def test_padding_and_batch_mates_change_nothing():
+    model, batch = small_model(), random_batch()
+    together = coconut.forward(model, batch)
+    for i in range(3):
+        length, n = int(batch.prompt_len[i]), int((batch.targets[i] != -100).sum())
+        alone = Batch(
+            batch.prompt[i : i + 1, :length],
+            batch.prompt_len[i : i + 1],
+            batch.suffix[i : i + 1, :n],
+            batch.targets[i : i + 1, :n],
+            2,
+        )
+        torch.testing.assert_close(coconut.forward(model, alone).logits[0], together.logits[i, :n])
+        torch.testing.assert_close(coconut.forward(model, alone).thoughts[0], together.thoughts[i])
+    wider = torch.cat([batch.prompt, torch.full((3, 9), 11)], dim=1)
+    torch.testing.assert_close(coconut.forward(model, batch._replace(prompt=wider)).logits, together.logits)
+    rows = coconut.generate(model, batch.prompt, batch.prompt_len, 2, 38, 39, 8)
+    for i in range(3):
+        length = int(batch.prompt_len[i])
+        assert [rows[i]] == coconut.generate(
+            model, batch.prompt[i : i + 1, :length], batch.prompt_len[i : i + 1], 2, 38, 39, 8
+        )
+
+
+def test_gradient_reaches_the_prompt_through_the_thoughts():
+    model, batch = small_model(), random_batch(n_thoughts=3)
+    hidden, cache = coconut.prefill(model, batch.prompt, batch.prompt_len)
+    hidden = hidden.detach().requires_grad_()
+    frozen = [[segment._replace(k=segment.k.detach(), v=segment.v.detach()) for segment in layer] for layer in cache]
+    thoughts, cache = coconut.think(model, hidden, batch.prompt_len, frozen, 3)
+    logits, _ = coconut.decode(model, batch.suffix, batch.prompt_len + 3, cache)
+    coconut.cross_entropy(logits, batch.targets).backward()
+    assert (hidden.grad.abs().amax(dim=(1, 2)) > 1e-6).all()  # the first thought is the prompt's last hidden state
+
+
+def test_no_thoughts_and_no_markers_is_a_plain_language_model():
+    model = small_model()
+    ids = torch.randint(0, 38, (1, 12))
+    hidden, _ = model(model.wte(ids), torch.arange(12))
+    logits = model.logits(hidden)
+    batch = Batch(ids[:, :5], torch.tensor([5]), ids[:, 5:11], ids[:, 6:], 0)
+    torch.testing.assert_close(coconut.forward(model, batch).logits, logits[:, 5:11])
+    (row,) = coconut.generate(model, ids[:, :6], torch.tensor([6]), 0, None, 39, 4)
+    text = ids[:, :6]
+    for token in row:
+        hidden, _ = model(model.wte(text), torch.arange(text.size(1)))
+        assert token == model.logits(hidden)[0, -1].argmax()
+        text = torch.cat([text, torch.tensor([[token]])], dim=1)
+    assert len(row) == 4
+
+
+def test_generate_stops_at_eos_row_by_row_and_eos_may_be_first():
+    model, batch = small_model(), random_batch()
+    free = coconut.generate(model, batch.prompt, batch.prompt_len, 1, 38, eos=-1, max_new_tokens=6)
+    assert [len(row) for row in free] == [6, 6, 6]
+    eos = free[0][0]
+    stopped = coconut.generate(model, batch.prompt, batch.prompt_len, 1, 38, eos=eos, max_new_tokens=6)
+    assert stopped[0] == []
+    assert stopped == [row[: row.index(eos)] if eos in row else row for row in free]
+
+
+def test_the_prompts_cache_is_shared_and_never_copied():
+    model, batch = small_model(), random_batch()
+    hidden, cache = coconut.prefill(model, batch.prompt, batch.prompt_len)
+    _, after = coconut.think(model, hidden, batch.prompt_len, cache, 3)
+    for layer, grown in zip(cache, after, strict=True):
+        assert grown[0].k is layer[0].k and grown[0].v is layer[0].v
+        assert grown[1].k.size(2) == 3

@@ -1,0 +1,97 @@
+"""The table of mistakes: what is typed, and what it must give."""
+
+import dataclasses
+
+import pytest
+
+from nanococonut import config
+from nanococonut.config import CHOICES, PRESETS, TrainConfig, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """An example of a configuration."""
+
+    preset: str = "a"  # where to start
+    lr: float = 0.0001  # how fast
+    question: str = ""  # what to ask
+    compile: bool = True  # whether to compile
+    stage_steps: tuple[int, ...] = (5,)  # steps per stage
+    seed: int = 0  # where randomness starts
+
+
+def parse(*words):
+    return config.parse(Example, words, presets={"a": {}, "b": {"lr": 0.5, "seed": 3}})
+
+
+@pytest.mark.parametrize(
+    "words, field, value",
+    [
+        (["--lr=1"], "lr", 1.0),
+        (["--question=a=b"], "question", "a=b"),
+        (["--compile=false"], "compile", False),
+        (["--lr", "3e-4"], "lr", 0.0003),
+        (["--stage_steps=2000,500,500"], "stage_steps", (2000, 500, 500)),
+        (["--stage_steps=20"], "stage_steps", (20,)),
+        (["--seed=-1"], "seed", -1),
+        (["--question="], "question", ""),
+        (["b"], "lr", 0.5),
+        (["b", "--lr=2"], "lr", 2.0),
+        (["--preset=b"], "seed", 3),
+        ([], "lr", 0.0001),
+    ],
+)
+def test_values(words, field, value):
+    actual = getattr(parse(*words), field)
+    assert actual == value and type(actual) is type(value)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--stage_step=5"], "unknown option --stage_step=5, did you mean --stage_steps=... ?"),
+        (["--lr"], "--lr needs a value, like --lr=0.0001"),
+        (["--lr", "--seed=1"], "--lr needs a value, like --lr=0.0001"),
+        (["--lr=1", "--lr=2"], "--lr is given twice"),
+        (["--lr=fast"], "--lr=fast is not a number"),
+        (["--seed=1.5"], "--seed=1.5 is not a whole number"),
+        (["--compile=maybe"], "--compile=maybe is not true or false"),
+        (["--stage_steps=5,x"], "--stage_steps=5,x is not numbers like 20 or 20,5,5"),
+        (["nope"], "unknown preset 'nope', choose from a, b"),
+        (["a", "b"], "cannot read 'b'"),
+        (["-x"], "cannot read '-x'"),
+        (["--zzz=1"], "unknown option --zzz=1, see --help"),
+    ],
+)
+def test_mistakes(words, message):
+    with pytest.raises(UserError) as error:
+        parse(*words)
+    assert str(error.value).startswith(message)
+
+
+def test_unknown_preset_of_train_names_the_real_ones():
+    with pytest.raises(UserError, match="unknown preset 'nope', choose from smoke, laptop, gpu, gpt2"):
+        config.parse(TrainConfig, ["nope"], PRESETS, CHOICES)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_builds(name):
+    c = config.parse(TrainConfig, [name], PRESETS, CHOICES)
+    assert c.preset == name and c.n_embd % c.n_head == 0
+
+
+def test_help_has_the_docstring_and_one_line_per_field(capsys):
+    with pytest.raises(SystemExit) as end:
+        config.parse(TrainConfig, ["--help"], PRESETS, CHOICES)
+    printed = capsys.readouterr().out
+    assert end.value.code == 0 and TrainConfig.__doc__ in printed
+    for field in dataclasses.fields(TrainConfig):
+        assert f"  --{field.name}=" in printed
+
+
+def test_a_users_mistake_is_one_line_and_exit_2(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train.py", "--lr=x"])
+    with pytest.raises(SystemExit) as end:
+        config.run(lambda c: None, TrainConfig, PRESETS, CHOICES)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "train.py: --lr=x is not a number\n"

@@ -1,0 +1,262 @@
+"""The questions: sound, like the released ones, the same for the same seed, and files of others taken as they are."""
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import prepare
+from nanococonut import data
+from nanococonut.config import UserError, parse
+
+RELEASED = Path(__file__).parents[2] / "shared/data/prosqa_valid_official.json"
+released = pytest.mark.skipif(not RELEASED.exists(), reason="the released files stand beside the project, not in it")
+
+
+def problems(n, seed=1, **options):
+    c = prepare.PrepareConfig(train=n, valid=1, test=1, seed=seed, **options)
+    return prepare.prosqa(c)["train"]
+
+
+def children(row):
+    out = {}
+    for a, b in row["edges"]:
+        out.setdefault(a, []).append(b)
+    return out
+
+
+def walk(row, start):
+    """Distances from start, by sets of nodes: not the generator's own search."""
+    reach, frontier, d = {start: 0}, {start}, 0
+    while frontier:
+        d += 1
+        frontier = {b for a in frontier for b in children(row).get(a, [])} - set(reach)
+        reach |= dict.fromkeys(frontier, d)
+    return reach
+
+
+def check_sound(row):
+    names, reach = row["idx_to_symbol"], walk(row, row["root"])
+    assert row["target"] in reach and row["neg_target"] not in reach
+    assert len(row["steps"]) == reach[row["target"]], "a shortest path"
+    assert len(set(names)) == len(names)
+    has_parent = {b for _, b in row["edges"]}
+    assert all(name[0].isupper() == (v not in has_parent) for v, name in enumerate(names))
+    assert all(a < b for a, b in row["edges"]) and len(set(map(tuple, row["edges"]))) == len(row["edges"])
+    assert row["target"] not in children(row), "the target is a leaf"
+    facts, question = (
+        row["question"][: row["question"].rindex(" Is ")],
+        row["question"][row["question"].rindex(" Is ") + 1 :],
+    )
+    told = {f"{'' if names[a][0].isupper() else 'Every '}{names[a]} is a {names[b]}." for a, b in row["edges"]}
+    sentences = [s.strip() + "." for s in facts.split(".") if s.strip()]
+    assert sorted(sentences) == sorted(told)
+    root, options = names[row["root"]], {names[row["target"]], names[row["neg_target"]]}
+    words = question.rstrip("?").split()  # Is Tom a lempus or rempus
+    assert (words[1], {words[3], words[5]}) == (root, options)
+    assert row["answer"] == f"{root} is a {names[row['target']]}."
+    at = root
+    for step in row["steps"]:
+        assert step in told and step.removeprefix("Every ").split()[0] == at
+        at = step.rstrip(".").split()[-1]
+    assert at == names[row["target"]]
+
+
+def means(rows):
+    hops = Counter(len(row["steps"]) for row in rows)
+    n = len(rows)
+    return (
+        sum(len(r["idx_to_symbol"]) for r in rows) / n,
+        sum(len(r["edges"]) for r in rows) / n,
+        {k: hops[k] / n for k in hops},
+    )
+
+
+def test_problems_are_sound_and_like_the_released_ones():
+    rows = problems(2000)
+    for row in rows:
+        check_sound(row)
+    nodes, edges, hops = means(rows)  # the released 800: 22.8, 36.0, .41 .44 .13 .02
+    assert abs(nodes - 22.8) <= 0.6 and abs(edges - 36.0) <= 1.2, (nodes, edges)
+    assert all(abs(hops[k] - share) <= 0.05 for k, share in {3: 0.41, 4: 0.44, 5: 0.13}.items()), hops
+    assert set(hops) == {3, 4, 5, 6}
+    first = sum(row["question"].split()[-3] == row["idx_to_symbol"][row["target"]] for row in rows) / 2000
+    assert abs(first - 0.5) < 0.05, "the right option stands first half the time"
+
+
+@released
+def test_the_check_holds_for_the_released_file_and_the_means_agree():
+    rows = data.read_rows(RELEASED)
+    for row in rows:
+        check_sound(row)
+    for ours, theirs in zip(means(problems(2000, seed=2))[:2], means(rows)[:2], strict=True):
+        assert abs(ours - theirs) / theirs < 0.03
+
+
+def test_small_graphs_are_sound_too():
+    for row in problems(300, n_nodes=10, min_hops=2, max_hops=4):
+        check_sound(row)
+        assert len(row["idx_to_symbol"]) <= 10 and 2 <= len(row["steps"]) <= 4
+
+
+def test_shortest_paths_are_drawn_evenly():
+    edges = [[0, 1], [0, 2], [0, 3], [1, 4], [2, 4], [3, 5], [4, 6], [5, 6]]
+    distance = prepare.distances(edges, 0)
+    rng = random.Random(0)
+    paths = Counter(tuple(prepare.shortest_path(edges, distance, 6, rng)) for _ in range(3000))
+    assert set(paths) == {(0, 1, 4, 6), (0, 2, 4, 6), (0, 3, 5, 6)}
+    assert all(abs(n / 3000 - 1 / 3) < 0.04 for n in paths.values()), paths
+
+
+def run(*words):
+    config = parse(prepare.PrepareConfig, words, choices={"task": ("prosqa",), "tokenizer": ("words", "gpt2")})
+    prepare.main(config)
+
+
+SMALL = ("--train=60", "--valid=15", "--test=20")
+
+
+def test_same_seed_same_bytes_and_disjoint_splits(workspace):
+    run("prosqa", *SMALL, "--name=a")
+    run("prosqa", *SMALL, "--name=b")
+    run("prosqa", *SMALL, "--name=c", "--seed=1")
+    files = [f"{split}.{kind}" for split in data.SPLITS for kind in ("json", "npz")]
+    for file in [*files, "preview.txt"]:
+        assert (Path("data/a") / file).read_bytes() == (Path("data/b") / file).read_bytes(), file
+        assert (Path("data/a") / file).read_bytes() != (Path("data/c") / file).read_bytes(), file
+    meta = json.loads(Path("data/a/meta.json").read_text())
+    assert meta["counts"] == {"train": 60, "valid": 15, "test": 20}
+    assert meta["sha256"] == {file: data.sha256(Path("data/a") / file) for file in files}
+    graphs = [
+        str((r["edges"], r["root"], r["target"], r["neg_target"]))
+        for s in data.SPLITS
+        for r in data.read_rows(Path(f"data/a/{s}.json"))
+    ]
+    assert len(set(graphs)) == len(graphs) == 95
+    assert not list(Path("data").rglob("*.tmp"))
+    preview = Path("data/a/preview.txt").read_text()
+    assert preview.count("### ") == 10 and "stage 1 | Q <bot> ~ <eot> *s2" in preview
+
+
+def test_tokens_on_disk_are_the_texts(workspace):
+    run("prosqa", *SMALL)
+    dataset = data.Dataset("prosqa")
+    for split in data.SPLITS:
+        opened = dataset.split(split)
+        for i, row in enumerate(opened.rows):
+            question, *steps, answer = data.texts_of(row)
+            decoded = [
+                dataset.encoding.decode(ids)
+                for ids in [opened.example(i).question, *opened.example(i).steps, opened.example(i).answer]
+            ]
+            assert decoded == [question, *steps, answer]
+            assert len(opened.example(i).question) == 3 * len(row["edges"]) + 7 - row["question"].startswith(
+                tuple(prepare.PERSONS)
+            )
+    examples = [opened.example(i) for opened in map(dataset.split, data.SPLITS) for i in range(len(opened))]
+    assert dataset.meta["longest"] == {
+        "question": max(len(e.question) for e in examples),
+        "rest": max(sum(map(len, e.steps)) + len(e.answer) for e in examples),
+    }
+
+
+def test_a_retold_problem_is_the_same_problem(workspace):
+    run("prosqa", *SMALL)
+    dataset = data.Dataset("prosqa")
+    train, rng = dataset.split("train"), random.Random(0)
+    seen = set()
+    for i, row in enumerate(train.rows):
+        e = train.retold(i, rng)
+        text, steps = (
+            dataset.encoding.decode(e.question),
+            [dataset.encoding.decode(step).rstrip("\n") for step in e.steps],
+        )
+        assert e.question == dataset.encoding.encode_ordinary(text), "looked up or cut, the same tokens"
+        facts = {s.strip() + "." for s in text[: text.rindex(" Is ")].split(".") if s.strip()}
+        assert set(steps) <= facts and len(facts) == len(row["edges"]) and len(steps) == len(row["steps"])
+        seen.add(text)
+    assert len(seen) == 60 and train.retold(0, random.Random(5)) == train.retold(0, random.Random(5))
+    with_fewer = train.retold(0, random.Random(5), keep=0.0)
+    assert len(with_fewer.steps) == len(train.rows[0]["steps"])
+    assert dataset.encoding.decode(with_fewer.question).count(" is a ") == len(train.rows[0]["steps"])
+
+
+# ---- files of others ------------------------------------------------------------------------------------------------
+
+
+def write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
+ROWS = [{"question": f"What is {i} plus 1?", "steps": [f"{i}+1={i + 1}"], "answer": str(i + 1)} for i in range(50)]
+
+
+def test_a_single_file_is_divided_by_the_seed(workspace):
+    path = write(workspace / "mine.json", ROWS)
+    run("prosqa", f"--source={path}", "--name=mine")
+    splits = {split: data.read_rows(Path(f"data/mine/{split}.json")) for split in data.SPLITS}
+    assert [len(rows) for rows in splits.values()] == [40, 5, 5]
+    assert sorted(r["question"] for rows in splits.values() for r in rows) == sorted(r["question"] for r in ROWS)
+    assert splits["train"] != ROWS[:40]
+
+
+def test_a_folder_is_taken_split_by_split(workspace):
+    for split, rows in {"prosqa_train": ROWS[:30], "valid": ROWS[30:40], "test": ROWS[40:]}.items():
+        write(workspace / "theirs" / f"{split}.json", rows)
+    run("prosqa", "--source=theirs", "--name=theirs")
+    assert data.read_rows(Path("data/theirs/train.json")) == ROWS[:30]
+    assert len(data.Dataset("theirs").split("test")) == 10
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "is not a JSON file"),
+        (b"\xff\xfe\x00", "is not a JSON file"),
+        (b'[{"question": "a"', "is not a JSON file"),
+        (b"[]", "at least one"),
+        (b'{"a": 1}', "should hold a list"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git-LFS pointer"),
+        (
+            json.dumps([*ROWS[:3], {"question": "q", "answer": "a"}]).encode(),
+            "row 3: 'steps' should be a list of texts",
+        ),
+        (json.dumps([{"question": "", "steps": [], "answer": "a"}]).encode(), "row 0: 'question'"),
+        (json.dumps(ROWS[:5]).encode(), "10 are needed"),
+    ],
+)
+def test_bad_files_are_named(workspace, content, message):
+    (workspace / "bad.json").write_bytes(content)
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        run("prosqa", "--source=bad.json")
+    assert not Path("data").exists()
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["nope"], "unknown task 'nope', choose from prosqa"),
+        (["--source=missing"], "missing has neither train.json"),
+        (["--source=missing.json"], "missing.json not found"),
+        (["--source=http://example.com/x.json"], "only https addresses"),
+        (["--name=../x"], "is not a name for data/"),
+        (["--n_nodes=60"], "--n_nodes=60 should be from 3 to 40"),
+        (["--min_hops=5", "--max_hops=4"], "should be 1 <= min_hops <= max_hops"),
+        (["--n_nodes=5", "--min_hops=6"], "hardly ever"),
+        (["--train=0"], "--train=0 should be at least 1"),
+    ],
+)
+def test_mistakes(workspace, words, message):
+    with pytest.raises(UserError, match=message):
+        run(*words)
+    assert not Path("data").exists()
+
+
+def test_three_examples_are_printed(workspace, capsys):
+    run("prosqa", *SMALL)
+    printed = capsys.readouterr().out
+    assert printed.count("### ") == 3 and "102 words, see data/prosqa/preview.txt" in printed

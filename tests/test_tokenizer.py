@@ -1,0 +1,92 @@
+"""Every text comes back, and a known piece is one token."""
+
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from nanococonut import data, tokenizer
+from nanococonut.config import UserError
+
+RELEASED = Path(__file__).parents[2] / "shared/data/prosqa_valid_official.json"
+TEXTS = ["Every lempus is a rempus. Tom is a lempus. Is Tom a rempus or impus?\n", "### Tom is a rempus."]
+released = pytest.mark.skipif(not RELEASED.exists(), reason="the released files stand beside the project, not in it")
+ODD = [
+    "",
+    "\n\n",
+    "12,345.678 = <<2*3=6>>",
+    "naïve Ωmega 漢字 \U0001f965\x00 tab\t",
+    "Every is a is not. or or",
+    " is a zzz.",
+    "<bot><eos>",
+]
+
+
+def encoding():
+    return tokenizer.words(tokenizer.fit(TEXTS))
+
+
+def test_every_known_piece_is_one_token():
+    enc = encoding()
+    for piece in tokenizer.fit(TEXTS):
+        text = piece + "." if piece.startswith(" is a ") else piece  # a predicate is one where its sentence ends
+        assert enc.decode(enc.encode_ordinary(text)[:1]) == piece
+    assert len(enc.encode_ordinary(TEXTS[0])) == 13
+
+
+def test_tiktoken_cuts_where_python_cuts():
+    enc = encoding()
+    for text in TEXTS + ODD:
+        pieces = [enc.decode_bytes(enc.encode_ordinary(piece)) for piece in re.findall(tokenizer.PATTERN, text)]
+        assert b"".join(pieces) == text.encode()
+        known = [p for p in re.findall(tokenizer.PATTERN, text) if p in tokenizer.fit(TEXTS)]
+        assert sum(t >= 256 for t in enc.encode_ordinary(text)) >= len(known)
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_any_text_comes_back(text):
+    assert encoding().decode(encoding().encode_ordinary(text)) == text
+
+
+def test_random_unicode_comes_back():
+    rng, enc = random.Random(0), encoding()
+    for _ in range(300):
+        text = "".join(
+            chr(rng.choice([rng.randrange(32, 127), rng.randrange(0xD800), rng.randrange(0x10000, 0x10FFFF)]))
+            for _ in range(40)
+        )
+        assert enc.decode(enc.encode_ordinary(text)) == text
+
+
+def test_specials_never_come_from_text():
+    enc = encoding()
+    special = tokenizer.special_ids(enc)
+    assert sorted(special.values()) == list(range(enc.n_vocab - 4, enc.n_vocab))
+    assert not set(enc.encode_ordinary("<bot> <eot> <pause> <eos>")) & set(special.values())
+
+
+@released
+def test_the_released_file_comes_back():
+    rows = data.read_rows(RELEASED)
+    texts = [text for row in rows for text in data.texts_of(row)]
+    enc = tokenizer.words(tokenizer.fit(texts))
+    assert len(tokenizer.fit(texts)) == 102  # 17 names, 38 concepts, 38 predicates, 9 kinds of glue
+    for text, ids in zip(texts, enc.encode_ordinary_batch(texts), strict=True):
+        assert enc.decode(ids) == text and min(ids) >= 46  # nothing fell back to bytes but the full stop
+
+
+def test_a_broken_vocabulary_is_refused():
+    with pytest.raises(UserError):
+        tokenizer.words(["lempus", "lempus"])
+    with pytest.raises(UserError):
+        tokenizer.words(["x"])
+
+
+def test_gpt2_without_the_network_is_one_clear_line(monkeypatch):
+    def offline(name):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("tiktoken.get_encoding", offline)
+    with pytest.raises(UserError, match="--tokenizer=gpt2 fetches GPT-2's vocabulary at first use"):
+        tokenizer.gpt2()
