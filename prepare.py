@@ -8,12 +8,13 @@ problem, from graph to sentence:
     root 0    its own leaves lie deeper (2 steps) than those of 1 (1 step); with a tie, either
     target 3  one of the deepest leaves of root's own; neg_target 4, any of the other root's own
     names     0 Tom, 1 Max, 2 lempus, 3 rempus, 4 impus, 5 worpus
-    question  Every lempus is a worpus. Tom is a lempus. Max is a impus. Every lempus is a rempus. Is Tom a impus or rempus?
+    question  Every lempus is a worpus. Tom is a lempus. Max is a impus. Every lempus is a rempus. Is Tom a impus
+              or rempus?
     steps     Tom is a lempus.  Every lempus is a rempus.           one of the shortest paths
     answer    Tom is a rempus.
 
-Source: [Hao24 A.2] and the released files. The printed algorithm does not make the released data; the one here was fitted
-to the released 300 validation and 500 test problems, and tests/test_prepare.py compares the two.
+Source: [Hao24 A.2] and the released files. The printed algorithm does not make the released data; the one here
+was fitted to the released 300 validation and 500 test problems, and tests/test_prepare.py compares the two.
 """
 
 import math
@@ -31,8 +32,12 @@ from nanococonut import config, data
 from nanococonut.config import UserError
 from nanococonut.curriculum import layout
 
-PERSONS = ["Alex", "Bob", "Carol", "Davis", "Eva", "Fae", "Gabriel", "Jack", "Max", "Oliver", "Polly", "Rex", "Sally", "Sam", "Stella", "Tom", "Wren"]
-CONCEPTS = ["bompus", "boompus", "brimpus", "chorpus", "dumpus", "felpus", "fompus", "gerpus", "gorpus", "grimpus", "gwompus", "hilpus", "impus", "jelpus", "jompus", "kerpus", "lempus", "lorpus", "numpus", "quimpus", "rempus", "rompus", "rorpus", "scrompus", "shumpus", "sterpus", "storpus", "terpus", "timpus", "tumpus", "vumpus", "worpus", "wumpus", "yerpus", "yimpus", "yumpus", "zhorpus", "zumpus"]
+PERSONS = "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren".split()
+CONCEPTS = (
+    "bompus boompus brimpus chorpus dumpus felpus fompus gerpus gorpus grimpus gwompus hilpus impus jelpus jompus "
+    "kerpus lempus lorpus numpus quimpus rempus rompus rorpus scrompus shumpus sterpus storpus terpus timpus tumpus "
+    "vumpus worpus wumpus yerpus yimpus yumpus zhorpus zumpus"
+).split()
 MAX_DOWNLOAD = 512 * 2**20  # bytes
 
 

@@ -63,11 +63,11 @@ def main(c: SampleConfig) -> None:
     print(f"{run.folder.name}: {run.config['method']}, stage {run.stage}, {p.n_thoughts} thoughts", end="")
     print("" if p is run.plan else f" instead of the {run.plan.n_thoughts} of training")
     print(f"\n{examples.rows[i]['question']}\n")
+    (ids,) = evaluate.answer(run.model, [example], p, run.special, run.data["max_new_tokens"])
     if p.n_thoughts:
         for k, line in enumerate(readings(run, example, p, c.words), start=1):
             print(f"  thought {k}  {line}")
         print()
-    (ids,) = evaluate.answer(run.model, [example], p, run.special, run.data["max_new_tokens"])
     text = run.encoding.decode(ids)
     print(text)
     if row is not None:

@@ -8,6 +8,7 @@ ckpt.pt (the last state) and best.pt (the best on valid within the stage it belo
 
 import dataclasses
 import json
+import math
 import random
 import time
 from pathlib import Path
@@ -32,18 +33,6 @@ def schedule(c: TrainConfig) -> list[int]:
     return list(c.stage_steps) * (c.max_stage + 1) if len(c.stage_steps) == 1 else list(c.stage_steps)
 
 
-def stage_at(step: int, steps: list[int]) -> int:
-    """The stage of a step, counted from 0.
-
-    >>> [stage_at(step, [2, 1, 2]) for step in range(5)]
-    [0, 0, 1, 2, 2]
-    """
-    stage = 0
-    while step >= sum(steps[: stage + 1]):
-        stage += 1
-    return stage
-
-
 def print_schedule(c: TrainConfig, steps: list[int]) -> None:
     """One line a stage, before anything is trained: how long, how many thoughts, what is left in words."""
     print(f"{c.method}: {sum(steps)} steps of {c.batch_size} examples\nstage  steps  thoughts  pauses  steps removed")
@@ -53,31 +42,34 @@ def print_schedule(c: TrainConfig, steps: list[int]) -> None:
         print(f"{stage:5}  {n:5}  {p.n_thoughts:8}  {p.n_pauses:6}  {removed:>13}")
 
 
-def make_optimizers(model: GPT, c: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW on everything, or Muon on the blocks' matrices and AdamW on the rest; base_lr remembers the rate."""
-    matrices = [p for p in model.h.parameters() if p.dim() == 2] if c.muon_lr else []
-    ours = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in ours]
-    optimizers = [torch.optim.AdamW(rest, c.lr, (0.9, c.beta2), weight_decay=c.weight_decay)]
-    if matrices:
+def make_optimizers(model: GPT, c: TrainConfig, stage: int) -> list[torch.optim.Optimizer]:
+    """AdamW; in stage 0 with muon_lr, Muon on the blocks' matrices and AdamW on the rest."""
+    muon = c.muon_lr > 0 and stage == 0
+    # Differs from the paper: Muon [Jordan 2024] finds the first edge sooner, AdamW is steadier on the way to thoughts.
+    matrices = [p for p in model.h.parameters() if p.dim() == 2] if muon else []
+    taken = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in taken]
+    lr = c.first_lr if c.first_lr and stage == 0 else c.lr
+    optimizers = [torch.optim.AdamW(rest, lr, (0.9, c.beta2), weight_decay=c.weight_decay)]
+    if muon:
         if not hasattr(torch.optim, "Muon"):
             raise UserError(f"--muon_lr needs torch 2.9 or later, this is {torch.__version__}; or use --muon_lr=0")
         optimizers.append(torch.optim.Muon(matrices, c.muon_lr, weight_decay=c.weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["base_lr"] = group["lr"]
+            group["full_lr"] = group["lr"]
     return optimizers
 
 
-def lr_factor(step: int, since_reset: int, total: int, c: TrainConfig) -> float:
-    """What the learning rates are multiplied by: up over `warmup` steps, down over the last share `decay` of all.
+def lr_factor(step: int, n_steps: int, c: TrainConfig) -> float:
+    """What the learning rates are multiplied by at a step of a stage: up over `warmup` steps, down over a last share.
 
     >>> c = TrainConfig(warmup=10, decay=0.5)
-    >>> lr_factor(0, 0, 100, c), lr_factor(30, 30, 100, c), lr_factor(75, 75, 100, c)
-    (0.1, 1.0, 0.5)
+    >>> [lr_factor(step, 100, c) for step in (0, 9, 50, 75)]
+    [0.1, 1.0, 1.0, 0.5]
     """
-    up = min(1.0, (since_reset + 1) / c.warmup) if c.warmup else 1.0
-    down = min(1.0, (total - step) / (c.decay * total)) if c.decay else 1.0
+    up = min(1.0, (step + 1) / c.warmup) if c.warmup else 1.0
+    down = min(1.0, (n_steps - step) / (c.decay * n_steps)) if c.decay else 1.0
     return up * down
 
 
@@ -102,8 +94,17 @@ def log(path: Path, step: int, stage: int, split: str, **metrics: float) -> None
         file.writelines(f"{step},{stage},{split},{metric},{value:.6g}\n" for metric, value in metrics.items())
 
 
-def to_device(batch: curriculum.Batch, device: torch.device) -> curriculum.Batch:
-    return batch._replace(**{k: getattr(batch, k).to(device, non_blocking=True) for k in batch._fields[:-1]})
+def accumulate(model: GPT, parts: list[curriculum.Batch], device: torch.device, bf16: bool) -> torch.Tensor:
+    """Adds to .grad the gradient of the mean loss over all supervised tokens of the parts, and returns that loss."""
+    n_targets = [int((part.targets != -100).sum()) for part in parts]
+    total = torch.zeros((), device=device)
+    for part, n in zip(parts, n_targets, strict=True):
+        part = part._replace(**{name: getattr(part, name).to(device) for name in part._fields[:-1]})
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = coconut.forward(model, part).loss * (n / sum(n_targets))  # not a mean of the parts' means
+        loss.backward()
+        total += loss.detach()
+    return total
 
 
 @torch.no_grad()
@@ -158,64 +159,51 @@ def main(c: TrainConfig) -> None:
         }
         data.write_atomically(folder / file, lambda f: torch.save(state, f))
 
-    total, best, last_stage, losses = sum(steps), -1.0, -1, []
-    optimizers, since_reset = make_optimizers(model, c), 0
-    began = time.time()
-    progress = tqdm(range(total), unit="step")
-    for step in progress:
-        stage = stage_at(step, steps)
-        if stage != last_stage:
-            best, last_stage = -1.0, stage  # a stage is compared with itself alone
-            if c.reset_optimizer == "stage":
-                optimizers, since_reset = make_optimizers(model, c), 0
+    began, step, losses = time.time(), 0, []
+    progress = tqdm(total=sum(steps), unit="step")
+    for stage, n_steps in enumerate(steps):
+        if stage == 0 or c.reset_optimizer == "stage":
+            # Differs from the released code, which starts the optimizer anew at every epoch: this is the paper's way.
+            optimizers = make_optimizers(model, c, stage)
+        best = -1.0  # a stage is compared with itself alone
+        for i in range(n_steps):
+            rng = random.Random(f"{c.seed} {step}")
+            drawn = curriculum.draw_stage(stage, c.mix, rng)
+            examples = train.draw(c.batch_size, rng, c.augment, keep=min(1.0, step / c.grow) if c.grow else 1.0)
+            size = c.micro_batch_size or c.batch_size
+            chunks = [examples[j : j + size] for j in range(0, len(examples), size)]
+            parts = [curriculum.collate(chunk, plans[drawn], dataset.special) for chunk in chunks]
+            loss = accumulate(model, parts, device, bf16)
+            if c.grad_clip:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip)
+            factor = lr_factor(i, n_steps, c)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["full_lr"] * factor
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
 
-        rng = random.Random(f"{c.seed} {step}")
-        drawn = curriculum.draw_stage(stage, c.mix, rng)
-        examples = train.draw(c.batch_size, rng, c.augment, keep=min(1.0, step / c.grow) if c.grow else 1.0)
-        size = c.micro_batch_size or c.batch_size
-        parts = [
-            curriculum.collate(examples[i : i + size], plans[drawn], dataset.special)
-            for i in range(0, len(examples), size)
-        ]
-        n_targets = sum(int((part.targets != -100).sum()) for part in parts)
-        loss = 0.0
-        for part in parts:
-            share = int((part.targets != -100).sum()) / n_targets  # of a mean over all supervised tokens, not of means
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                part_loss = coconut.forward(model, to_device(part, device)).loss * share
-            part_loss.backward()
-            loss = loss + part_loss.detach()
-
-        if c.grad_clip:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip)
-        factor = lr_factor(step, since_reset, total, c)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["base_lr"] * factor
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        since_reset += 1
-
-        if drawn == stage:
-            losses.append(loss)
-        done = step + 1
-        ends = done == total or stage_at(done, steps) != stage
-        if losses and (done % c.log_every == 0 or ends or since_reset == 1):  # the only look at the device's numbers
-            mean = float(torch.stack(losses).mean())
-            losses = []
-            if not mean < float("inf"):
-                raise UserError(f"loss is {mean} at step {done}, stage {stage}, lr {c.lr * factor:g}; try a lower --lr")
-            log(csv, done, stage, "train", loss=mean, lr_factor=factor, seconds=time.time() - began)
-            progress.set_postfix_str(f"stage {stage}, loss {mean:.3f}")
-        if ends or (c.eval_every and done % c.eval_every == 0):
-            metrics = accuracy(model, valid, plans[stage], dataset, max_new_tokens)
-            log(csv, done, stage, "valid", **metrics)
-            tqdm.write(f"step {done}, stage {stage}: " + ", ".join(f"{k} {v:.1%}" for k, v in metrics.items()))
-            if metrics["accuracy"] >= best:
-                best = metrics["accuracy"]
-                save("best.pt", done, stage)
-        if ends or done % c.save_every == 0:
-            save("ckpt.pt", done, stage)
+            step += 1
+            progress.update()
+            if drawn == stage:
+                losses.append(loss)
+            ends = i + 1 == n_steps
+            if losses and (step % c.log_every == 0 or i == 0 or ends):  # the only look at the device's numbers
+                mean, losses = float(torch.stack(losses).mean()), []
+                if not math.isfinite(mean):
+                    raise UserError(f"loss is {mean} at step {step}, stage {stage}, lr {c.lr * factor:g}; lower --lr")
+                log(csv, step, stage, "train", loss=mean, lr_factor=factor, seconds=time.time() - began)
+                progress.set_postfix_str(f"stage {stage}, loss {mean:.3f}")
+            if ends or (c.eval_every and step % c.eval_every == 0):
+                metrics = accuracy(model, valid, plans[stage], dataset, max_new_tokens)
+                log(csv, step, stage, "valid", **metrics)
+                tqdm.write(f"step {step}, stage {stage}: " + ", ".join(f"{k} {v:.1%}" for k, v in metrics.items()))
+                if metrics["accuracy"] >= best:
+                    best = metrics["accuracy"]
+                    save("best.pt", step, stage)
+            if ends or step % c.save_every == 0:
+                save("ckpt.pt", step, stage)
+    progress.close()
     plots.curves(csv, folder / "curves.png")
     print(f"{folder} after {time.time() - began:.0f} s: {best:.1%} of valid right. Next: python sample.py {name}")
 

@@ -130,7 +130,7 @@ def split(example: Example, plan: Plan, special: dict[str, int]) -> tuple[list[i
     The second part begins with <eot>; without markers it begins with the question's last token, which then stands
     where <eot> would: the loss is always on all but the first token of the second part.
     """
-    rest = [] if plan.n_removed is None else sum(example.steps[plan.n_removed :], [])
+    rest = [] if plan.n_removed is None else [token for step in example.steps[plan.n_removed :] for token in step]
     rest = [*rest, *example.answer, special["eos"]]
     if not plan.markers:
         return example.question[:-1], [example.question[-1], *rest]

@@ -158,7 +158,7 @@ def row_problem(row) -> str | None:
 
 
 def write_atomically(path: Path, write) -> None:
-    """write(file) into a temporary neighbour, flushed to disk, which then takes the place of path: whole or not at all."""
+    """write(file) into a temporary neighbour, flushed to disk, which then takes the place of path."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
@@ -235,6 +235,7 @@ class Split:
     def __init__(self, encoding, rows: list[dict], tokens: list[list[list[int]]] | None = None):
         self.encoding, self.rows = encoding, rows
         self.tokens = tokens or [encoding.encode_ordinary_batch(texts_of(row)) for row in rows]
+        self.lengths = [len(texts[0]) for texts in self.tokens]  # of the questions
         self.graphs = [graph_of(row) for row in rows] if all(map(has_graph, rows)) else None
         self.names = Names.of(self.graphs) if self.graphs else None
         whole = encoding.name == "words"
@@ -262,8 +263,14 @@ class Split:
             return self.encoding.encode_ordinary("".join(pieces))
 
     def draw(self, n: int, rng: random.Random, augment: bool, keep: float = 1.0) -> list[Example]:
-        """n examples drawn from rng, with replacement; retold where augment says so and there is a graph."""
-        chosen = rng.choices(range(len(self)), k=n)
+        """n examples drawn from rng, with replacement; retold where augment says so and there is a graph.
+
+        Eight times as many are drawn and sorted by length, and one eighth is taken: neighbours need little padding, and
+        every problem is as likely as any other.
+        """
+        drawn = sorted(rng.choices(range(len(self)), k=8 * n), key=self.lengths.__getitem__)
+        start = n * rng.randrange(8)
+        chosen = drawn[start : start + n]
         return [self.retold(i, rng, keep) if augment and self.graphs else self.example(i) for i in chosen]
 
 

@@ -1,7 +1,8 @@
 """Batched, cached, greedy answers of a trained run, and how many of them are right.
 
-Scoring is the paper's: what stands after the last "#", commas removed, must equal the answer word for word [ref run.py].
-Tokens are those written after the thoughts, <eos> not counted, plus the thoughts; pauses are not counted [Hao24 Table 1].
+Scoring is the paper's: what stands after the last "#", commas removed, must equal the answer word for word [ref
+run.py]. Tokens are those written after the thoughts, <eos> not counted, plus the thoughts; pauses are not counted
+[Hao24 Table 1].
 The last line on stdout is JSON.
 """
 
@@ -104,12 +105,11 @@ def prompts(examples: list[Example], p: Plan, special: dict[str, int]) -> tuple[
 def answer(model: GPT, examples: list[Example], p: Plan, special, max_new_tokens: int, batch_size=250, progress=False):
     """What the model writes after the thoughts, ids without eos, one list an example, in the order given."""
     rows, eot = prompts(examples, p, special)
-    n_after = p.n_thoughts + p.markers + max_new_tokens
-    room = model.config.block_size - n_after
-    if max(map(len, rows)) > room:
+    longest, after = max(map(len, rows)), p.n_thoughts + p.markers + max_new_tokens
+    if longest + after > model.config.block_size:
         raise UserError(
-            f"a question of {max(map(len, rows))} tokens does not fit: block_size {model.config.block_size} leaves {room} "
-            f"beside {p.n_thoughts} thoughts and an answer; train with --block_size={max(map(len, rows)) + n_after} or more"
+            f"a question of {longest} tokens, {p.n_thoughts} thoughts and an answer do not fit into the model's "
+            f"{model.config.block_size} positions; train with --block_size={longest + after} or more"
         )
     device = next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # rows of like length together: little padding

@@ -1,7 +1,7 @@
 """GPT-2 in one file. Read this first, then coconut.py.
 
-A decoder of n_layer pre-norm blocks (attention, then MLP) over C channels, with learned positions and an output head tied
-to the token embedding. Two things differ from a GPT-2 that only reads words, and both exist for the latent loop:
+A decoder of n_layer pre-norm blocks (attention, then MLP) over C channels, with learned positions and an output head
+tied to the token embedding. Two things differ from a GPT-2 that only reads words, and both exist for the latent loop:
 it takes *embeddings*, because a thought has no token id, and its attention can look at keys and values from several
 *segments* (prompt, thoughts, suffix) without copying them into one tensor. The attention itself, written out:
 
@@ -143,9 +143,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Embeddings in, hidden states out; `logits` turns hidden states into scores over the vocabulary.
 
-    init="lookup" changes only where training starts. Positions start as sinusoids, so that "two tokens back" is one
-    linear map for all positions from the first step; keys start equal to queries, so that a position first attends to
-    positions like itself. Both are what looking up an edge needs. Ours; RESULTS.md has the ablation.
+    init="lookup" changes only where training starts: at "look for what is like yourself, and copy what is there".
+    Looking an edge up is made of such steps, and from GPT-2's start a small model takes minutes to find the first one.
     """
 
     def __init__(self, config: GPTConfig):
@@ -166,11 +165,14 @@ class GPT(nn.Module):
             elif p.dim() == 2:
                 p.normal_(0.0, self.config.init_std / (math.sqrt(2 * len(self.h)) if "c_proj" in name else 1.0))
         if self.config.init == "lookup":
+            # Differs from the paper: ours, for small models from scratch. RESULTS.md has the evidence.
             C = self.config.n_embd
             for block in self.h:
-                block.attn.c_attn.weight[C : 2 * C] = block.attn.c_attn.weight[:C]
-            time = torch.arange(self.config.block_size)[:, None] * 10000.0 ** (-torch.arange(0, C, 2) / C)  # (T, C / 2)
-            self.wpe.weight.copy_(torch.cat([time.sin(), time.cos()], dim=1) * self.config.init_std * math.sqrt(2))
+                block.attn.c_attn.weight[C : 2 * C] = block.attn.c_attn.weight[:C]  # keys start equal to queries,
+                block.attn.c_proj.weight.copy_(0.5 * block.attn.c_attn.weight[2 * C :].t())  # out = values backwards
+            # and positions start as sinusoids with periods from 6 to 60 tokens: neighbours look alike, others do not.
+            angle = torch.arange(self.config.block_size)[:, None] * 10.0 ** (-torch.arange(0, C, 2) / C)  # (T, C / 2)
+            self.wpe.weight.copy_(torch.cat([angle.sin(), angle.cos()], dim=1) * self.config.init_std * math.sqrt(2))
 
     def forward(self, x, positions, past=None, reader=None, maps=None):
         """Hidden states (B, T, C) after the final norm, and one Segment per layer for whoever reads these positions.

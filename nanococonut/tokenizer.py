@@ -10,7 +10,7 @@ The words encoding cuts a text into words, predicates and glue; a piece that its
 A predicate at the end of a sentence is one piece, and glue is a run of function words, full stops and blanks. So a fact
 of ProsQA is three tokens, subject and predicate side by side: looking an edge up is then the plainest induction there
 is, "find the subject, read what follows", and is learned many times faster than in word-by-word text (RESULTS.md). What
-the vocabulary lacks falls back to bytes, so every text comes back unchanged. Digits stand alone, as arithmetic wants them.
+the vocabulary lacks falls back to bytes, so every text comes back unchanged. Digits stand alone, as arithmetic wants.
 """
 
 import collections
@@ -35,7 +35,7 @@ def fit(texts, max_pieces: int = 8000) -> list[str]:
 
 
 def words(pieces: list[str]) -> tiktoken.Encoding:
-    """The closed encoding of some pieces: ids 0..255 are bytes, then the pieces in order, then <bot> <eot> <pause> <eos>."""
+    """The closed encoding of some pieces: ids 0..255 are bytes, then the pieces, then <bot> <eot> <pause> <eos>."""
     ranks = {bytes([i]): i for i in range(256)} | {piece.encode(): 256 + i for i, piece in enumerate(pieces)}
     if len(ranks) != 256 + len(pieces):
         raise UserError("the vocabulary lists a piece twice or one that is a single byte")

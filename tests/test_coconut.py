@@ -158,7 +158,7 @@ def test_gradient_reaches_the_prompt_through_the_thoughts():
     hidden, cache = coconut.prefill(model, batch.prompt, batch.prompt_len)
     hidden = hidden.detach().requires_grad_()
     frozen = [[segment._replace(k=segment.k.detach(), v=segment.v.detach()) for segment in layer] for layer in cache]
-    thoughts, cache = coconut.think(model, hidden, batch.prompt_len, frozen, 3)
+    _, cache = coconut.think(model, hidden, batch.prompt_len, frozen, 3)
     logits, _ = coconut.decode(model, batch.suffix, batch.prompt_len + 3, cache)
     coconut.cross_entropy(logits, batch.targets).backward()
     assert (hidden.grad.abs().amax(dim=(1, 2)) > 1e-6).all()  # the first thought is the prompt's last hidden state

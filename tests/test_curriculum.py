@@ -1,0 +1,64 @@
+"""What each method feeds the model at each stage, token by token, and that draws depend on (seed, step) alone."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from nanococonut.curriculum import METHODS, Example, collate, draw_stage, layout, plan, split
+
+SPECIAL = {"bot": 90, "eot": 91, "pause": 92, "eos": 93}
+EXAMPLE = Example([1, 2, 3], [[10, 11], [20], [30, 31, 32]], [40, 41])
+
+
+@pytest.mark.parametrize(
+    ("method", "stage", "prompt", "suffix", "n_thoughts"),
+    [
+        ("cot", 2, [1, 2], [3, 10, 11, 20, 30, 31, 32, 40, 41, 93], 0),
+        ("no_cot", 0, [1, 2], [3, 40, 41, 93], 0),
+        ("coconut", 0, [1, 2, 3, 90], [91, 10, 11, 20, 30, 31, 32, 40, 41, 93], 0),
+        ("coconut", 1, [1, 2, 3, 90], [91, 20, 30, 31, 32, 40, 41, 93], 1),
+        ("coconut", 3, [1, 2, 3, 90], [91, 40, 41, 93], 3),
+        ("coconut", 5, [1, 2, 3, 90], [91, 40, 41, 93], 5),
+        ("no_curriculum", 0, [1, 2, 3, 90], [91, 40, 41, 93], 5),
+        ("no_thought", 1, [1, 2], [3, 20, 30, 31, 32, 40, 41, 93], 0),
+        ("pause", 0, [1, 2, 3, 90, 92, 92, 92, 92, 92], [91, 40, 41, 93], 0),
+        ("pause_as_thought", 0, [1, 2, 3, 90], [91, 10, 11, 20, 30, 31, 32, 40, 41, 93], 0),
+        ("pause_as_thought", 2, [1, 2, 3, 90, 92, 92], [91, 30, 31, 32, 40, 41, 93], 0),
+    ],
+)
+def test_layout_of_tokens(method, stage, prompt, suffix, n_thoughts):
+    p = plan(method, stage, max_stage=5)
+    assert split(EXAMPLE, p, SPECIAL) == (prompt, suffix)
+    batch = collate([EXAMPLE, Example([7], [], [8])], p, SPECIAL)
+    assert batch.n_thoughts == n_thoughts
+    assert batch.prompt_len.tolist() == [len(prompt), len(prompt) - 2]
+    assert batch.prompt[0].tolist() == prompt
+    assert batch.suffix[0].tolist() == suffix[:-1]
+    assert batch.targets[0].tolist() == suffix[1:], "the marker or the question's end predicts the first word"
+    assert batch.targets[1].tolist() == [8, 93] + [-100] * (len(suffix) - 3), "an empty chain, right-padded"
+
+
+def test_c_thoughts_for_each_removed_step():
+    assert plan("coconut", 2, 3, c_thought=2).n_thoughts == 4
+    assert plan("pause", 0, 3, c_thought=2).n_pauses == 6
+    assert layout("coconut", 1, 3, 3, c_thought=2) == "Q <bot> ~ ~ <eot> *s2 *s3 *A"
+
+
+def test_every_method_ends_where_table_1_evaluates_it():
+    for method, row in METHODS.items():
+        last = plan(method, 6, 6)
+        assert last.markers == (row.filler is not None)
+        assert last.n_thoughts == (6 if row.filler == "thought" else 0)
+        assert last.n_pauses == (6 if row.filler == "pause" else 0)
+        words = layout(method, 6, 6, n_steps=4).count("*s")
+        assert words == (4 if method == "cot" else 0)
+
+
+def test_mixing_draws_earlier_stages_alone():
+    rng = random.Random(0)
+    drawn = Counter(draw_stage(3, 0.4, rng) for _ in range(5000))
+    assert set(drawn) == {0, 1, 2, 3}
+    assert abs(drawn[3] / 5000 - 0.6) < 0.03
+    assert {draw_stage(0, 0.9, rng) for _ in range(50)} == {0}
+    assert {draw_stage(3, 0.0, rng) for _ in range(50)} == {3}

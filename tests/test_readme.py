@@ -1,0 +1,70 @@
+"""README's commands: each is understood by the command it calls, and the short way is walked as typed."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import prepare
+import sample
+from nanococonut import config, evaluate
+
+ROOT = Path(__file__).parents[1]
+RELEASED = ROOT.parent / "shared/data/prosqa_valid_official.json"
+PARSERS = {
+    "prepare.py": lambda words: config.parse(prepare.PrepareConfig, words),
+    "train.py": lambda words: config.parse(config.TrainConfig, words, config.PRESETS, config.CHOICES),
+    "sample.py": lambda words: config.parse(sample.SampleConfig, words),
+    "nanococonut.evaluate": lambda words: config.parse(evaluate.EvaluateConfig, words),
+}
+
+
+def commands():
+    """Every `python ...` and `make ...` in the README's and RESULTS.md's code."""
+    text = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "RESULTS.md"))
+    blocks = re.findall(r"^```sh\n(.+?)^```", text, re.MULTILINE | re.DOTALL) + re.findall(r"`(python [^`\n]+)`", text)
+    lines = [part.strip() for block in blocks for line in block.splitlines() for part in line.split("#")[0].split("&&")]
+    return sorted({line for line in lines if line.startswith(("python ", "make "))})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_command_is_understood(command):
+    words = shlex.split(command)
+    if words[0] == "make":
+        assert f"\n{words[1]}: " in (ROOT / "Makefile").read_text()
+        return
+    words = [word for word in words[1:] if word != "-m"]
+    assert PARSERS[words[0]](words[1:])
+
+
+def run(folder, *words):
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+    words = [str(ROOT / word) if word.endswith(".py") else word for word in words]
+    done = subprocess.run([sys.executable, *words], cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_short_way_as_typed(tmp_path):
+    assert "python prepare.py prosqa" in commands()
+    run(tmp_path, "prepare.py", "prosqa")
+    assert "stage  steps  thoughts" in run(tmp_path, "train.py", "--stage_steps=20")
+    printed = run(tmp_path, "sample.py", "--latent=2")
+    assert "  thought 2  " in printed
+    assert "2 thoughts instead of the 6 of training" in printed
+    if RELEASED.exists():
+        printed = run(tmp_path, "-m", "nanococonut.evaluate", f"--data={RELEASED}")
+        assert '"n": 300' in printed.splitlines()[-1]
+
+
+def test_a_mistake_is_one_line_and_exit_2(tmp_path):
+    for words, line in {
+        ("train.py",): "train.py: data/prosqa not found; run: python prepare.py prosqa\n",
+        ("sample.py",): "sample.py: no run under runs/ yet; run: python train.py\n",
+    }.items():
+        done = subprocess.run([sys.executable, str(ROOT / words[0])], cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (2, line)

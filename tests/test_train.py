@@ -1,0 +1,227 @@
+"""One run from question to answer: trains, remembers, saves, answers."""
+
+import csv
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+import prepare
+import sample
+import train
+from nanococonut import coconut, config, curriculum, data, evaluate
+from nanococonut.config import CHOICES, PRESETS, TrainConfig, UserError
+from nanococonut.model import GPT, GPTConfig
+
+
+def prepared(*words):
+    small = ["--train=32", "--valid=10", "--test=10", "--n_nodes=8", "--min_hops=2", "--max_hops=3"]
+    prepare.main(config.parse(prepare.PrepareConfig, [*small, *words]))
+
+
+def trained(*words):
+    train.main(config.parse(TrainConfig, ["smoke", *words], PRESETS, CHOICES))
+
+
+def answered(capsys, *words):
+    capsys.readouterr()
+    evaluate.main(config.parse(evaluate.EvaluateConfig, words))
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def read_csv(path):
+    return list(csv.DictReader(Path(path).read_text().splitlines()))
+
+
+@pytest.mark.parametrize("method", curriculum.METHODS)
+def test_every_method_trains_evaluates_and_samples(workspace, capsys, method):
+    prepared()
+    trained(f"--method={method}", "--name=run", "--mix=0.3")
+    line = answered(capsys, "run")
+    assert (line["run"], line["n"], line["chance"]) == ("run", 10, 0.5)
+    n_thoughts = 2 if curriculum.METHODS[method].filler == "thought" else 0
+    (result,) = line["results"]
+    assert result["latent"] == n_thoughts
+    assert result["low"] <= result["accuracy"] <= result["high"]
+    assert result["tokens"] >= n_thoughts
+    assert sum(n for _, n in result["hops"].values()) == 10
+    sample.main(sample.SampleConfig())
+    printed = capsys.readouterr().out
+    assert printed.count("  thought ") == n_thoughts
+    assert "expected" in printed or "right" in printed
+
+
+def test_a_run_leaves_what_the_readme_promises(workspace, capsys):
+    prepared()
+    trained("--stage_steps=3,2,2", "--eval_every=1", "--log_every=1")
+    printed = capsys.readouterr().out
+    assert "stage  steps  thoughts  pauses  steps removed\n    0      3         0       0              0" in printed
+    folder = Path("runs/prosqa-coconut")
+    assert {p.name for p in folder.iterdir()} == {"config.json", "log.csv", "curves.png", "ckpt.pt", "best.pt"}
+    assert json.loads((folder / "config.json").read_text())["stage_steps"] == [3, 2, 2]
+    rows = read_csv(folder / "log.csv")
+    assert list(rows[0]) == ["step", "stage", "split", "metric", "value"]
+    losses = [r for r in rows if r["metric"] == "loss"]
+    assert [(r["step"], r["stage"]) for r in losses] == [(str(i + 1), s) for i, s in enumerate("0001122")]
+    assert {r["metric"] for r in rows if r["split"] == "valid"} == {"accuracy", "first_step_is_fact"}
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    state = torch.load(folder / "ckpt.pt", weights_only=True)
+    assert (state["step"], state["stage"]) == (7, 2)
+    trained("--stage_steps=1")
+    assert Path("runs/prosqa-coconut-2/ckpt.pt").exists(), "a second run has its own folder"
+    with pytest.raises(UserError, match="runs/prosqa-coconut exists"):
+        trained("--name=prosqa-coconut")
+
+
+def test_the_number_of_thoughts_is_the_checkpoints_and_latent_overrides_it(workspace, capsys):
+    prepared()
+    trained("--name=a", "--c_thought=2")
+    assert [r["latent"] for r in answered(capsys, "a")["results"]] == [4]
+    assert [r["latent"] for r in answered(capsys, "a", "--latent=0,2,4")["results"]] == [0, 2, 4]
+    evaluate.main(evaluate.EvaluateConfig("a", latent=(1,)))
+    assert "1 thoughts instead of the 4 of training" in capsys.readouterr().out
+    trained("--name=b", "--method=cot")
+    with pytest.raises(UserError, match="trained with method cot: it has no thoughts"):
+        answered(capsys, "b", "--latent=2")
+
+
+def test_same_seed_same_run_and_micro_batches_change_nothing(workspace):
+    prepared()
+    words = ["--reset_optimizer=never", "--grad_clip=1", "--warmup=2", "--decay=0.5", "--mix=0.5", "--stage_steps=3"]
+    for name, more in {"a": [], "b": [], "c": ["--micro_batch_size=3"], "d": ["--seed=1"]}.items():
+        trained(*words, f"--name={name}", *more)
+    a, b, c, d = (torch.load(f"runs/{n}/ckpt.pt", weights_only=True)["model"] for n in "abcd")
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+        torch.testing.assert_close(a[name], c[name], atol=2e-5, rtol=0)
+    assert not torch.equal(a["wte.weight"], d["wte.weight"])
+
+
+def test_a_batch_depends_on_seed_and_step_alone(workspace):
+    prepared()
+    split = data.Dataset("prosqa").split("train")
+    draws = [
+        split.draw(6, random.Random(f"{seed} {step}"), augment=True) for seed, step in ((0, 5), (0, 6), (0, 5), (1, 5))
+    ]
+    assert draws[0] == draws[2]
+    assert draws[0] not in (draws[1], draws[3])
+
+
+@pytest.mark.parametrize("muon_lr", [0.0, 0.005])
+def test_every_parameter_is_in_one_optimizer(muon_lr):
+    model = GPT(GPTConfig(vocab_size=20, block_size=8, n_layer=2, n_head=2, n_embd=8))
+    optimizers = train.make_optimizers(model, TrainConfig(muon_lr=muon_lr), stage=0)
+    held = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(map(id, model.parameters()))
+    assert len(optimizers) == (2 if muon_lr else 1)
+    (later,) = train.make_optimizers(model, TrainConfig(muon_lr=muon_lr, lr=0.5, first_lr=0.7), stage=1)
+    assert later.param_groups[0]["full_lr"] == 0.5
+
+
+def test_the_optimizer_is_reset_at_a_stage_or_never(workspace, monkeypatch):
+    prepared()
+    made = []
+    real = train.make_optimizers
+    monkeypatch.setattr(train, "make_optimizers", lambda *a: made.append(1) or real(*a))
+    trained("--name=never", "--reset_optimizer=never")
+    assert len(made) == 1
+    trained("--name=stage")
+    assert len(made) == 1 + 3
+
+
+def test_a_tiny_run_memorises_32_problems(workspace, capsys):
+    prepared()
+    words = ["--augment=false", "--stage_steps=150", "--max_stage=1", "--batch_size=32", "--n_embd=64", "--lr=3e-3"]
+    trained(*words, "--init=lookup", "--init_std=0.08", "--warmup=10")
+    line = answered(capsys, "--split=train")
+    assert line["results"][0]["accuracy"] == 1.0
+    loss = [float(r["value"]) for r in read_csv("runs/prosqa-coconut/log.csv") if r["metric"] == "loss"]
+    assert loss[-1] < 0.02 < 3 < loss[0]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(workspace, monkeypatch):
+    prepared()
+    real = coconut.forward
+    monkeypatch.setattr(coconut, "forward", lambda m, b: real(m, b)._replace(loss=real(m, b).loss * math.nan))
+    with pytest.raises(UserError, match=r"loss is nan at step 1, stage 0"):
+        trained()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--task=nothing"], "data/nothing not found; run: python prepare.py nothing"),
+        (["--task=../x"], "is not a name for data/"),
+        (["--name=a/b"], "is not a name for runs/"),
+        (["--block_size=16"], "--block_size=16 is too short"),
+        (["--method=magic"], "unknown method 'magic', choose from cot, "),
+        (["--stage_steps=0"], "--stage_steps=0 should be"),
+        (["--stage_steps=5,-1"], "--stage_steps=5,-1 should be"),
+        (["--batch_size=0"], "--batch_size=0 should be"),
+        (["--n_head=5"], "--n_embd=32 should be a multiple of --n_head=5"),
+        (["--mix=1.5"], "--mix=1.5 should be"),
+        (["--lr=-1"], "--lr=-1.0 should be"),
+        (["--dropout=1"], "--dropout=1.0 should be"),
+    ],
+)
+def test_mistakes(workspace, words, message):
+    prepared()
+    with pytest.raises(UserError) as error:
+        trained(*words)
+    assert message in str(error.value)
+    assert not Path("runs").exists()
+
+
+def test_mistakes_of_evaluate_and_sample(workspace, capsys):
+    with pytest.raises(UserError, match=r"no run under runs/ yet; run: python train\.py"):
+        evaluate.Run("")
+    prepared()
+    trained("--name=a")
+    for name, message in {"b": "runs/b not found; there is: a", "../a": "not found"}.items():
+        with pytest.raises(UserError, match=message):
+            evaluate.Run(name)
+    with pytest.raises(UserError, match="test has questions 0 to 9"):
+        sample.main(sample.SampleConfig(index=10))
+    with pytest.raises(UserError, match="do not fit into the model's"):
+        sample.main(sample.SampleConfig(question="Tom is a lempus. " * 99))
+    Path("runs/a/best.pt").write_bytes(Path("runs/a/best.pt").read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"best\.pt is not a checkpoint of nanococonut"):
+        evaluate.Run("a")
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path("owned").touch, ())
+
+
+def test_a_checkpoint_that_carries_code_is_refused_and_does_not_run(workspace):
+    prepared()
+    trained("--name=a")
+    torch.save({"model": Evil()}, "runs/a/best.pt")
+    with pytest.raises(UserError, match="is not a checkpoint of nanococonut"):
+        evaluate.Run("a")
+    assert not Path("owned").exists()
+
+
+def test_a_question_of_ones_own(workspace, capsys):
+    prepared()
+    trained("--name=a")
+    sample.main(sample.SampleConfig(question="Tom is a lempus. Max is a impus. Is Tom a impus or lempus?", latent=1))
+    printed = capsys.readouterr().out
+    assert "1 thoughts instead of the 2 of training" in printed
+    assert "Is Tom a impus or lempus?" in printed
+    assert "(norm " in printed
+
+
+def test_scoring():
+    row = {"answer": "Tom is a rempus.", "steps": ["Tom is a lempus."], "question": "Tom is a lempus. Is Tom a x or y?"}
+    assert evaluate.is_right("Tom is a lempus.\n### Tom is a rempus.", row)
+    assert not evaluate.is_right("### Tom is a lempus.", row)
+    assert evaluate.is_right("### 1,000", {"answer": "1000"})
+    assert evaluate.starts_with_fact("Tom is a lempus.\n###", row)
+    assert not evaluate.starts_with_fact("Tom is a rempus.\n###", row)
+    low, high = evaluate.wilson(0, 50)
+    assert low == 0 < high < 0.08
