@@ -56,24 +56,19 @@ def tell(graph: Graph, rng: random.Random, keep: float = 1.0) -> Telling:
     >>> ["".join(step) for step in t.steps], "".join(t.answer)
     (['Tom is a lempus.\\n', 'Every lempus is a rempus.\\n'], '### Tom is a rempus.')
     """
-    names = graph.names
-    question, end = [], ""
-    chain = set(zip(graph.path, graph.path[1:], strict=False))
+    names, question, chain = graph.names, [], set(zip(graph.path, graph.path[1:], strict=False))
     for a, b in rng.sample(graph.edges, len(graph.edges)):
-        if keep < 1 and (a, b) not in chain and rng.random() >= keep:
-            continue
-        question += [*subject(names[a], end), f" is a {names[b]}"]
-        end = ". "
+        if keep == 1 or (a, b) in chain or rng.random() < keep:
+            question += [subject(names[a]), f" is a {names[b]}. "]
     one, other = rng.sample([names[graph.target], names[graph.neg_target]], 2)
-    question += [". Is ", names[graph.root], " a ", one, " or ", other, "?\n"]
-    steps = [[*subject(names[a]), f" is a {names[b]}", ".\n"] for a, b in zip(graph.path, graph.path[1:], strict=False)]
-    return Telling(question, steps, ["### ", names[graph.root], f" is a {names[graph.target]}", "."])
+    question += ["Is ", names[graph.root], " a ", one, " or ", other, "?\n"]
+    steps = [[subject(names[a]), f" is a {names[b]}.\n"] for a, b in zip(graph.path, graph.path[1:], strict=False)]
+    return Telling(question, steps, ["### ", names[graph.root], f" is a {names[graph.target]}."])
 
 
-def subject(name: str, end: str = "") -> list[str]:
-    """How a fact begins, after the end of the one before: a person by name, a concept with Every."""
-    glue = end if name[0].isupper() else end + "Every "
-    return [glue, name] if glue else [name]
+def subject(name: str) -> str:
+    """A person by name, a concept with Every."""
+    return name if name[0].isupper() else f"Every {name}"
 
 
 def graph_of(row: dict) -> Graph:
@@ -197,7 +192,11 @@ def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, di
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = []
     if meta["tokenizer"] == "words":
-        vocabulary = tokenizer.fit(text for row in splits["train"] for text in texts_of(row))
+        texts = [text for row in splits["train"] for text in texts_of(row)]
+        if all(map(has_graph, splits["train"])):  # every name in every place, for tellings to come
+            persons, concepts = Names.of([graph_of(row) for row in splits["train"]])
+            texts += [f"{subject(c)} is a {c}. {p} is a {c}.\n{c} is a {c}." for c in concepts for p in persons]
+        vocabulary = tokenizer.fit(texts)
     encoding = tokenizer.load(meta["tokenizer"], vocabulary)
     counts, longest = {}, {"question": 0, "rest": 0}
     for split, rows in splits.items():

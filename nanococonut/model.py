@@ -20,6 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+EMBEDDING_SCALE = 0.3  # of init="lookup"; with C = 128 channels the first logits then have a deviation of about 1
+
+
 @dataclass(frozen=True)
 class GPTConfig:
     """Sizes of the model; the defaults are GPT-2's smallest."""
@@ -170,9 +173,12 @@ class GPT(nn.Module):
             for block in self.h:
                 block.attn.c_attn.weight[C : 2 * C] = block.attn.c_attn.weight[:C]  # keys start equal to queries,
                 block.attn.c_proj.weight.copy_(0.5 * block.attn.c_attn.weight[2 * C :].t())  # out = values backwards
-            # and positions start as sinusoids with periods from 6 to 60 tokens: neighbours look alike, others do not.
+            # positions start as sinusoids with periods from 6 to 60 tokens: neighbours look alike, others do not,
             angle = torch.arange(self.config.block_size)[:, None] * 10.0 ** (-torch.arange(0, C, 2) / C)  # (T, C / 2)
-            self.wpe.weight.copy_(torch.cat([angle.sin(), angle.cos()], dim=1) * self.config.init_std * math.sqrt(2))
+            self.wpe.weight.copy_(torch.cat([angle.sin(), angle.cos()], dim=1) * EMBEDDING_SCALE * math.sqrt(2))
+            # and a hidden state starts as long as an embedding, so that a thought comes in on the scale of a word.
+            self.wte.weight.normal_(0.0, EMBEDDING_SCALE)
+            self.ln_f.weight.fill_(EMBEDDING_SCALE)
 
     def forward(self, x, positions, past=None, reader=None, maps=None):
         """Hidden states (B, T, C) after the final norm, and one Segment per layer for whoever reads these positions.

@@ -1,16 +1,16 @@
 """Text to token ids and back, through tiktoken: a closed word-level vocabulary built offline, or GPT-2's own.
 
-The words encoding cuts a text into words, predicates and glue; a piece that its vocabulary knows is one token:
+The words encoding cuts a text into phrases, words and glue; a piece that its vocabulary knows is one token:
 
->>> re.findall(PATTERN, "Tom is a lempus. Every lempus is a rempus.")
-['Tom', ' is a lempus', '. Every ', 'lempus', ' is a rempus', '.']
+>>> re.findall(PATTERN, "Tom is a lempus. Every lempus is a rempus. Is Tom a rempus or impus?")
+['Tom', ' is a lempus. ', 'Every lempus', ' is a rempus. ', 'Is ', 'Tom', ' a ', 'rempus', ' or ', 'impus', '?']
 >>> re.findall(PATTERN, "She sold 48 clips.")
 ['She', ' sold', ' ', '4', '8', ' clips', '.']
 
-A predicate at the end of a sentence is one piece, and glue is a run of function words, full stops and blanks. So a fact
-of ProsQA is three tokens, subject and predicate side by side: looking an edge up is then the plainest induction there
-is, "find the subject, read what follows", and is learned many times faster than in word-by-word text (RESULTS.md). What
-the vocabulary lacks falls back to bytes, so every text comes back unchanged. Digits stand alone, as arithmetic wants.
+The subject and the predicate of a fact are one piece each, so a fact of ProsQA is two tokens, side by side: looking an
+edge up is then the plainest induction there is, "find the subject, read what follows", and is learned many times
+faster than from word-by-word text (RESULTS.md). Glue is a run of function words, full stops and blanks. What the
+vocabulary lacks falls back to bytes, so every text comes back unchanged. Digits stand alone, as arithmetic wants.
 """
 
 import collections
@@ -22,7 +22,8 @@ from nanococonut.config import UserError
 
 FUNCTION_WORDS = "True or false:|Every|every|Each|each|Is|is|are|not|an|a|or"
 PATTERN = (
-    rf" is an? [a-z]+(?=\.)|(?! ?(?:{FUNCTION_WORDS})\b) ?[A-Za-z]+|(?:[ .?#\n]|\b(?:{FUNCTION_WORDS})\b)+|[0-9]|[\s\S]"
+    r"(?:Every|Each) [a-z]+| is an? [a-z]+\.\s?|"  # subject, predicate
+    rf"(?! ?(?:{FUNCTION_WORDS})\b) ?[A-Za-z]+|(?:[ .?#\n]|\b(?:{FUNCTION_WORDS})\b)+|[0-9]|[\s\S]"  # word, glue, rest
 )
 SPECIAL = ("bot", "eot", "pause", "eos")  # begin and end of thought, Table 1's pause, end of sequence
 
