@@ -63,6 +63,7 @@ class PrepareConfig:
 
 def draw_graph(n_nodes: int, rng: random.Random) -> list[list[int]]:
     """Edges of a random graph grown from two roots, 0 and 1, every edge from a lower to a higher node."""
+    # Differs from the paper: thresholds and candidates of the printed Algorithm 1 do not give the released graphs.
     reached_by, depth, edges = [1, 2], [0, 0], []  # reached_by: 1 from node 0, 2 from node 1, 3 from both, 0 neither
     for node in range(2, n_nodes):
         r = rng.random()

@@ -36,10 +36,9 @@ class Output(NamedTuple):
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the targets that are not -100. logits (B, S, V), targets (B, S)."""
-    return F.cross_entropy(
-        logits.flatten(0, 1).float() if logits.dtype == torch.bfloat16 else logits.flatten(0, 1), targets.flatten()
-    )
+    """Mean over the targets that are not -100, in float32 at least. logits (B, S, V), targets (B, S)."""
+    logits = logits.float() if logits.dtype == torch.bfloat16 else logits
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 def forward_reference(model: GPT, batch: Batch) -> Output:

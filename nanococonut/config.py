@@ -23,7 +23,6 @@ def run(main, config_class, presets=None, choices=None) -> None:
     try:
         main(parse(config_class, sys.argv[1:], presets, choices))
     except UserError as error:
-        sys.exit_code = 2
         print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except BrokenPipeError:  # `python sample.py | head`
@@ -56,9 +55,8 @@ def parse(config_class, argv, presets=None, choices=None):
             name, equals, text = word[2:].partition("=")
             if name not in fields:
                 near = difflib.get_close_matches(name, fields, n=1)
-                raise UserError(
-                    f"unknown option {word}" + (f", did you mean --{near[0]}=... ?" if near else ", see --help")
-                )
+                hint = f"did you mean --{near[0]}=... ?" if near else "see --help"
+                raise UserError(f"unknown option {word}, {hint}")
             if not equals:
                 if not words or words[0].startswith("--"):
                     raise UserError(f"--{name} needs a value, like --{name}={written(fields[name].default)}")
@@ -85,10 +83,8 @@ def value_of(name, text, kind):
             return tuple(typing.get_args(kind)[0](part) for part in text.split(","))
         return kind(text)
     except (ValueError, KeyError):
-        wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(
-            kind, "numbers like 20 or 20,5,5"
-        )
-        raise UserError(f"--{name}={text} is not {wanted}") from None
+        wanted = {bool: "true or false", int: "a whole number", float: "a number"}
+        raise UserError(f"--{name}={text} is not {wanted.get(kind, 'numbers like 20 or 20,5,5')}") from None
 
 
 def written(value) -> str:
@@ -103,17 +99,12 @@ def written(value) -> str:
 
 
 def help_text(config_class, choices) -> str:
-    """The class docstring and one line per field, read from the field's own comment."""
+    """The class docstring and one line per field: its default, its own comment, what it may be."""
+    comments = dict(re.findall(r"^    (\w+): .+  # (.+)$", inspect.getsource(config_class), re.MULTILINE))
     lines = [inspect.cleandoc(config_class.__doc__), ""]
-    for line in inspect.getsource(config_class).splitlines():
-        match = re.match(r"    (\w+): .+? = (.+?)  # (.+)", line)
-        if match:
-            name, default, comment = match.groups()
-            options = f" [{', '.join(choices[name])}]" if name in choices else ""
-            lines.append(
-                f"  --{name}={default.strip('()').replace(chr(34), '').replace(', ', ',').rstrip(',')}".ljust(28)
-                + f"  {comment}{options}"
-            )
+    for field in dataclasses.fields(config_class):
+        options = f" [{', '.join(choices[field.name])}]" if field.name in choices else ""
+        lines.append(f"  --{field.name}={written(field.default)}".ljust(28) + f"  {comments[field.name]}{options}")
     return "\n".join(lines)
 
 
@@ -157,28 +148,16 @@ class TrainConfig:
     save_every: int = 500  # steps between checkpoints
 
     def __post_init__(self):
-        wrong = "--{}={} should be {}".format
-        for name in ("batch_size", "n_layer", "n_head", "n_embd", "c_thought", "log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise UserError(wrong(name, getattr(self, name), "at least 1"))
-        for name in (
-            "max_stage",
-            "micro_batch_size",
-            "lr",
-            "first_lr",
-            "muon_lr",
-            "weight_decay",
-            "warmup",
-            "grad_clip",
-            "grow",
-        ):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(wrong(name, getattr(self, name), "0 or more"))
-        for name in ("mix", "decay", "dropout", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(wrong(name, getattr(self, name), "at least 0 and below 1"))
-        if min(self.stage_steps) < 1:
-            raise UserError(wrong("stage_steps", written(self.stage_steps), "steps of each stage, at least 1"))
+        def demand(names, fits, wanted):
+            for name in names.split():
+                if not fits(getattr(self, name)):
+                    raise UserError(f"--{name}={written(getattr(self, name))} should be {wanted}")
+
+        demand("batch_size n_layer n_head n_embd c_thought log_every save_every", lambda x: x >= 1, "at least 1")
+        demand("lr first_lr muon_lr weight_decay grad_clip", lambda x: 0 <= x < float("inf"), "0 or more")
+        demand("max_stage micro_batch_size warmup grow block_size eval_every", lambda x: x >= 0, "0 or more")
+        demand("mix decay dropout beta2", lambda x: 0 <= x < 1, "at least 0 and below 1")
+        demand("stage_steps", lambda steps: min(steps) >= 1, "steps of each stage, at least 1")
         if self.n_embd % self.n_head:
             raise UserError(f"--n_embd={self.n_embd} should be a multiple of --n_head={self.n_head}")
 
@@ -190,8 +169,8 @@ PRESETS = {
     # two CPU cores, @@MINUTES: @@ACC of test right on data/prosqa-small (10 nodes, 2 to 4 hops)
     "laptop": dict(
         **dict(n_layer=2, n_head=4, n_embd=128, dropout=0.0, init="lookup", init_std=0.08),
-        **dict(stage_steps=(1400, 400, 800, 600, 2200), mix=0.2, batch_size=64, first_lr=5e-3, muon_lr=5e-3, lr=6e-4),
-        **dict(beta2=0.99, warmup=100, decay=0.4, grad_clip=1.0),
+        **dict(stage_steps=(1000, 400, 2600, 600, 2400), mix=0.2, batch_size=64, first_lr=5e-3, muon_lr=5e-3, lr=8e-4),
+        **dict(beta2=0.99, warmup=100, decay=0.4, grad_clip=1.0, eval_every=400),
     ),
     # one CUDA GPU, ProsQA at the released size from scratch: not measured on a GPU yet
     "gpu": dict(

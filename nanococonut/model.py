@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 EMBEDDING_SCALE = 0.3  # of init="lookup"; with C = 128 channels the first logits then have a deviation of about 1
 
 

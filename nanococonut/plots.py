@@ -41,7 +41,14 @@ def curves(log: Path, out: Path) -> None:
     for stage, step in first.items():
         for axes in (top, bottom):
             axes.axvline(step, color=GREY, linewidth=0.6, alpha=0.6)
-        top.text(step, 1.01, f" stage {stage}", transform=top.get_xaxis_transform(), fontsize=8, color=GREY)
+        top.text(
+            step,
+            1.01,
+            f" stage {stage}" if stage == 0 else f" {stage}",
+            transform=top.get_xaxis_transform(),
+            fontsize=8,
+            color=GREY,
+        )
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
     temporary = out.with_suffix(".tmp.png")

@@ -21,6 +21,7 @@ import tiktoken
 from nanococonut.config import UserError
 
 FUNCTION_WORDS = "True or false:|Every|every|Each|each|Is|is|are|not|an|a|or"
+# Differs from the paper: GPT-2's tokens need GPT-2's weights to be any good; --tokenizer=gpt2 has them.
 PATTERN = (
     r"(?:Every|Each) [a-z]+| is an? [a-z]+\.\s?|"  # subject, predicate
     rf"(?! ?(?:{FUNCTION_WORDS})\b) ?[A-Za-z]+|(?:[ .?#\n]|\b(?:{FUNCTION_WORDS})\b)+|[0-9]|[\s\S]"  # word, glue, rest
