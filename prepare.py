@@ -266,4 +266,4 @@ def main(c: PrepareConfig) -> None:
 
 
 if __name__ == "__main__":
-    config.run(main, PrepareConfig, choices={"task": ("prosqa",), "tokenizer": ("words", "gpt2")})
+    config.run(main, PrepareConfig, choices={"task": data.TASKS, "tokenizer": ("words", "gpt2")})

@@ -169,7 +169,7 @@ PRESETS = {
     # two CPU cores, @@MINUTES: @@ACC of test right on data/prosqa-small (10 nodes, 2 to 4 hops)
     "laptop": dict(
         **dict(n_layer=2, n_head=4, n_embd=128, dropout=0.0, init="lookup", init_std=0.08),
-        **dict(stage_steps=(1000, 400, 2600, 600, 2400), mix=0.2, batch_size=64, first_lr=5e-3, muon_lr=5e-3, lr=8e-4),
+        **dict(stage_steps=(1000, 300, 2000, 400, 1700), mix=0.2, batch_size=64, first_lr=5e-3, muon_lr=5e-3, lr=8e-4),
         **dict(beta2=0.99, warmup=100, decay=0.4, grad_clip=1.0, eval_every=400),
     ),
     # one CUDA GPU, ProsQA at the released size from scratch: not measured on a GPU yet

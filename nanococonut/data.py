@@ -23,6 +23,7 @@ from nanococonut import tokenizer
 from nanococonut.config import UserError
 from nanococonut.curriculum import Example
 
+TASKS = ("prosqa",)
 SPLITS = ("train", "valid", "test")
 GRAPH_FIELDS = ("edges", "idx_to_symbol", "root", "target", "neg_target")
 
@@ -280,7 +281,8 @@ class Dataset:
     def __init__(self, name: str):
         self.folder = folder_of("data", name)
         if not (self.folder / "meta.json").exists():
-            raise UserError(f"{self.folder} not found; run: python prepare.py {name}")
+            task = name if name in TASKS else f"prosqa --name={name}"
+            raise UserError(f"{self.folder} not found; run: python prepare.py {task}")
         self.meta = read_json(self.folder / "meta.json")
         self.encoding = tokenizer.load(self.meta["tokenizer"], self.meta["vocabulary"])
         self.special = tokenizer.special_ids(self.encoding)

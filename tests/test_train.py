@@ -153,7 +153,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(workspace, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--task=nothing"], "data/nothing not found; run: python prepare.py nothing"),
+        (["--task=nothing"], "data/nothing not found; run: python prepare.py prosqa --name=nothing"),
         (["--task=../x"], "is not a name for data/"),
         (["--name=a/b"], "is not a name for runs/"),
         (["--block_size=16"], "--block_size=16 is too short"),
