@@ -1,4 +1,4 @@
-# make quickstart   set up, prepare, train on the CPU and let the model answer: within ten minutes on two cores
+# make quickstart   set up, prepare, train on the CPU, measure, and let the model answer: under ten minutes on two cores
 # make test         set up, lint, format check and the tests that need no GPU, no network and no patience
 PYTHON ?= python3
 BIN = .venv/bin

@@ -166,7 +166,7 @@ class TrainConfig:
 PRESETS = {
     # any machine, a second: a model too small to learn, for tests
     "smoke": dict(n_layer=2, n_head=2, n_embd=32, stage_steps=(4,), max_stage=2, batch_size=8, lr=1e-3, dropout=0.0),
-    # two CPU cores, @@MINUTES: @@ACC of test right on data/prosqa-small (10 nodes, 2 to 4 hops)
+    # two CPU cores, 6 minutes: 77 % of test right on data/prosqa-small (10 nodes, 2 to 4 hops); CoT has 94 %
     "laptop": dict(
         **dict(n_layer=2, n_head=4, n_embd=128, dropout=0.0, init="lookup", init_std=0.08),
         **dict(stage_steps=(1000, 300, 2000, 400, 1700), mix=0.2, batch_size=64, first_lr=5e-3, muon_lr=5e-3, lr=8e-4),

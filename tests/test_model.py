@@ -76,3 +76,16 @@ def test_dropout_acts_in_training_alone():
     assert not torch.equal(model(x, torch.arange(5))[0], model(x, torch.arange(5))[0])
     model.eval()
     assert torch.equal(model(x, torch.arange(5))[0], model(x, torch.arange(5))[0])
+
+
+def test_the_lookup_start():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**{**SIZES, "n_embd": 128, "init": "lookup", "init_std": 0.08}))
+    for block in model.h:
+        q, k, v = block.attn.c_attn.weight.split(128)
+        assert torch.equal(q, k)
+        assert torch.equal(block.attn.c_proj.weight, 0.5 * v.t())
+    hidden, _ = model(model.wte(torch.arange(9))[None], torch.arange(9))
+    assert hidden.norm(dim=-1).mean().item() == pytest.approx(model.wte.weight.norm(dim=-1).mean().item(), rel=0.1)
+    near, far = model.wpe.weight[10] @ model.wpe.weight[11], model.wpe.weight[10] @ model.wpe.weight[20]
+    assert near > 3 * far.abs(), "neighbouring positions look alike, distant ones do not"

@@ -182,6 +182,19 @@ def test_a_retold_problem_is_the_same_problem(workspace):
     assert dataset.encoding.decode(with_fewer.question).count(" is a ") == len(train.rows[0]["steps"])
 
 
+def test_a_batch_is_of_like_length_and_every_problem_as_likely(workspace):
+    run("prosqa", *SMALL)
+    train, rng = data.Dataset("prosqa").split("train"), random.Random(0)
+    drawn = [train.draw(4, rng, augment=False) for _ in range(6000)]
+    counts = Counter(tuple(e.question) for batch in drawn for e in batch)
+    assert len(counts) == 60
+    assert all(abs(n / 24000 * 60 - 1) < 0.25 for n in counts.values()), counts.values()  # 400 +- 5 deviations of 20
+    spread = sum(max(map(len, b)) - min(map(len, b)) for b in [[e.question for e in batch] for batch in drawn]) / 6000
+    lengths = [len(train.example(i).question) for i in range(60)]
+    alone = sum(max(c) - min(c) for c in (rng.choices(lengths, k=4) for _ in range(6000))) / 6000
+    assert spread < 0.5 * alone
+
+
 # ---- files of others ------------------------------------------------------------------------------------------------
 
 
