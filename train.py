@@ -45,7 +45,7 @@ def print_schedule(c: TrainConfig, steps: list[int]) -> None:
 def make_optimizers(model: GPT, c: TrainConfig, stage: int) -> list[torch.optim.Optimizer]:
     """AdamW; in stage 0 with muon_lr, Muon on the blocks' matrices and AdamW on the rest."""
     muon = c.muon_lr > 0 and stage == 0
-    # Differs from the paper: Muon [Jordan 2024] finds the first edge sooner, AdamW is steadier on the way to thoughts.
+    # Differs from the paper: Muon [Jordan 2024] before there are thoughts; RESULTS.md compares it with AdamW alone.
     matrices = [p for p in model.h.parameters() if p.dim() == 2] if muon else []
     taken = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in taken]
