@@ -2,21 +2,27 @@
 
     for each step:  which stage is it?  ->  a batch of that stage  ->  loss  ->  gradient  ->  optimizer
 
-A batch depends on (seed, step) alone. Everything of a run is under runs/<name>/: config.json, log.csv, curves.png,
-ckpt.pt (the last state) and best.pt (the best on valid within the stage it belongs to).
+A batch depends on (seed, step) alone, so a run that was cut off goes on from its last checkpoint as if nothing had
+been (--resume=true), and `torchrun --nproc_per_node=N train.py` cuts the same batches into N parts. Everything of a run
+is under runs/<name>/: config.json, log.csv, curves.png, ckpt.pt (the last state) and best.pt (the best on valid within
+the stage it belongs to).
 """
 
+import bisect
+import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import random
 import time
-from pathlib import Path
 
 import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from nanococonut import coconut, config, curriculum, data, evaluate, plots
+from nanococonut import coconut, config, curriculum, data, evaluate, plots, runs
 from nanococonut.config import CHOICES, PRESETS, TrainConfig, UserError
 from nanococonut.model import GPT, GPTConfig
 
@@ -73,37 +79,43 @@ def lr_factor(step: int, n_steps: int, c: TrainConfig) -> float:
     return up * down
 
 
-def open_run(c: TrainConfig) -> tuple[str, Path]:
-    """A new folder under runs/. A name that exists is refused: a run is never overwritten."""
-    name, number = c.name or f"{c.task}-{c.method}", 1
-    folder = data.folder_of("runs", name)
-    while not c.name and folder.exists():
-        number += 1
-        folder = data.folder_of("runs", f"{name}-{number}")
-    if folder.exists():
-        raise UserError(f"{folder} exists; choose another --name, or delete it")
-    folder.mkdir(parents=True)
-    return folder.name, folder
+class Loss(torch.nn.Module):
+    """coconut.forward as a module whose forward is the loss: what DistributedDataParallel can wrap."""
+
+    def __init__(self, model: GPT):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: curriculum.Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The batch's mean loss, and the mean length of its thoughts."""
+        out = coconut.forward(self.model, batch)
+        return out.loss, out.thoughts.detach().float().norm(dim=-1).mean()
 
 
-def log(path: Path, step: int, stage: int, split: str, **metrics: float) -> None:
-    """Appends to log.csv one line a number: step,stage,split,metric,value."""
-    new = not path.exists()
-    with open(path, "a", encoding="utf-8") as file:
-        file.write("step,stage,split,metric,value\n" * new)
-        file.writelines(f"{step},{stage},{split},{metric},{value:.6g}\n" for metric, value in metrics.items())
+def accumulate(loss_of: torch.nn.Module, parts, n_targets: int, device, bf16: bool) -> torch.Tensor:
+    """Adds to .grad the gradient of the loss of these parts of a batch, and returns (2,): that loss, thoughts' length.
 
-
-def accumulate(model: GPT, parts: list[curriculum.Batch], device: torch.device, bf16: bool) -> torch.Tensor:
-    """Adds to .grad the gradient of the mean loss over all supervised tokens of the parts, and returns that loss."""
-    n_targets = [int((part.targets != -100).sum()) for part in parts]
-    total = torch.zeros((), device=device)
-    for part, n in zip(parts, n_targets, strict=True):
-        part = part._replace(**{name: getattr(part, name).to(device) for name in part._fields[:-1]})
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = coconut.forward(model, part).loss * (n / sum(n_targets))  # not a mean of the parts' means
-        loss.backward()
-        total += loss.detach()
+    A part's mean is weighed by its share of the batch's n_targets supervised tokens: parts add up to the mean over all
+    tokens, where a mean of means would favour short answers. DistributedDataParallel adds the processes' gradients up
+    at the last part and divides by their number, hence the factor. Raises UserError where memory does not suffice.
+    """
+    n_processes = distributed.get_world_size() if distributed.is_initialized() else 1
+    total = torch.zeros(2, device=device)
+    try:
+        for i, part in enumerate(parts):
+            share = int((part.targets != -100).sum()) / n_targets  # counted on the CPU: nobody waits for the device
+            part = part._replace(**{name: getattr(part, name).to(device) for name in part._fields[:-1]})
+            more = n_processes > 1 and i + 1 < len(parts)
+            with loss_of.no_sync() if more else contextlib.nullcontext():
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    loss, norm = loss_of(part)
+                (loss * share * n_processes).backward()
+            total += torch.stack([loss.detach() * share, norm / len(parts) / n_processes])
+    except RuntimeError as error:
+        if "memory" in str(error):
+            half = max(1, len(parts[0].prompt) // 2)
+            raise UserError(f"out of memory; with fewer examples at once: --micro_batch_size={half}") from None
+        raise
     return total
 
 
@@ -119,16 +131,8 @@ def accuracy(model, split, p, dataset, max_new_tokens: int) -> dict[str, float]:
     return metrics
 
 
-def main(c: TrainConfig) -> None:
-    dataset = data.Dataset(c.task)
-    train, valid = dataset.split("train"), dataset.split("valid")
-    steps = schedule(c)
-    plans = [curriculum.plan(c.method, stage, len(steps) - 1, c.c_thought) for stage in range(len(steps))]
-    device = evaluate.pick_device(c.device)
-    bf16 = c.dtype == "bfloat16" or (c.dtype == "auto" and device.type == "cuda")
-    config.print_resolved(c)
-    print_schedule(c, steps)
-
+def build(c: TrainConfig, dataset: data.Dataset, plans: list[curriculum.Plan], device) -> tuple[GPT, int]:
+    """The model at its start, with room for the longest example, and how many tokens an answer may have."""
     # The longest thing this run can meet: a question, its thoughts or pauses between two markers, a whole chain.
     max_new_tokens = dataset.meta["longest"]["rest"] + SLACK
     longest = dataset.meta["longest"]["question"] + max(p.n_thoughts + p.n_pauses for p in plans) + 2 + max_new_tokens
@@ -140,43 +144,100 @@ def main(c: TrainConfig) -> None:
         block_size=c.block_size or -(-longest // 64) * 64,  # a little room for questions of other files
         **{field: getattr(c, field) for field in ("n_layer", "n_head", "n_embd", "dropout", "init", "init_std")},
     )
-    model = GPT(model_config).to(device).train()
+    return GPT(model_config).to(device).train(), max_new_tokens
+
+
+def restore(state: dict, c: TrainConfig, model: GPT, dataset: data.Dataset) -> list[torch.optim.Optimizer]:
+    """Puts a checkpoint's weights and random numbers back, and returns its optimizers."""
+    if state["data"]["sha256"] != dataset.meta["sha256"]:
+        raise UserError(
+            f"data/{c.task} is not the data this run was trained on; prepare that again, or start a new run"
+        )
+    model.load_state_dict(state["model"])
+    optimizers = make_optimizers(model, c, state["stage"] if c.reset_optimizer == "stage" else 0)
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    torch.set_rng_state(state["rng"])
+    if torch.cuda.is_available() and state["cuda_rng"]:
+        torch.cuda.set_rng_state_all(state["cuda_rng"])
+    return optimizers
+
+
+def look(recent: list[torch.Tensor], n_processes: int, step: int, about: str) -> torch.Tensor:
+    """The numbers of the latest steps (n, 4): loss, thoughts' length, gradient's length, 1 for the stage's own batches.
+
+    Raises UserError for the first step whose loss or gradient is not finite.
+    """
+    seen = torch.stack(recent)
+    if n_processes > 1:
+        distributed.all_reduce(seen)
+        seen[:, 2:] /= n_processes  # equal everywhere; of loss and thoughts each process has its share
+    seen = seen.cpu()
+    for number, (loss, _, gradient, _) in enumerate(seen.tolist(), start=step - len(seen) + 1):
+        if not math.isfinite(loss + gradient):
+            raise UserError(f"the loss is {loss:g} and its gradient {gradient:g} long at step {number}, {about}")
+    return seen
+
+
+def main(c: TrainConfig) -> None:
+    """Trains. Several processes take the same steps, each on its share of a batch, and the first one writes."""
+    device, rank, n_processes = runs.join(c.device)
+    dataset = data.Dataset(c.task)
+    problems, valid = dataset.split("train"), dataset.split("valid")
+    steps = schedule(c)
+    ends = list(itertools.accumulate(steps))  # of the stages, in steps
+    plans = [curriculum.plan(c.method, stage, len(steps) - 1, c.c_thought) for stage in range(len(steps))]
+    if c.batch_size < n_processes:
+        raise UserError(f"--batch_size={c.batch_size} should be at least {n_processes}, one example a process")
+    bf16 = c.dtype == "bfloat16" or (c.dtype == "auto" and device.type == "cuda")
+    config.print_resolved(c)
+    print_schedule(c, steps)
+    model, max_new_tokens = build(c, dataset, plans, device)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}, {'bfloat16' if bf16 else 'float32'}")
 
-    name, folder = open_run(c)
-    data.write_text(folder / "config.json", json.dumps(dataclasses.asdict(c) | {"stage_steps": steps}, indent=1) + "\n")
-    csv = folder / "log.csv"
+    folder, state = runs.open_run(c, steps) if rank == 0 or c.resume else (None, None)
+    optimizers, step, best, seconds, recent, last_saved = [], 0, -1.0, 0.0, [], "There is no checkpoint yet"
+    if state:
+        optimizers = restore(state, c, model, dataset)
+        step, best, seconds = state["step"], state["best"], state["seconds"]
+        recent = list(state["recent"].to(device))
+        print(f"{folder} goes on from step {step}")
+    if rank == 0:
+        settings = dataclasses.asdict(c) | {"stage_steps": steps}
+        data.write_text(folder / "config.json", json.dumps(settings, indent=1) + "\n")
+        csv = folder / "log.csv"
+        runs.cut_log(csv, step)
 
-    def save(file: str, step: int, stage: int) -> None:
+    def save(file: str, **more) -> None:
+        kept = {k: dataset.meta[k] for k in ("task", "tokenizer", "vocabulary", "sha256")}
         state = {
-            "model": model.state_dict(),
-            "model_config": dataclasses.asdict(model_config),
-            "config": dataclasses.asdict(c) | {"stage_steps": steps},
-            "data": {k: dataset.meta[k] for k in ("task", "tokenizer", "vocabulary")}
-            | {"max_new_tokens": max_new_tokens},
-            "step": step,
-            "stage": stage,
+            **dict(model=model.state_dict(), model_config=dataclasses.asdict(model.config), config=settings),
+            **dict(data=kept | {"max_new_tokens": max_new_tokens}, step=step, stage=stage, best=best, **more),
         }
         data.write_atomically(folder / file, lambda f: torch.save(state, f))
 
-    began, step, losses = time.time(), 0, []
-    progress = tqdm(total=sum(steps), unit="step")
-    for stage, n_steps in enumerate(steps):
-        if stage == 0 or c.reset_optimizer == "stage":
-            # Differs from the released code, which starts the optimizer anew at every epoch: this is the paper's way.
-            optimizers = make_optimizers(model, c, stage)
-        best = -1.0  # a stage is compared with itself alone
-        for i in range(n_steps):
+    loss_of = Loss(model) if n_processes == 1 else DistributedDataParallel(Loss(model))
+    began = time.time() - seconds
+    progress = tqdm(total=ends[-1], initial=step, unit="step", disable=rank > 0)
+    with runs.stop_signals() as stop:
+        while step < ends[-1]:
+            stage = bisect.bisect_right(ends, step)
+            i = step - (ends[stage] - steps[stage])  # steps of this stage behind us
+            if i == 0 and (stage == 0 or c.reset_optimizer == "stage"):
+                # Differs from the released code, which starts the optimizer anew at every epoch: the paper's way.
+                optimizers = make_optimizers(model, c, stage)
+            if i == 0:
+                best = -1.0  # a stage is compared with itself alone
             rng = random.Random(f"{c.seed} {step}")
             drawn = curriculum.draw_stage(stage, c.mix, rng)
-            examples = train.draw(c.batch_size, rng, c.augment, keep=min(1.0, step / c.grow) if c.grow else 1.0)
-            size = c.micro_batch_size or c.batch_size
-            chunks = [examples[j : j + size] for j in range(0, len(examples), size)]
+            examples = problems.draw(c.batch_size, rng, c.augment, keep=min(1.0, step / c.grow) if c.grow else 1.0)
+            n_targets = sum(len(curriculum.split(e, plans[drawn], dataset.special)[1]) - 1 for e in examples)
+            mine, size = examples[rank::n_processes], c.micro_batch_size or c.batch_size
+            chunks = [mine[j : j + size] for j in range(0, len(mine), size)]
             parts = [curriculum.collate(chunk, plans[drawn], dataset.special) for chunk in chunks]
-            loss = accumulate(model, parts, device, bf16)
-            if c.grad_clip:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip)
-            factor = lr_factor(i, n_steps, c)
+            found = accumulate(loss_of, parts, n_targets, device, bf16)
+            length = torch.nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip or math.inf)
+            factor = lr_factor(i, steps[stage], c)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = group["full_lr"] * factor
@@ -185,27 +246,49 @@ def main(c: TrainConfig) -> None:
 
             step += 1
             progress.update()
-            if drawn == stage:
-                losses.append(loss)
-            ends = i + 1 == n_steps
-            if losses and (step % c.log_every == 0 or i == 0 or ends):  # the only look at the device's numbers
-                mean, losses = float(torch.stack(losses).mean()), []
-                if not math.isfinite(mean):
-                    raise UserError(f"loss is {mean} at step {step}, stage {stage}, lr {c.lr * factor:g}; lower --lr")
-                log(csv, step, stage, "train", loss=mean, lr_factor=factor, seconds=time.time() - began)
-                progress.set_postfix_str(f"stage {stage}, loss {mean:.3f}")
-            if ends or (c.eval_every and step % c.eval_every == 0):
+            recent.append(torch.stack([*found, length, torch.full_like(length, drawn == stage)]))
+            at_end = step == ends[stage]
+            logs = i == 0 or at_end or step % c.log_every == 0
+            evaluates = at_end or (c.eval_every and step % c.eval_every == 0)
+            stopped = stop if n_processes == 1 else runs.agree(stop, device) if logs else []
+            saves = at_end or step % c.save_every == 0 or stopped
+            if not (logs or evaluates or saves):
+                continue  # nobody looks at the device's numbers, so nobody waits for them
+            lr = optimizers[0].param_groups[0]["lr"]
+            seen = look(recent, n_processes, step, f"stage {stage}, lr {lr:g}; lower --lr. {last_saved}")
+            if logs and seen[:, 3].any():
+                loss, thoughts, gradient, _ = seen[seen[:, 3] > 0].mean(dim=0).tolist()  # the stage's own batches
+                recent = []
+                words = float(model.wte.weight.detach().norm(dim=1).mean())
+                numbers = dict(loss=loss, gradient_norm=gradient, lr_factor=factor, embedding_norm=words)
+                numbers |= dict(thought_norm=thoughts) if plans[stage].n_thoughts else {}
+                if rank == 0:
+                    runs.log(csv, step, stage, "train", **numbers, seconds=time.time() - began)
+                progress.set_postfix_str(f"stage {stage}, loss {loss:.3f}")
+            if evaluates and rank == 0:
                 metrics = accuracy(model, valid, plans[stage], dataset, max_new_tokens)
-                log(csv, step, stage, "valid", **metrics)
+                runs.log(csv, step, stage, "valid", **metrics)
                 tqdm.write(f"step {step}, stage {stage}: " + ", ".join(f"{k} {v:.1%}" for k, v in metrics.items()))
                 if metrics["accuracy"] >= best:
                     best = metrics["accuracy"]
-                    save("best.pt", step, stage)
-            if ends or step % c.save_every == 0:
-                save("ckpt.pt", step, stage)
+                    save("best.pt")
+            if saves and rank == 0:
+                more = dict(optimizers=[o.state_dict() for o in optimizers], rng=torch.get_rng_state())
+                more |= dict(cuda_rng=torch.cuda.get_rng_state_all() if device.type == "cuda" else [])
+                more |= dict(recent=torch.stack(recent).cpu() if recent else torch.empty(0, 4))
+                save("ckpt.pt", **more, seconds=time.time() - began)
+                last_saved = f"{folder}/ckpt.pt holds step {step}"
+            if stopped:
+                progress.close()
+                print(f"stopped at step {step}; to go on: the same command with --name={folder.name} --resume=true")
+                raise SystemExit(128 + stopped[0])
     progress.close()
-    plots.curves(csv, folder / "curves.png")
-    print(f"{folder} after {time.time() - began:.0f} s: {best:.1%} of valid right. Next: python sample.py {name}")
+    if rank == 0:
+        plots.curves(csv, folder / "curves.png")
+        took = f"{folder} after {time.time() - began:.0f} s"
+        print(f"{took}: {best:.1%} of valid right. Next: python sample.py {folder.name}")
+    if n_processes > 1:
+        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def written(value) -> str:
     >>> written((2000, 500)), written(True), written(0.0001)
     ('2000,500', 'true', '0.0001')
     """
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return ",".join(map(written, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -146,6 +146,7 @@ class TrainConfig:
     log_every: int = 20  # steps between lines of log.csv
     eval_every: int = 0  # steps between accuracies on valid; 0: at each stage's end alone
     save_every: int = 500  # steps between checkpoints
+    resume: bool = False  # go on with the run --name from its last checkpoint
 
     def __post_init__(self):
         def demand(names, fits, wanted):

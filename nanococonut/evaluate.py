@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from nanococonut import coconut, config, data, tokenizer
+from nanococonut import coconut, config, data, runs, tokenizer
 from nanococonut.config import UserError
 from nanococonut.curriculum import METHODS, Example, Plan, pad, plan, split
 from nanococonut.model import GPT, GPTConfig
@@ -38,18 +38,15 @@ class Run:
     """A trained run, ready to answer."""
 
     def __init__(self, name: str, checkpoint: str = "best", device: str = "auto"):
-        self.folder = find_run(name)
+        self.folder = runs.find_run(name)
         path = self.folder / ("best.pt" if checkpoint == "best" else "ckpt.pt")
         if not path.exists():
             raise UserError(f"{path} not found: the run has saved nothing yet")
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            self.config, self.stage, self.data = state["config"], state["stage"], state["data"]
-            self.model = GPT(GPTConfig(**state["model_config"]))
-            self.model.load_state_dict(state["model"])
-        except Exception as error:  # torch.load raises a dozen kinds for a file that is cut, foreign or malicious
-            raise UserError(f"{path} is not a checkpoint of nanococonut ({type(error).__name__})") from None
-        self.device = pick_device(device)
+        state = runs.load_state(path)
+        self.config, self.stage, self.data = state["config"], state["stage"], state["data"]
+        self.model = GPT(GPTConfig(**state["model_config"]))
+        self.model.load_state_dict(state["model"])
+        self.device = runs.pick_device(device)
         self.model.to(self.device).eval()
         self.encoding = tokenizer.load(self.data["tokenizer"], self.data["vocabulary"])
         self.special = tokenizer.special_ids(self.encoding)
@@ -68,31 +65,6 @@ class Run:
         if n_thoughts < 0:
             raise UserError(f"{n_thoughts} thoughts: expected 0 or more")
         return self.plan._replace(n_thoughts=n_thoughts)
-
-
-def find_run(name: str) -> Path:
-    """The folder of a run given by name or path; the newest for "". Raises UserError."""
-    if not name:
-        runs = sorted(Path("runs").glob("*/config.json"), key=lambda path: path.parent.stat().st_mtime)
-        if not runs:
-            raise UserError("no run under runs/ yet; run: python train.py")
-        return runs[-1].parent
-    for folder in (Path("runs") / name, Path(name)):
-        if (folder / "config.json").exists():
-            return folder
-    raise UserError(
-        f"runs/{name} not found; there is: {', '.join(sorted(p.name for p in Path('runs').glob('*'))) or 'none'}"
-    )
-
-
-def pick_device(name: str) -> torch.device:
-    """auto: CUDA, else Apple's MPS, else the CPU. Raises UserError for what this machine lacks."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
-    if not available.get(name.split(":")[0], False):
-        raise UserError(f"--device={name}: this machine has {', '.join(k for k, there in available.items() if there)}")
-    return torch.device(name)
 
 
 def prompts(examples: list[Example], p: Plan, special: dict[str, int]) -> tuple[list[list[int]], int | None]:

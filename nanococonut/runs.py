@@ -1,0 +1,150 @@
+"""runs/<name>/ on disk, and the processes that write there: opened once, never overwritten, gone on with exactly.
+
+config.json   the settings                         ckpt.pt   the last state: weights, optimizers, random numbers
+log.csv       step,stage,split,metric,value        best.pt   the weights that did best on valid in their stage
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from nanococonut import tokenizer
+from nanococonut.config import TrainConfig, UserError, written
+from nanococonut.curriculum import plan
+from nanococonut.data import folder_of, read_json, write_text
+from nanococonut.model import GPT, GPTConfig
+
+FREE = ("preset", "name", "resume", "log_every", "eval_every", "save_every")  # may differ when a run goes on
+
+
+def open_run(c: TrainConfig, steps: list[int]) -> tuple[Path, dict | None]:
+    """The run's folder under runs/, and the state it goes on from. Raises UserError.
+
+    A name that exists is refused without --resume: a run is never overwritten, and goes on under its own settings only.
+    """
+    name, number = c.name or f"{c.task}-{c.method}", 1
+    folder = folder_of("runs", name)
+    if c.resume:
+        if not (folder / "config.json").exists():
+            raise UserError(f"{folder} not found: nothing to resume; leave --resume out, or give the run's --name")
+        before = read_json(folder / "config.json")
+        now = json.loads(json.dumps(dataclasses.asdict(c) | {"stage_steps": steps}))
+        differ = [k for k in now if k not in FREE and now[k] != before.get(k)]
+        if differ:
+            both = ", ".join(f"--{k}={written(before.get(k))} and not {written(now[k])}" for k in differ)
+            raise UserError(f"{folder} was trained with {both}: it goes on with its own settings only")
+        return folder, load_state(folder / "ckpt.pt") if (folder / "ckpt.pt").exists() else None
+    while not c.name and folder.exists():
+        number += 1
+        folder = folder_of("runs", f"{name}-{number}")
+    if folder.exists():
+        raise UserError(f"{folder} exists; go on with it (--resume=true), choose another --name, or delete it")
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot make {folder}: {error.strerror}") from None
+    return folder, None
+
+
+def find_run(name: str) -> Path:
+    """The folder of a run given by name or path; the newest for "". Raises UserError."""
+    if not name:
+        runs = sorted(Path("runs").glob("*/config.json"), key=lambda path: path.parent.stat().st_mtime)
+        if not runs:
+            raise UserError("no run under runs/ yet; run: python train.py")
+        return runs[-1].parent
+    for folder in (Path("runs") / name, Path(name)):
+        if (folder / "config.json").exists():
+            return folder
+    raise UserError(
+        f"runs/{name} not found; there is: {', '.join(sorted(p.name for p in Path('runs').glob('*'))) or 'none'}"
+    )
+
+
+def load_state(path: Path) -> dict:
+    """What a checkpoint holds, tensors and plain values alone: no code of its file is run. Raises UserError."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        GPT(GPTConfig(**state["model_config"])).load_state_dict(state["model"])
+        tokenizer.load(state["data"]["tokenizer"], state["data"]["vocabulary"])
+        plan(state["config"]["method"], state["stage"], len(state["config"]["stage_steps"]) - 1)
+    except Exception as error:  # torch.load raises a dozen kinds for a file that is cut, foreign or malicious
+        reason = str(error).partition("\n")[0][:80]
+        raise UserError(f"{path} is not a checkpoint of nanococonut ({type(error).__name__}: {reason})") from None
+    return state
+
+
+def log(path: Path, step: int, stage: int, split: str, **metrics: float) -> None:
+    """Appends to log.csv one line a number: step,stage,split,metric,value."""
+    new = not path.exists()
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("step,stage,split,metric,value\n" * new)
+        file.writelines(f"{step},{stage},{split},{metric},{value:.6g}\n" for metric, value in metrics.items())
+
+
+def cut_log(path: Path, step: int) -> None:
+    """Removes from log.csv what was written after a step: it will be written again."""
+    if path.exists():
+        head, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and int(line.partition(",")[0]) <= step]
+        write_text(path, "".join([head, *kept]))
+
+
+@contextlib.contextmanager
+def stop_signals():
+    """A list that receives the first Ctrl-C or SIGTERM, for the loop to end well; the second one ends at once."""
+    seen, numbers = [], (signal.SIGINT, signal.SIGTERM)
+
+    def note(number, frame):
+        seen.append(number)
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield seen
+        return
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: CUDA, else Apple's MPS, else the CPU. Raises UserError for what this machine lacks."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    if not available.get(name.split(":")[0], False):
+        raise UserError(f"--device={name}: this machine has {', '.join(k for k, there in available.items() if there)}")
+    return torch.device(name)
+
+
+def join(name: str) -> tuple[torch.device, int, int]:
+    """The device of this process, its rank and the number of processes: (..., 0, 1) unless torchrun started it."""
+    device = pick_device(name)
+    if "RANK" not in os.environ:
+        return device, 0, 1
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if distributed.get_rank():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - to the end: the first process speaks for all
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    return device, distributed.get_rank(), distributed.get_world_size()
+
+
+def agree(stop: list[int], device) -> list[int]:
+    """The signal that some process has received, for all to stop at the same step."""
+    number = torch.tensor(stop[0] if stop else 0, device=device)
+    distributed.all_reduce(number, distributed.ReduceOp.MAX)
+    return [int(number)] if number else []

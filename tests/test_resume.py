@@ -1,0 +1,221 @@
+"""A run that was cut off anywhere ends as if nothing had been; a run cut into processes is the same run."""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import prepare
+import train
+from nanococonut import coconut, config, runs
+from nanococonut.config import CHOICES, PRESETS, TrainConfig, UserError
+
+ROOT = Path(__file__).parents[1]
+ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+WORDS = ["smoke", "--mix=0.3", "--micro_batch_size=5", "--grad_clip=1", "--dropout=0.1", "--warmup=3", "--decay=0.5"]
+WORDS += ["--muon_lr=0.01"]
+# A run that kills itself while it writes the file given, at the step given: half a checkpoint lies there then.
+SUICIDE = """
+import os, signal, sys, torch, train
+real, name, step = torch.save, sys.argv.pop(1), int(sys.argv.pop(1))
+def save(state, file):
+    real(state, file)
+    if (os.path.basename(file.name), state["step"]) == (name + ".tmp", step):
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+torch.save = save
+train.config.run(train.main, train.TrainConfig, train.PRESETS, train.CHOICES)
+"""
+
+
+def prepared(*words):
+    small = ["--train=32", "--valid=10", "--test=10", "--n_nodes=8", "--min_hops=2", "--max_hops=3"]
+    prepare.main(config.parse(prepare.PrepareConfig, [*small, *words]))
+
+
+def trained(*words):
+    train.main(config.parse(TrainConfig, ["smoke", *words], PRESETS, CHOICES))
+
+
+def read_csv(path):
+    return list(csv.DictReader(Path(path).read_text().splitlines()))
+
+
+def start(*words, code=None):
+    program = ["-c", code] if code else [str(ROOT / "train.py")]
+    return subprocess.Popen([sys.executable, *program, *words], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finished(*words, code=None):
+    process = start(*words, code=code)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out.decode(), err.decode()
+
+
+def state_of(name, file="ckpt.pt"):
+    return torch.load(f"runs/{name}/{file}", weights_only=True)
+
+
+def assert_same_run(one, other):
+    for file in ("ckpt.pt", "best.pt"):
+        a, b = state_of(one, file), state_of(other, file)
+        assert (a["step"], a["best"]) == (b["step"], b["best"])
+        for name, weight in a["model"].items():
+            assert torch.equal(weight, b["model"][name]), f"{file}: {name}"
+    logs = [[row for row in read_csv(f"runs/{n}/log.csv") if row["metric"] != "seconds"] for n in (one, other)]
+    assert logs[0] == logs[1]
+
+
+def test_a_run_killed_at_random_moments_ends_with_the_same_parameters(workspace):
+    """At least five SIGKILLs at moments drawn anew each time; the seed is printed with a failure."""
+    prepared()
+    words = [*WORDS, "--stage_steps=60,60,60", "--save_every=7", "--eval_every=25", "--reset_optimizer=never"]
+    assert finished(*words, "--name=whole")[0] == 0
+    seed = time.time_ns() % 10**6
+    rng, n_kills, steps = random.Random(seed), 0, []
+    while n_kills < 5:
+        process = start(*words, "--name=cut", *(["--resume=true"] if n_kills else []))
+        before = steps[-1] if steps else 0
+        deadline = time.time() + 60
+        while process.poll() is None and time.time() < deadline:
+            if Path("runs/cut/ckpt.pt").exists() and state_of("cut")["step"] > before:
+                break
+            time.sleep(0.01)
+        time.sleep(rng.random() * 0.15)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, (
+            f"seed {seed}: the run ended before it was killed {n_kills + 1} times"
+        )
+        n_kills += 1
+        steps.append(state_of("cut")["step"])
+    print(f"killed {n_kills} times, checkpoints at {steps}, seed {seed}")
+    assert steps == sorted(steps) and steps[-1] < 180, f"seed {seed}: {steps}"
+    assert finished(*words, "--name=cut", "--resume=true")[0] == 0
+    assert_same_run("whole", "cut")
+
+
+@pytest.mark.parametrize(
+    ("file", "step", "reset"), [("ckpt.pt", 12, "stage"), ("best.pt", 12, "never"), ("ckpt.pt", 16, "stage")]
+)
+def test_a_run_killed_while_it_saves_at_a_stage_switch(workspace, file, step, reset):
+    prepared()
+    words = [*WORDS, "--stage_steps=6,6,6", "--save_every=4", "--log_every=5", f"--reset_optimizer={reset}"]
+    assert finished(*words, "--name=whole")[0] == 0
+    code, _, err = finished(file, str(step), *words, "--name=cut", code=SUICIDE)
+    assert code == -signal.SIGKILL, err
+    assert Path(f"runs/cut/{file}.tmp").exists(), "it died while it wrote"
+    assert state_of("cut")["step"] == {("ckpt.pt", 12): 8, ("best.pt", 12): 8, ("ckpt.pt", 16): 12}[file, step]
+    assert finished(*words, "--name=cut", "--resume=true")[0] == 0
+    assert_same_run("whole", "cut")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(workspace, number):
+    prepared()
+    words = ["smoke", "--stage_steps=4000", "--save_every=100000", "--log_every=1", "--name=run"]
+    process = start(*words)
+    while not Path("runs/run/log.csv").exists():
+        time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    step = state_of("run")["step"]
+    assert process.returncode == 128 + number
+    last = f"stopped at step {step}; to go on: the same command with --name=run --resume=true"
+    assert out.decode().splitlines()[-1] == last
+    assert "Traceback" not in err.decode()
+
+
+def test_a_second_signal_ends_at_once():
+    with runs.stop_signals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop == [signal.SIGINT]
+        assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler, "what was there before is back"
+
+
+def test_resume_goes_on_with_the_same_settings_only(workspace, capsys):
+    prepared()
+    with pytest.raises(UserError, match="runs/run not found: nothing to resume"):
+        trained("--name=run", "--resume=true")
+    trained("--name=run")
+    with pytest.raises(UserError, match=r"--stage_steps=4,4,4 and not 4,5, --lr=0.001 and not 0.5: it goes on with"):
+        trained("--name=run", "--resume=true", "--lr=0.5", "--stage_steps=4,5")
+    before = state_of("run")["model"]
+    trained("--name=run", "--resume=true")  # nothing left to do
+    assert all(torch.equal(before[name], weight) for name, weight in state_of("run")["model"].items())
+    prepared("--seed=1")
+    with pytest.raises(UserError, match="data/prosqa is not the data this run was trained on"):
+        trained("--name=run", "--resume=true")
+
+
+def test_a_run_without_a_checkpoint_starts_again(workspace):
+    prepared()
+    trained("--name=whole")
+    trained("--name=cut")
+    for file in ("ckpt.pt", "best.pt", "curves.png"):
+        Path(f"runs/cut/{file}").unlink()
+    trained("--name=cut", "--resume=true")
+    assert_same_run("whole", "cut")
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(workspace, monkeypatch):
+    prepared()
+    real = torch.save
+
+    def full(state, file):
+        if state["step"] > 8:
+            file.write(b"half a checkpoint")
+            raise OSError(28, "No space left on device")
+        real(state, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match=r"cannot write runs/run/.*: No space left on device"):
+        trained("--name=run", "--save_every=2")
+    assert state_of("run")["step"] == 8
+    assert not list(Path("runs/run").glob("*.tmp"))
+    monkeypatch.setattr(torch, "save", real)
+    trained("--name=run", "--save_every=2", "--resume=true")
+    trained("--name=whole")
+    assert_same_run("whole", "run")
+
+
+def test_memory_that_does_not_suffice_is_one_line(workspace, monkeypatch):
+    prepared()
+
+    def too_much(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 40 GiB")
+
+    monkeypatch.setattr(coconut, "forward", too_much)
+    with pytest.raises(UserError, match="out of memory; with fewer examples at once: --micro_batch_size=4"):
+        trained()
+
+
+def test_two_processes_go_on_as_one_would(workspace):
+    """DistributedDataParallel over gloo: a run begun by one process and resumed by two, through the latent stages."""
+    prepared()
+    words = ["smoke", "--stage_steps=4,4,4", "--log_every=1", "--micro_batch_size=3", "--grad_clip=1", "--mix=0.3"]
+    words += ["--device=cpu", "--save_every=2"]
+    assert finished(*words, "--name=one")[0] == 0
+    finished("ckpt.pt", "4", *words, "--name=two", code=SUICIDE)
+    assert state_of("two")["step"] == 2
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*torchrun, str(ROOT / "train.py"), *words, "--name=two", "--resume=true"]
+    done = subprocess.run(command, env=ENV, capture_output=True, timeout=180)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    assert done.stdout.decode().count("runs/two goes on from step 2") == 1, "the second process is silent"
+
+    def losses(name):
+        rows = read_csv(f"runs/{name}/log.csv")
+        return {(r["step"], r["stage"]): float(r["value"]) for r in rows if r["metric"] == "loss"}
+
+    one, two = losses("one"), losses("two")
+    assert one.keys() == two.keys() and len(one) >= 9
+    assert all(abs(one[key] - two[key]) < 1e-4 for key in one), (one, two)
