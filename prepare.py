@@ -149,10 +149,11 @@ def draw_problem(c: PrepareConfig, rng: random.Random) -> data.Graph | None:
 def row_of(graph: data.Graph, rng: random.Random) -> dict:
     """A problem as the released files write it."""
     told = data.tell(graph, rng)
+    *steps, answer = "".join(told.rests[0]).split("\n")
     return {
         "question": "".join(told.question).rstrip("\n"),
-        "answer": "".join(told.answer).removeprefix("### "),
-        "steps": ["".join(step).rstrip("\n") for step in told.steps],
+        "answer": answer.removeprefix("### "),
+        "steps": steps,
         "idx_to_symbol": graph.names,
         "edges": graph.edges,
         "root": graph.root,

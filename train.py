@@ -49,15 +49,14 @@ def print_schedule(c: TrainConfig, steps: list[int]) -> None:
 
 
 def make_optimizers(model: GPT, c: TrainConfig, stage: int) -> list[torch.optim.Optimizer]:
-    """AdamW; in stage 0 with muon_lr, Muon on the blocks' matrices and AdamW on the rest."""
-    muon = c.muon_lr > 0 and stage == 0
-    # Differs from the paper: Muon [Jordan 2024] before there are thoughts; RESULTS.md compares it with AdamW alone.
-    matrices = [p for p in model.h.parameters() if p.dim() == 2] if muon else []
+    """AdamW; with muon_lr, Muon on the blocks' matrices and AdamW on the rest."""
+    # Differs from the paper: Muon [Jordan 2024]; RESULTS.md compares it with AdamW alone.
+    matrices = [p for p in model.h.parameters() if p.dim() == 2] if c.muon_lr else []
     taken = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in taken]
     lr = c.first_lr if c.first_lr and stage == 0 else c.lr
     optimizers = [torch.optim.AdamW(rest, lr, (0.9, c.beta2), weight_decay=c.weight_decay)]
-    if muon:
+    if matrices:
         if not hasattr(torch.optim, "Muon"):
             raise UserError(f"--muon_lr needs torch 2.9 or later, this is {torch.__version__}; or use --muon_lr=0")
         optimizers.append(torch.optim.Muon(matrices, c.muon_lr, weight_decay=c.weight_decay))
@@ -231,10 +230,13 @@ def main(c: TrainConfig) -> None:
             rng = random.Random(f"{c.seed} {step}")
             drawn = curriculum.draw_stage(stage, c.mix, rng)
             examples = problems.draw(c.batch_size, rng, c.augment, keep=min(1.0, step / c.grow) if c.grow else 1.0)
-            n_targets = sum(len(curriculum.split(e, plans[drawn], dataset.special)[1]) - 1 for e in examples)
-            mine, size = examples[rank::n_processes], c.micro_batch_size or c.batch_size
+            behind = i / steps[stage] if drawn == stage else rng.random()
+            p = curriculum.plan(c.method, drawn, len(steps) - 1, c.c_thought, dataset.meta["longest"]["chain"], behind)
+            pairs = [curriculum.split(example, p, dataset.special, rng) for example in examples]
+            n_targets = sum(len(suffix) - 1 for _, suffix in pairs)
+            mine, size = pairs[rank::n_processes], c.micro_batch_size or c.batch_size
             chunks = [mine[j : j + size] for j in range(0, len(mine), size)]
-            parts = [curriculum.collate(chunk, plans[drawn], dataset.special) for chunk in chunks]
+            parts = [curriculum.collate(chunk, p.n_thoughts, dataset.special["eos"]) for chunk in chunks]
             found = accumulate(loss_of, parts, n_targets, device, bf16)
             length = torch.nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip or math.inf)
             factor = lr_factor(i, steps[stage], c)

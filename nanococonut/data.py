@@ -43,8 +43,7 @@ class Telling(NamedTuple):
     """A problem in words, cut where the words encoding cuts."""
 
     question: list[str]
-    steps: list[list[str]]
-    answer: list[str]
+    rests: list[list[str]]  # what is left to write when 0, 1, ... steps are removed
 
 
 def tell(graph: Graph, rng: random.Random, keep: float = 1.0) -> Telling:
@@ -54,22 +53,27 @@ def tell(graph: Graph, rng: random.Random, keep: float = 1.0) -> Telling:
     ...          random.Random(1))
     >>> "".join(t.question)
     'Tom is a lempus. Max is a impus. Every lempus is a rempus. Is Tom a rempus or impus?\\n'
-    >>> ["".join(step) for step in t.steps], "".join(t.answer)
-    (['Tom is a lempus.\\n', 'Every lempus is a rempus.\\n'], '### Tom is a rempus.')
+    >>> t.rests[0]
+    ['Tom is a ', 'lempus.\\nEvery lempus is a ', 'rempus.', '\\n', '### Tom is a ', 'rempus.']
+    >>> ["".join(rest) for rest in t.rests[1:]]
+    ['Every lempus is a rempus.\\n### Tom is a rempus.', '### Tom is a rempus.']
     """
     names, question, chain = graph.names, [], set(zip(graph.path, graph.path[1:], strict=False))
     for a, b in rng.sample(graph.edges, len(graph.edges)):
         if keep == 1 or (a, b) in chain or rng.random() < keep:
-            question += [subject(names[a]), f" is a {names[b]}. "]
+            question += [" " * bool(question) + subject(names[a]), f"{names[b]}."]
     one, other = rng.sample([names[graph.target], names[graph.neg_target]], 2)
-    question += ["Is ", names[graph.root], " a ", one, " or ", other, "?\n"]
-    steps = [[subject(names[a]), f" is a {names[b]}.\n"] for a, b in zip(graph.path, graph.path[1:], strict=False)]
-    return Telling(question, steps, ["### ", names[graph.root], f" is a {names[graph.target]}."])
+    question += [f" Is {names[graph.root]} a ", one, " or ", other, "?\n"]
+    path = [names[v] for v in graph.path]
+    answer = [f"### {path[0]} is a ", f"{path[-1]}."]
+    links = [f"{name}.\n{subject(name)}" for name in path[:-1]]  # each ends a step and begins the next
+    rests = [[subject(path[k]), *links[k + 1 :], f"{path[-1]}.", "\n", *answer] for k in range(len(path) - 1)]
+    return Telling(question, [*rests, answer])
 
 
 def subject(name: str) -> str:
-    """A person by name, a concept with Every."""
-    return name if name[0].isupper() else f"Every {name}"
+    """How a fact begins: with a person by name, with a concept by Every."""
+    return f"{name} is a " if name[0].isupper() else f"Every {name} is a "
 
 
 def graph_of(row: dict) -> Graph:
@@ -183,8 +187,19 @@ def folder_of(parent: str, name: str) -> Path:
 
 
 def texts_of(row: dict) -> list[str]:
-    """The pieces of text that are tokenised one by one: question, each step, answer."""
-    return [row["question"] + "\n", *(step + "\n" for step in row["steps"]), "### " + row["answer"]]
+    """What is tokenised of a row: the question, and what is left to write when 0, 1, ... steps are removed."""
+    lines = [step + "\n" for step in row["steps"]] + ["### " + row["answer"]]
+    return [row["question"] + "\n", *("".join(lines[k:]) for k in range(len(lines)))]
+
+
+def tokenized(encoding, rows: list[dict]) -> dict[str, np.ndarray]:
+    """The token ids of rows, one behind the other, and where each text and each row begins."""
+    ids = encoding.encode_ordinary_batch([text for row in rows for text in texts_of(row)])
+    return {
+        "tokens": np.concatenate([np.array(text, dtype=np.uint16) for text in ids]),
+        "texts": np.cumsum([0, *map(len, ids)], dtype=np.int64),  # first token of each text
+        "rows": np.cumsum([0, *(len(row["steps"]) + 2 for row in rows)], dtype=np.int64),  # first text of each row
+    }
 
 
 def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, dict]:
@@ -196,26 +211,23 @@ def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, di
         texts = [text for row in splits["train"] for text in texts_of(row)]
         if all(map(has_graph, splits["train"])):  # every name in every place, for tellings to come
             persons, concepts = Names.of([graph_of(row) for row in splits["train"]])
-            texts += [f"{subject(c)} is a {c}. {p} is a {c}.\n{c} is a {c}." for c in concepts for p in persons]
+            facts = [(subject(p), subject(c), c, p) for p in persons for c in concepts]
+            texts += [f"{one}{c}. {one}{c}. {every}{c}. Is {p} a {c} or {c}?\n" for one, every, c, p in facts]
+            texts += [f"{every}{c}.\n{every}{c}.\n### {one}{c}." for one, every, c, p in facts]
         vocabulary = tokenizer.fit(texts)
     encoding = tokenizer.load(meta["tokenizer"], vocabulary)
-    counts, longest = {}, {"question": 0, "rest": 0}
+    counts, longest = {}, {"question": 0, "chain": 0, "rest": 0}
     for split, rows in splits.items():
         lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
         write_text(folder / f"{split}.json", f"[\n{lines}\n]\n")
-        texts = [text for row in rows for text in texts_of(row)]
-        tokens = encoding.encode_ordinary_batch(texts)
-        arrays = {
-            "tokens": np.concatenate([np.array(ids, dtype=np.uint16) for ids in tokens]),
-            "pieces": np.cumsum([0, *map(len, tokens)], dtype=np.int64),  # where each text begins
-            "rows": np.cumsum([0, *(len(row["steps"]) + 2 for row in rows)], dtype=np.int64),  # a row's first text
-        }
+        arrays = tokenized(encoding, rows)
         write_atomically(folder / f"{split}.npz", lambda file, arrays=arrays: np.savez(file, **arrays))
         counts[split] = len(rows)
-        begins = arrays["pieces"][arrays["rows"]]
-        question = arrays["pieces"][arrays["rows"][:-1] + 1] - begins[:-1]
-        longest["question"] = max(longest["question"], int(question.max()))
-        longest["rest"] = max(longest["rest"], int((np.diff(begins) - question).max()))
+        lengths = np.diff(arrays["texts"])
+        first = arrays["rows"]  # text of each row: its question, then the whole rest, at last the answer
+        question, whole, answer = lengths[first[:-1]], lengths[first[:-1] + 1], lengths[first[1:] - 1]
+        for name, found in (("question", question), ("chain", whole - answer), ("rest", whole)):
+            longest[name] = max(longest[name], int(found.max()))
     files = [f"{split}.{kind}" for split in splits for kind in ("json", "npz")]
     meta = {
         "task": meta["task"],
@@ -232,10 +244,11 @@ def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, di
 class Split:
     """The examples of one file as token ids: as they were written, or told anew where there is a graph."""
 
-    def __init__(self, encoding, rows: list[dict], tokens: list[list[list[int]]] | None = None):
+    def __init__(self, encoding, rows: list[dict], arrays: dict[str, np.ndarray] | None = None):
         self.encoding, self.rows = encoding, rows
-        self.tokens = tokens or [encoding.encode_ordinary_batch(texts_of(row)) for row in rows]
-        self.lengths = [len(texts[0]) for texts in self.tokens]  # of the questions
+        arrays = arrays or tokenized(encoding, rows)
+        self.tokens, self.texts, self.begins = arrays["tokens"], arrays["texts"].tolist(), arrays["rows"].tolist()
+        self.lengths = np.diff(arrays["texts"])[arrays["rows"][:-1]].tolist()  # of the questions
         self.graphs = [graph_of(row) for row in rows] if all(map(has_graph, rows)) else None
         self.names = Names.of(self.graphs) if self.graphs else None
         whole = encoding.name == "words"
@@ -247,14 +260,15 @@ class Split:
         return len(self.rows)
 
     def example(self, i: int) -> Example:
-        question, *steps, answer = self.tokens[i]
-        return Example(question, steps, answer)
+        ends = self.texts[self.begins[i] : self.begins[i + 1] + 1]
+        question, *rests = (self.tokens[a:b].tolist() for a, b in zip(ends, ends[1:], strict=False))
+        return Example(question, rests)
 
     def retold(self, i: int, rng: random.Random, keep: float = 1.0) -> Example:
         """Problem i under fresh names and in a fresh order."""
         # Differs from the paper: its texts are fixed and its weights have read the web; from scratch 17,886 are few.
         told = tell(self.names.rename(self.graphs[i], rng), rng, keep)
-        return Example(self.encode(told.question), [self.encode(step) for step in told.steps], self.encode(told.answer))
+        return Example(self.encode(told.question), [self.encode(rest) for rest in told.rests])
 
     def encode(self, pieces: list[str]) -> list[int]:
         """The tokens of a telling. It is cut where the words encoding cuts, so a piece is looked up, not cut again."""
@@ -290,6 +304,4 @@ class Dataset:
     def split(self, name: str) -> Split:
         rows = read_rows(self.folder / f"{name}.json")
         with np.load(self.folder / f"{name}.npz", allow_pickle=False) as file:
-            tokens, pieces, begins = file["tokens"].tolist(), file["pieces"].tolist(), file["rows"].tolist()
-        texts = [tokens[a:b] for a, b in zip(pieces, pieces[1:], strict=False)]
-        return Split(self.encoding, rows, [texts[a:b] for a, b in zip(begins, begins[1:], strict=False)])
+            return Split(self.encoding, rows, dict(file))

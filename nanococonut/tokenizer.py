@@ -2,16 +2,18 @@
 
 The words encoding cuts a text into phrases, words and glue; a piece that its vocabulary knows is one token:
 
->>> re.findall(PATTERN, "Tom is a lempus. Every lempus is a rempus. Is Tom a rempus or impus?")
-['Tom', ' is a lempus. ', 'Every lempus', ' is a rempus. ', 'Is ', 'Tom', ' a ', 'rempus', ' or ', 'impus', '?']
->>> re.findall(PATTERN, "She sold 48 clips.")
+>>> pieces("Tom is a lempus. Every lempus is a rempus. Is Tom a rempus or impus?")
+['Tom is a ', 'lempus.', ' Every lempus is a ', 'rempus.', ' Is Tom a ', 'rempus', ' or ', 'impus', '?']
+>>> pieces("Tom is a lempus.\\nEvery lempus is a rempus.\\n### Tom is a rempus.")
+['Tom is a ', 'lempus.\\nEvery lempus is a ', 'rempus.', '\\n', '### Tom is a ', 'rempus.']
+>>> pieces("She sold 48 clips.")
 ['She', ' sold', ' ', '4', '8', ' clips', '.']
 
-The subject and the predicate of a fact are one piece each, so a fact of ProsQA is two tokens, side by side: looking an
-edge up is then the plainest induction there is, "find the subject, read what follows". With four tokens a fact the
-small models tried never found it in the time they had (RESULTS.md). Glue is a run of function words, full stops and
-blanks. What the vocabulary lacks falls back to bytes, so every text comes back unchanged. Digits stand alone, as
-arithmetic wants.
+A fact of ProsQA is two tokens side by side, so looking an edge up is the plainest induction there is: find the subject,
+read what follows. And a step is one token: where a chain says a word twice, at the end of one step and as the subject
+of the next, both are one piece. A thought stands for a step, so it can be like a token from the start. RESULTS.md has
+what other cuts cost. Glue is a run of function words, full stops and blanks. What the vocabulary lacks falls back to
+bytes, so every text comes back unchanged. Digits stand alone, as arithmetic wants.
 """
 
 import collections
@@ -22,25 +24,31 @@ import tiktoken
 from nanococonut.config import UserError
 
 FUNCTION_WORDS = "True or false:|Every|every|Each|each|Is|is|are|not|an|a|or"
-# Differs from the paper: it uses GPT-2's tokens, as --tokenizer=gpt2 does; from scratch, few tokens a fact are easier.
+# Differs from the paper: it uses GPT-2's tokens, as --tokenizer=gpt2 does; from scratch, one token a step is easier.
 PATTERN = (
-    r"(?:Every|Each) [a-z]+| is an? [a-z]+\.\s?|"  # subject, predicate
+    r"([a-z]+)\.\n(?:Every|Each) \1 is an? |"  # a step's object, which is the next one's subject
+    r" ?(?:(?:Every|Each) [a-z]+|[A-Z][a-z]+|### [A-Z][a-z]+) is an? | Is [A-Z][a-z]+ an? |"  # subject
+    r"[a-z]+\.|\n(?=### )|"  # object, and what stands before an answer
     rf"(?! ?(?:{FUNCTION_WORDS})\b) ?[A-Za-z]+|(?:[ .?#\n]|\b(?:{FUNCTION_WORDS})\b)+|[0-9]|[\s\S]"  # word, glue, rest
 )
 SPECIAL = ("bot", "eot", "pause", "eos")  # begin and end of thought, Table 1's pause, end of sequence
 
 
+def pieces(text: str) -> list[str]:
+    """The pieces that the words encoding cuts a text into."""
+    return [match.group() for match in re.finditer(PATTERN, text)]
+
+
 def fit(texts, max_pieces: int = 8000) -> list[str]:
     """The most frequent pieces of some texts, as the vocabulary of `words`; those of one byte are in it anyway."""
-    counts = collections.Counter(piece for text in texts for piece in re.findall(PATTERN, text))
-    pieces = sorted((p for p in counts if len(p.encode()) > 1), key=lambda p: (-counts[p], p))
-    return pieces[:max_pieces]
+    counts = collections.Counter(piece for text in texts for piece in pieces(text))
+    return sorted((p for p in counts if len(p.encode()) > 1), key=lambda p: (-counts[p], p))[:max_pieces]
 
 
-def words(pieces: list[str]) -> tiktoken.Encoding:
+def words(vocabulary: list[str]) -> tiktoken.Encoding:
     """The closed encoding of some pieces: ids 0..255 are bytes, then the pieces, then <bot> <eot> <pause> <eos>."""
-    ranks = {bytes([i]): i for i in range(256)} | {piece.encode(): 256 + i for i, piece in enumerate(pieces)}
-    if len(ranks) != 256 + len(pieces):
+    ranks = {bytes([i]): i for i in range(256)} | {piece.encode(): 256 + i for i, piece in enumerate(vocabulary)}
+    if len(ranks) != 256 + len(vocabulary):
         raise UserError("the vocabulary lists a piece twice or one that is a single byte")
     special = {f"<{name}>": len(ranks) + i for i, name in enumerate(SPECIAL)}
     return tiktoken.Encoding("words", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
@@ -61,9 +69,9 @@ def gpt2() -> tiktoken.Encoding:
     )
 
 
-def load(name: str, pieces: list[str]) -> tiktoken.Encoding:
+def load(name: str, vocabulary: list[str]) -> tiktoken.Encoding:
     """The encoding a dataset or a checkpoint was made with."""
-    return words(pieces) if name == "words" else gpt2()
+    return words(vocabulary) if name == "words" else gpt2()
 
 
 def special_ids(encoding: tiktoken.Encoding) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """What each method feeds the model at each stage, token by token, and that draws depend on (seed, step) alone."""
 
+import math
 import random
 from collections import Counter
 
@@ -8,29 +9,36 @@ import pytest
 from nanococonut.curriculum import METHODS, Example, collate, draw_stage, layout, plan, split
 
 SPECIAL = {"bot": 90, "eot": 91, "pause": 92, "eos": 93}
-EXAMPLE = Example([1, 2, 3], [[10, 11], [20], [30, 31, 32]], [40, 41])
+# Three steps; the words of a rest need not be the end of those before it (19 is 20 where another step precedes it).
+EXAMPLE = Example(
+    [1, 2, 3], [[10, 11, 19, 30, 31, 32, 40, 41], [20, 30, 31, 32, 40, 41], [30, 31, 32, 40, 41], [40, 41]]
+)
 
 
 @pytest.mark.parametrize(
     ("method", "stage", "prompt", "suffix", "n_thoughts"),
     [
-        ("cot", 2, [1, 2], [3, 10, 11, 20, 30, 31, 32, 40, 41, 93], 0),
+        ("cot", 2, [1, 2], [3, 10, 11, 19, 30, 31, 32, 40, 41, 93], 0),
         ("no_cot", 0, [1, 2], [3, 40, 41, 93], 0),
-        ("coconut", 0, [1, 2, 3, 90], [91, 10, 11, 20, 30, 31, 32, 40, 41, 93], 0),
+        ("icot", 0, [1, 2], [3, 10, 11, 19, 30, 31, 32, 40, 41, 93], 0),
+        ("icot", 1, [1, 2], [3, 11, 19, 30, 31, 32, 40, 41, 93], 0),
+        ("icot", 4, [1, 2], [3, 31, 32, 40, 41, 93], 0),
+        ("icot", 5, [1, 2], [3, 40, 41, 93], 0),
+        ("coconut", 0, [1, 2, 3, 90], [91, 10, 11, 19, 30, 31, 32, 40, 41, 93], 0),
         ("coconut", 1, [1, 2, 3, 90], [91, 20, 30, 31, 32, 40, 41, 93], 1),
         ("coconut", 3, [1, 2, 3, 90], [91, 40, 41, 93], 3),
         ("coconut", 5, [1, 2, 3, 90], [91, 40, 41, 93], 5),
         ("no_curriculum", 0, [1, 2, 3, 90], [91, 40, 41, 93], 5),
         ("no_thought", 1, [1, 2], [3, 20, 30, 31, 32, 40, 41, 93], 0),
         ("pause", 0, [1, 2, 3, 90, 92, 92, 92, 92, 92], [91, 40, 41, 93], 0),
-        ("pause_as_thought", 0, [1, 2, 3, 90], [91, 10, 11, 20, 30, 31, 32, 40, 41, 93], 0),
+        ("pause_as_thought", 0, [1, 2, 3, 90], [91, 10, 11, 19, 30, 31, 32, 40, 41, 93], 0),
         ("pause_as_thought", 2, [1, 2, 3, 90, 92, 92], [91, 30, 31, 32, 40, 41, 93], 0),
     ],
 )
 def test_layout_of_tokens(method, stage, prompt, suffix, n_thoughts):
-    p = plan(method, stage, max_stage=5)
+    p = plan(method, stage, max_stage=5, chain=6)
     assert split(EXAMPLE, p, SPECIAL) == (prompt, suffix)
-    batch = collate([EXAMPLE, Example([7], [], [8])], p, SPECIAL)
+    batch = collate([split(e, p, SPECIAL) for e in (EXAMPLE, Example([7], [[8]]))], p.n_thoughts, SPECIAL["eos"])
     assert batch.n_thoughts == n_thoughts
     assert batch.prompt_len.tolist() == [len(prompt), len(prompt) - 2]
     assert batch.prompt[0].tolist() == prompt
@@ -53,6 +61,21 @@ def test_every_method_ends_where_table_1_evaluates_it():
         assert last.n_pauses == (6 if row.filler == "pause" else 0)
         words = layout(method, 6, 6, n_steps=4).count("*s")
         assert words == (4 if method == "cot" else 0)
+
+
+def test_icot_forgets_one_token_after_the_other():
+    gone = [plan("icot", stage, 4, chain=9, behind=i / 10).n_tokens for stage in range(4) for i in range(10)]
+    assert gone[:10] == [0] * 10 and gone[10] == 1 and gone[-1] == 8
+    assert all(b - a in (0, 1) for a, b in zip(gone, gone[1:], strict=False)), "never two at once"
+    assert split(EXAMPLE, plan("icot", 3, 4, chain=90), SPECIAL) == ([1, 2], [3, 40, 41, 93]), "the answer stays"
+
+
+def test_icot_smooths_the_removal_as_deng_et_al_do():
+    p, rng = plan("icot", 1, 5, chain=6), random.Random(0)
+    more = Counter(9 - len(split(EXAMPLE, p, SPECIAL, rng)[1]) for _ in range(20000))
+    for j in (0, 1):  # geometric: P(j) = (1 - e^-4) e^-4j
+        assert abs(more[j] / 20000 - (1 - math.exp(-4)) * math.exp(-4 * j)) < 0.004
+    assert split(EXAMPLE, p, SPECIAL) == split(EXAMPLE, p, SPECIAL), "without rng nothing is drawn"
 
 
 def test_mixing_draws_earlier_stages_alone():

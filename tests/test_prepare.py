@@ -146,17 +146,16 @@ def test_tokens_on_disk_are_the_texts(workspace):
     for split in data.SPLITS:
         opened = dataset.split(split)
         for i, row in enumerate(opened.rows):
-            question, *steps, answer = data.texts_of(row)
-            decoded = [
-                dataset.encoding.decode(ids)
-                for ids in [opened.example(i).question, *opened.example(i).steps, opened.example(i).answer]
-            ]
-            assert decoded == [question, *steps, answer]
-            assert len(opened.example(i).question) == 2 * len(row["edges"]) + 7
+            example = opened.example(i)
+            assert list(map(dataset.encoding.decode, [example.question, *example.rests])) == data.texts_of(row)
+            assert len(example.question) == 2 * len(row["edges"]) + 5
+            n_steps = len(row["steps"])
+            assert list(map(len, example.rests)) == [*range(n_steps + 4, 4, -1), 2], "a step is a token"
     examples = [opened.example(i) for opened in map(dataset.split, data.SPLITS) for i in range(len(opened))]
     assert dataset.meta["longest"] == {
         "question": max(len(e.question) for e in examples),
-        "rest": max(sum(map(len, e.steps)) + len(e.answer) for e in examples),
+        "chain": max(len(e.rests[0]) - len(e.rests[-1]) for e in examples),
+        "rest": max(len(e.rests[0]) for e in examples),
     }
 
 
@@ -167,10 +166,10 @@ def test_a_retold_problem_is_the_same_problem(workspace):
     seen = set()
     for i, row in enumerate(train.rows):
         e = train.retold(i, rng)
-        text, steps = (
-            dataset.encoding.decode(e.question),
-            [dataset.encoding.decode(step).rstrip("\n") for step in e.steps],
-        )
+        text, *rests = map(dataset.encoding.decode, [e.question, *e.rests])
+        *steps, answer = rests[0].split("\n")
+        assert rests == ["\n".join([*steps[k:], answer]) for k in range(len(steps) + 1)]
+        assert e.rests == [dataset.encoding.encode_ordinary(rest) for rest in rests]
         assert e.question == dataset.encoding.encode_ordinary(text), "looked up or cut, the same tokens"
         assert len(e.question) == len(train.example(i).question), "whatever the names"
         facts = {s.strip() + "." for s in text[: text.rindex(" Is ")].split(".") if s.strip()}
@@ -178,7 +177,7 @@ def test_a_retold_problem_is_the_same_problem(workspace):
         seen.add(text)
     assert len(seen) == 60 and train.retold(0, random.Random(5)) == train.retold(0, random.Random(5))
     with_fewer = train.retold(0, random.Random(5), keep=0.0)
-    assert len(with_fewer.steps) == len(train.rows[0]["steps"])
+    assert len(with_fewer.rests) == 1 + len(train.rows[0]["steps"])
     assert dataset.encoding.decode(with_fewer.question).count(" is a ") == len(train.rows[0]["steps"])
 
 

@@ -1,7 +1,6 @@
 """Every text comes back, and a known piece is one token."""
 
 import random
-import re
 from pathlib import Path
 
 import pytest
@@ -32,15 +31,15 @@ def test_every_known_piece_is_one_token():
     for piece in tokenizer.fit(TEXTS):
         text = piece
         assert enc.decode(enc.encode_ordinary(text)[:1]) == piece
-    assert len(enc.encode_ordinary(TEXTS[0])) == 11
+    assert [len(enc.encode_ordinary(text)) for text in TEXTS] == [9, 2]
 
 
 def test_tiktoken_cuts_where_python_cuts():
     enc = encoding()
     for text in TEXTS + ODD:
-        pieces = [enc.decode_bytes(enc.encode_ordinary(piece)) for piece in re.findall(tokenizer.PATTERN, text)]
+        pieces = [enc.decode_bytes(enc.encode_ordinary(piece)) for piece in tokenizer.pieces(text)]
         assert b"".join(pieces) == text.encode()
-        known = [p for p in re.findall(tokenizer.PATTERN, text) if p in tokenizer.fit(TEXTS)]
+        known = [p for p in tokenizer.pieces(text) if p in tokenizer.fit(TEXTS)]
         assert sum(t >= 256 for t in enc.encode_ordinary(text)) >= len(known)
 
 
@@ -71,9 +70,9 @@ def test_the_released_file_comes_back():
     rows = data.read_rows(RELEASED)
     texts = [text for row in rows for text in data.texts_of(row)]
     enc = tokenizer.words(tokenizer.fit(texts))
-    assert len(tokenizer.fit(texts)) == 212  # 17 + 38 names, 38 subjects, 3 x 38 predicates, 5 kinds of glue
+    assert len(tokenizer.fit(texts)) == 260  # 4 for each of 17 persons, 5 for each of 38 concepts, 2 kinds of glue
     for text, ids in zip(texts, enc.encode_ordinary_batch(texts), strict=True):
-        assert enc.decode(ids) == text and min(ids) >= 46  # nothing fell back to bytes but the full stop
+        assert enc.decode(ids) == text and all(i >= 256 or i == ord("\n") for i in ids)  # nothing fell back to bytes
 
 
 def test_a_broken_vocabulary_is_refused():

@@ -117,7 +117,7 @@ def test_every_parameter_is_in_one_optimizer(muon_lr):
     held = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
     assert sorted(held) == sorted(map(id, model.parameters()))
     assert len(optimizers) == (2 if muon_lr else 1)
-    (later,) = train.make_optimizers(model, TrainConfig(muon_lr=muon_lr, lr=0.5, first_lr=0.7), stage=1)
+    later, *_ = train.make_optimizers(model, TrainConfig(muon_lr=muon_lr, lr=0.5, first_lr=0.7), stage=1)
     assert later.param_groups[0]["full_lr"] == 0.5
 
 
