@@ -89,24 +89,6 @@ def poisson(mean: float, rng: random.Random) -> int:
     return n
 
 
-def distances(edges: list[list[int]], root: int) -> dict[int, int]:
-    """Steps from root to every node it reaches, nearest first.
-
-    >>> distances([[0, 2], [2, 3], [0, 3], [1, 4]], root=0)
-    {0: 0, 2: 1, 3: 1}
-    """
-    children = {}
-    for a, b in edges:
-        children.setdefault(a, []).append(b)
-    distance, queue = {root: 0}, [root]
-    for a in queue:  # grows while it is read
-        for b in children.get(a, ()):
-            if b not in distance:
-                distance[b] = distance[a] + 1
-                queue.append(b)
-    return distance
-
-
 def shortest_path(edges: list[list[int]], distance: dict[int, int], target: int, rng: random.Random) -> list[int]:
     """One of the shortest paths to target, each as likely as the other; distance is from the root."""
     before = {v: [a for a, b in edges if b == v and distance.get(a) == d - 1] for v, d in distance.items()}
@@ -127,7 +109,7 @@ def draw_problem(c: PrepareConfig, rng: random.Random) -> data.Graph | None:
         return None
     edges = [[index[a], index[b]] for a, b in edges]
     leaves = set(range(len(index))) - {a for a, _ in edges}
-    distance = [distances(edges, 0), distances(edges, 1)]
+    distance = [data.distances(edges, 0), data.distances(edges, 1)]
     own = [{v: d for v, d in distance[r].items() if v in leaves and v not in distance[1 - r]} for r in (0, 1)]
     if not own[0] or not own[1]:
         return None

@@ -84,6 +84,24 @@ def graph_of(row: dict) -> Graph:
     return Graph(row["edges"], names, row["root"], row["target"], row["neg_target"], path)
 
 
+def distances(edges: list[list[int]], root: int) -> dict[int, int]:
+    """Steps from root to every node it reaches, nearest first.
+
+    >>> distances([[0, 2], [2, 3], [0, 3], [1, 4]], root=0)
+    {0: 0, 2: 1, 3: 1}
+    """
+    children = {}
+    for a, b in edges:
+        children.setdefault(a, []).append(b)
+    distance, queue = {root: 0}, [root]
+    for a in queue:  # grows while it is read
+        for b in children.get(a, ()):
+            if b not in distance:
+                distance[b] = distance[a] + 1
+                queue.append(b)
+    return distance
+
+
 def has_graph(row: dict) -> bool:
     return all(field in row for field in GRAPH_FIELDS)
 

@@ -2,13 +2,15 @@
 
 Scoring is the paper's: what stands after the last "#", commas removed, must equal the answer word for word [ref
 run.py]. Tokens are those written after the thoughts, <eos> not counted, plus the thoughts; pauses are not counted
-[Hao24 Table 1].
+[Hao24 Table 1]. What is written before the answer to a ProsQA question gets one of six verdicts [Hao24 5.1], and beside
+the accuracy stands what one gets without a model: chance, and shortcuts that look at the graph but not for a path.
 The last line on stdout is JSON.
 """
 
 import json
 import math
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,21 +135,92 @@ def chance(rows: list[dict]) -> float | None:
     return 0.5 if all(data.has_graph(row) or row["answer"] in ("True", "False") for row in rows) else None
 
 
-def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts: int) -> dict:
-    """Accuracy with its interval, mean number of tokens, and [right, questions] for each number of hops."""
+VERDICTS = ("correct_path", "longer_path", "hallucination", "wrong_target", "correct_label", "incorrect_label")
+
+
+def verdict(text: str, row: dict, hidden: bool) -> str:
+    """Which of the six VERDICTS [Hao24 5.1] a text gets; hidden: its first steps were thoughts, so it may begin later.
+
+    A chain whose beginning is hidden counts by the best beginning there is: the shortest path to its first word.
+
+    >>> row = {"edges": [[0, 2], [2, 3], [2, 4], [4, 3]], "idx_to_symbol": ["Tom", "Max", "lempus", "rempus", "impus"],
+    ...        "root": 0, "target": 3, "neg_target": 1, "answer": "Tom is a rempus."}
+    >>> verdict("Tom is a lempus.\\nEvery lempus is a rempus.\\n### Tom is a rempus.", row, hidden=False)
+    'correct_path'
+    >>> verdict("Every lempus is a impus.\\nEvery impus is a rempus.\\n### Tom is a rempus.", row, hidden=True)
+    'longer_path'
+    >>> verdict("Tom is a rempus.\\n### Tom is a rempus.", row, False), verdict("### Tom is a impus.", row, True)
+    ('hallucination', 'incorrect_label')
+    """
+    steps = text.rpartition("###")[0].strip().split("\n")
+    if steps == [""]:
+        return "correct_label" if is_right(text, row) else "incorrect_label"
+    index = {name: i for i, name in enumerate(row["idx_to_symbol"])}
+    said = [re.fullmatch(r"(?:Every )?(\w+) is a (\w+)\.", step) for step in steps]
+    edges = [[index.get(word) for word in fact.groups()] if fact else None for fact in said]
+    from_root = data.distances(row["edges"], row["root"])
+    follows = all(a and b and a[1] == b[0] for a, b in zip(edges, edges[1:], strict=False))
+    if not follows or not all(edge in row["edges"] for edge in edges) or edges[0][0] not in from_root:
+        return "hallucination"
+    if edges[0][0] != row["root"] and not hidden:
+        return "hallucination"
+    if edges[-1][1] != row["target"]:
+        return "wrong_target"
+    shortest = from_root[edges[0][0]] + len(edges) == from_root[row["target"]]
+    return "correct_path" if shortest else "longer_path"
+
+
+def shortcuts(rows: list[dict]) -> dict[str, float]:
+    """How often a rule that never looks for a path finds the answer; where it cannot tell, half is counted.
+
+    Of ProsQA's two options: the one that no other person reaches within two steps, the one with more ancestors, the one
+    farther from its nearest person.
+    """
+    if not all(map(data.has_graph, rows)):
+        return {}
+    won = {"no other person within 2 steps back": 0.0, "more ancestors": 0.0, "farther from the nearest person": 0.0}
+    for row in rows:
+        backwards = [[b, a] for a, b in row["edges"]]
+        scores = []
+        for option in (row["target"], row["neg_target"]):
+            above = data.distances(backwards, option)  # of every ancestor
+            persons = {v: d for v, d in above.items() if row["idx_to_symbol"][v][0].isupper()}
+            alone = all(d > 2 or v == row["root"] for v, d in persons.items())
+            scores.append((alone, len(above), min(persons.values(), default=math.inf)))
+        for rule, right, wrong in zip(won, *scores, strict=True):
+            won[rule] += (right > wrong) + (right == wrong) / 2
+    return {rule: n / len(rows) for rule, n in won.items()}
+
+
+def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts: int, hidden: bool) -> dict:
+    """Accuracy with its interval, mean number of tokens, [right, questions] for each number of hops, and verdicts."""
     right = [is_right(text, row) for text, row in zip(texts, rows, strict=True)]
     hops = defaultdict(lambda: [0, 0])
     for ok, row in zip(right, rows, strict=True):
         hops[len(row["steps"])][0] += ok
         hops[len(row["steps"])][1] += 1
     low, high = wilson(sum(right), len(right))
+    found = Counter()
+    if all(map(data.has_graph, rows)):
+        found = Counter(dict.fromkeys(VERDICTS, 0))
+        found.update(verdict(text, row, hidden) for text, row in zip(texts, rows, strict=True))
     return {
         "accuracy": sum(right) / len(right),
         "low": low,
         "high": high,
         "tokens": sum(n_tokens) / len(n_tokens) + n_thoughts,
         "hops": {str(k): hops[k] for k in sorted(hops)},
+        "verdicts": dict(found),
     }
+
+
+def measure(run: Run, examples: data.Split, p: Plan, batch_size: int = 250, progress: bool = False):
+    """The summary (dict) of a run's answers to a split under a plan, and the answers in words (list[str])."""
+    todo = [examples.example(i) for i in range(len(examples))]
+    ids = answer(run.model, todo, p, run.special, run.data["max_new_tokens"], batch_size, progress)
+    texts = run.encoding.decode_batch(ids)
+    hidden = p.n_thoughts > 0 if METHODS[run.config["method"]].filler == "thought" else p.n_removed != 0
+    return summary(texts, list(map(len, ids)), examples.rows, p.n_thoughts, hidden), texts
 
 
 def main(c: EvaluateConfig) -> None:
@@ -162,25 +235,28 @@ def main(c: EvaluateConfig) -> None:
         raise UserError(f"--batch_size={c.batch_size} should be at least 1")
     name = c.data or f"data/{run.config['task']}/{c.split}.json"
     print(f"{run.folder.name} ({run.config['method']}, stage {run.stage}) on {name}, {len(rows)} questions")
-    if chance(rows) is not None:
-        print(f"chance {chance(rows):.1%}")
+    without = ({"chance": chance(rows)} if chance(rows) else {}) | shortcuts(rows)
+    for rule, share in without.items():
+        print(f"  without a model, {rule}: {share:.1%}")
     results = []
     for n_thoughts in c.latent or (None,):
         p = run.plan_for(n_thoughts)
         if p is not run.plan:
             print(f"{p.n_thoughts} thoughts instead of the {run.plan.n_thoughts} of training (--latent)")
-        todo = [examples.example(i) for i in range(len(rows))]
-        ids = answer(run.model, todo, p, run.special, run.data["max_new_tokens"], c.batch_size, progress=True)
-        texts = run.encoding.decode_batch(ids)
-        result = summary(texts, list(map(len, ids)), rows, p.n_thoughts)
+        result, texts = measure(run, examples, p, c.batch_size, progress=True)
         print(
             f"{p.n_thoughts} thoughts: accuracy {result['accuracy']:.1%} (95 % interval {result['low']:.1%} to "
             f"{result['high']:.1%}), {result['tokens']:.1f} tokens; right by hops: "
             + ", ".join(f"{k}: {a}/{b}" for k, (a, b) in result["hops"].items())
         )
+        counts = ", ".join(f"{v.replace('_', ' ')} {n}" for v, n in result["verdicts"].items() if n)
+        print(f"  verdicts: {counts}" if counts else "", end="\n" if counts else "")
         results.append({"latent": p.n_thoughts, "intervene": "none", **result})
-    line = {"run": run.folder.name, "data": name, "n": len(rows), "chance": chance(rows), "results": results}
-    print(json.dumps(line))
+    wrong = [i for i, (text, row) in enumerate(zip(texts, rows, strict=True)) if not is_right(text, row)]
+    for i in wrong[:5]:
+        print(f"wrong, {i}: {rows[i]['question'][-60:]}  expected: {rows[i]['answer']}  written: {texts[i]!r}")
+    line = {"run": run.folder.name, "data": name, "n": len(rows), "chance": chance(rows)}
+    print(json.dumps(line | {"shortcuts": shortcuts(rows), "results": results}))
 
 
 if __name__ == "__main__":

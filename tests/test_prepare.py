@@ -103,7 +103,7 @@ def test_small_graphs_are_sound_too():
 
 def test_shortest_paths_are_drawn_evenly():
     edges = [[0, 1], [0, 2], [0, 3], [1, 4], [2, 4], [3, 5], [4, 6], [5, 6]]
-    distance = prepare.distances(edges, 0)
+    distance = data.distances(edges, 0)
     rng = random.Random(0)
     paths = Counter(tuple(prepare.shortest_path(edges, distance, 6, rng)) for _ in range(3000))
     assert set(paths) == {(0, 1, 4, 6), (0, 2, 4, 6), (0, 3, 5, 6)}
