@@ -25,6 +25,8 @@ def run(main, config_class, presets=None, choices=None) -> None:
     except UserError as error:
         print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     except BrokenPipeError:  # `python sample.py | head`
         sys.stderr.close()
         raise SystemExit(0) from None

@@ -1,4 +1,4 @@
-"""log.csv -> curves.png."""
+"""log.csv and measured numbers -> png."""
 
 import csv
 from collections import defaultdict
@@ -51,6 +51,32 @@ def curves(log: Path, out: Path) -> None:
         )
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
+    finish(fig, out)
+
+
+def table1(rows: list[dict], paper: dict[str, tuple], baselines: dict[str, float], out: Path) -> None:
+    """Accuracy of each method: a dot a seed and their mean, the paper's as a ring, shortcuts as lines from above."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    fig, axes = plt.subplots(figsize=(7.5, 0.42 * len(methods) + 1.4), layout="constrained")
+    for y, method in enumerate(methods):
+        values = [100 * row["accuracy"] for row in rows if row["method"] == method]
+        axes.plot(values, [y] * len(values), "o", color=BLUE, alpha=0.45, markersize=5)
+        axes.plot([sum(values) / len(values)], [y], "|", color=BLUE, markersize=16, markeredgewidth=2)
+        if method in paper:
+            axes.plot([paper[method][0]], [y], "o", color=ORANGE, markerfacecolor="none", markersize=8)
+    for i, (rule, share) in enumerate(baselines.items()):
+        axes.axvline(100 * share, color=GREY, linewidth=0.8, linestyle=(0, (1 + i, 2)), label=rule)
+    axes.plot([], [], "o", color=BLUE, alpha=0.45, label="one seed")
+    axes.plot([], [], "o", color=ORANGE, markerfacecolor="none", label="the paper, at its size")
+    axes.set(yticks=range(len(methods)), yticklabels=methods, xlabel="accuracy on test (%)", xlim=(None, 101))
+    axes.invert_yaxis()
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.spines[["top", "right"]].set_visible(False)
+    finish(fig, out)
+
+
+def finish(fig, out: Path) -> None:
+    """Writes the figure, whole or not at all."""
     temporary = out.with_suffix(".tmp.png")
     fig.savefig(temporary, dpi=120)
     plt.close(fig)

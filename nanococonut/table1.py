@@ -1,0 +1,205 @@
+"""Table 1 of the paper, every row, several seeds: trains what is missing, measures it on test, writes one table.
+
+    results/table1-<task>-<preset>.{json,md,png}       runs/table1-<task>-<preset>-<method>-<seed>/
+
+Each run is `python train.py` in a process of its own, --jobs of them at once. A run that was interrupted goes on from
+its last checkpoint, a finished one is not repeated: its figures stand in test.json in its folder.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from nanococonut import config, data, evaluate, plots, runs
+from nanococonut.config import PRESETS, UserError, written
+from nanococonut.curriculum import METHODS
+
+# [Hao24 Table 1]: accuracy in %, its +- where printed, newly generated tokens. None: not given there.
+PAPER = {
+    "gsm8k": {
+        "cot": (42.9, 0.2, 25.0),
+        "no_cot": (16.5, 0.5, 2.2),
+        "icot": (30.0, None, 2.2),
+        "pause": (16.4, 1.8, 2.2),
+        "coconut": (34.1, 1.5, 8.2),
+        "no_curriculum": (14.4, 0.8, 8.2),
+        "no_thought": (21.6, 0.5, 2.3),
+        "pause_as_thought": (24.1, 0.7, 2.2),
+    },
+    "prontoqa": {
+        "cot": (98.8, 0.8, 92.5),
+        "no_cot": (93.8, 0.7, 3.0),
+        "icot": (99.8, 0.3, 3.0),
+        "pause": (77.7, 21.0, 3.0),
+        "coconut": (99.8, 0.2, 9.0),
+        "no_curriculum": (52.4, 0.4, 9.0),
+        "no_thought": (99.9, 0.1, 3.0),
+        "pause_as_thought": (100.0, 0.1, 3.0),
+    },
+    "prosqa": {
+        "cot": (77.5, 1.9, 49.4),
+        "no_cot": (76.7, 1.0, 8.2),
+        "icot": (98.2, 0.3, 8.2),
+        "pause": (75.9, 0.7, 8.2),
+        "coconut": (97.0, 0.3, 14.2),
+        "no_curriculum": (76.1, 0.2, 14.2),
+        "no_thought": (95.5, 1.1, 8.2),
+        "pause_as_thought": (96.6, 0.8, 8.2),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Table1Config:
+    """python -m nanococonut.table1 [PRESET] [--option=value ...]: trains and measures every row of Table 1."""
+
+    preset: str = "laptop"  # train.py's settings
+    task: str = ""  # data/<task>/; default: prosqa-small for laptop, else prosqa
+    methods: str = ",".join(METHODS)  # rows, separated by commas
+    seeds: tuple[int, ...] = (0, 1, 2)  # one run a row and seed
+    jobs: int = 1  # runs trained at once; on a CPU each takes one thread where there are several
+    options: str = ""  # more options for train.py, separated by blanks
+
+
+def run_name(c: Table1Config, task: str, method: str, seed: int) -> str:
+    return f"table1-{task}-{c.preset}-{method}-{seed}"
+
+
+def start(c: Table1Config, task: str, method: str, seed: int) -> subprocess.Popen:
+    """train.py in a process of its own, on a new run or on one that was interrupted; its words go to train.log."""
+    name = run_name(c, task, method, seed)
+    folder = Path("runs") / name
+    resume = (folder / "config.json").exists()
+    if folder.exists() and not resume:
+        folder.rmdir()  # made, and nothing written
+    words = [c.preset, f"--task={task}", f"--method={method}", f"--seed={seed}", f"--name={name}", *c.options.split()]
+    environment = dict(os.environ)
+    if c.jobs > 1:
+        environment["OMP_NUM_THREADS"] = "1"
+    log = Path("runs") / f"{name}.log"
+    log.parent.mkdir(exist_ok=True)
+    with open(log, "ab") as file:
+        command = [sys.executable, "train.py", *words, f"--resume={written(resume)}"]
+        return subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+
+
+def measured(c: Table1Config, task: str, method: str, seed: int) -> dict:
+    """The figures of a finished run on test; measured once, then read from its test.json."""
+    folder = Path("runs") / run_name(c, task, method, seed)
+    if not (folder / "test.json").exists():
+        run = evaluate.Run(str(folder))
+        result, _ = evaluate.measure(run, data.Dataset(task).split("test"), run.plan)
+        seconds = plots.read_log(folder / "log.csv")["train", "seconds"][-1][2]
+        kept = {"method": method, "seed": seed, "seconds": seconds, **result}
+        data.write_text(folder / "test.json", json.dumps(kept) + "\n")
+    return data.read_json(folder / "test.json")
+
+
+def is_finished(c: Table1Config, task: str, method: str, seed: int) -> bool:
+    folder = Path("runs") / run_name(c, task, method, seed)
+    if (folder / "test.json").exists():
+        return True
+    if not (folder / "ckpt.pt").exists():
+        return False
+    state = runs.load_state(folder / "ckpt.pt")
+    return state["step"] == sum(state["config"]["stage_steps"])
+
+
+def table(rows: list[dict], task: str, baselines: dict[str, float]) -> str:
+    """The table in Markdown: accuracy mean +- standard deviation over seeds, tokens, seconds, the paper's beside."""
+    paper = PAPER.get(task.partition("-")[0], {})
+    lines = ["| method | accuracy, % | seeds | tokens | seconds | paper: accuracy, % | tokens |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        mine = [row for row in rows if row["method"] == method]
+        accuracy, deviation = mean_and_sd([100 * row["accuracy"] for row in mine])
+        there, plus_minus, tokens = paper.get(method, (None, None, None))
+        theirs = "-" if there is None else f"{there}" if plus_minus is None else f"{there} ± {plus_minus}"
+        written_tokens, seconds = (statistics.mean(row[key] for row in mine) for key in ("tokens", "seconds"))
+        own = f"{accuracy:.1f} ± {deviation:.1f} | {len(mine)} | {written_tokens:.1f} | {seconds:.0f}"
+        lines += [f"| {method} | {own} | {theirs} | {tokens or '-'} |"]
+    lines += [f"| *{rule}* | {100 * share:.1f} | - | - | - | - | - |" for rule, share in baselines.items()]
+    return "\n".join(lines) + "\n"
+
+
+def mean_and_sd(values: list[float]) -> tuple[float, float]:
+    """
+    >>> mean_and_sd([90.0, 94.0]), mean_and_sd([5.0])
+    ((92.0, 2.8284271247461903), (5.0, 0.0))
+    """
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def write_results(c: Table1Config, task: str, todo: list[tuple[str, int]]) -> str:
+    """Writes results/ from the runs that are finished and returns the table."""
+    rows = [measured(c, task, method, seed) for method, seed in todo]
+    test = data.Dataset(task).split("test").rows
+    baselines = ({"chance": evaluate.chance(test)} if evaluate.chance(test) else {}) | evaluate.shortcuts(test)
+    text = table(rows, task, baselines)
+    stem = Path("results") / f"table1-{task}-{c.preset}"
+    stem.parent.mkdir(exist_ok=True)
+    kept = {
+        "task": task,
+        "preset": c.preset,
+        "options": c.options,
+        "n": len(test),
+        "baselines": baselines,
+        "rows": rows,
+    }
+    data.write_text(stem.with_suffix(".json"), json.dumps(kept, indent=1) + "\n")
+    data.write_text(stem.with_suffix(".md"), text)
+    plots.table1(rows, PAPER.get(task.partition("-")[0], {}), baselines, stem.with_suffix(".png"))
+    return text
+
+
+def main(c: Table1Config) -> None:
+    methods = c.methods.split(",")
+    for method in methods:
+        if method not in METHODS:
+            raise UserError(f"unknown method {method!r}, choose from {', '.join(METHODS)}")
+    if c.jobs < 1:
+        raise UserError(f"--jobs={c.jobs} should be at least 1")
+    task = c.task or ("prosqa-small" if c.preset == "laptop" else "prosqa")
+    data.Dataset(task)  # a missing one is named before any work
+    todo = [(method, seed) for seed in c.seeds for method in methods]  # a whole table for each seed first
+    done = [pair for pair in todo if is_finished(c, task, *pair)]
+    waiting, running = [pair for pair in todo if pair not in done], {}
+    print(f"{len(todo)} runs of {task} with preset {c.preset}: {len(done)} are finished")
+    began, n_done = time.time(), 0
+    try:
+        while waiting or running:
+            while waiting and len(running) < c.jobs:
+                pair = waiting.pop(0)
+                running[pair] = start(c, task, *pair)
+            time.sleep(0.2)
+            for pair in [pair for pair, process in running.items() if process.poll() is not None]:
+                log = f"runs/{run_name(c, task, *pair)}.log"
+                if running.pop(pair).returncode:
+                    last = Path(log).read_text(encoding="utf-8").strip().splitlines()[-1:]
+                    raise UserError(f"{pair[0]}, seed {pair[1]} did not finish, see {log}: {''.join(last)}")
+                done.append(pair)
+                n_done += 1
+                left = (time.time() - began) / n_done * (len(todo) - len(done)) / 60
+                result = measured(c, task, *pair)
+                tqdm.write(
+                    f"[{len(done)}/{len(todo)}] {pair[0]}, seed {pair[1]}: {result['accuracy']:.1%} of test right, "
+                    f"{result['seconds']:.0f} s; about {left:.0f} min left"
+                )
+                write_results(c, task, [pair for pair in todo if pair in done])
+    finally:  # an error or Ctrl-C: the others save and end
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+    print(write_results(c, task, todo), end="")
+
+
+if __name__ == "__main__":
+    config.run(main, Table1Config, choices={"preset": tuple(PRESETS)})

@@ -1,0 +1,75 @@
+"""Every row is trained once, an interrupted one goes on, a finished one is not repeated."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import prepare
+from nanococonut import config, table1
+from nanococonut.config import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def small(workspace, monkeypatch):
+    """A workspace with a little ProsQA, from which train.py can be started."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    os.symlink(ROOT / "train.py", workspace / "train.py")
+    words = ["--train=32", "--valid=10", "--test=10", "--n_nodes=8", "--min_hops=2", "--max_hops=3"]
+    prepare.main(config.parse(prepare.PrepareConfig, words))
+    return workspace
+
+
+def run(*words):
+    table1.main(config.parse(table1.Table1Config, ["smoke", "--task=prosqa", *words]))
+
+
+def test_a_table_is_trained_once_and_resumed(small, capsys, monkeypatch):
+    run("--methods=cot", "--seeds=0", "--options=--save_every=1")
+    times = {p: p.stat().st_mtime_ns for p in Path("runs").rglob("*.pt")}
+    assert len(times) == 2
+    started = []
+    real = table1.start
+    monkeypatch.setattr(table1, "start", lambda c, task, *pair: started.append(pair) or real(c, task, *pair))
+    capsys.readouterr()
+    run("--methods=cot,coconut", "--seeds=0", "--jobs=2", "--options=--save_every=1")
+    assert started == [("coconut", 0)], "the finished row is not repeated"
+    assert all(p.stat().st_mtime_ns == before for p, before in times.items())
+    printed = capsys.readouterr().out
+    assert "2 runs of prosqa with preset smoke: 1 are finished" in printed
+    assert "[2/2] coconut, seed 0: " in printed and "; about 0 min left" in printed
+    stem = Path("results/table1-prosqa-smoke")
+    kept = json.loads(stem.with_suffix(".json").read_text())
+    assert [(row["method"], row["seed"]) for row in kept["rows"]] == [("cot", 0), ("coconut", 0)]
+    lines = stem.with_suffix(".md").read_text().splitlines()
+    coconut = [cell.strip() for cell in lines[3].strip("|").split("|")]
+    assert coconut[0] == "coconut" and coconut[1] == f"{100 * kept['rows'][1]['accuracy']:.1f} ± 0.0"
+    assert coconut[-2:] == ["97.0 ± 0.3", "14.2"], "the paper's figures stand beside"
+    assert lines[4] == "| *chance* | 50.0 | - | - | - | - | - |" and len(lines) == 8, "and what no model gets"
+    assert stem.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_interrupted_row_goes_on(small):
+    run("--methods=coconut", "--seeds=0", "--options=--save_every=1")
+    folder = Path("runs/table1-prosqa-smoke-coconut-0")
+    (folder / "test.json").unlink()
+    (folder / "ckpt.pt").unlink()  # as if it had been killed before its first checkpoint
+    run("--methods=coconut", "--seeds=0", "--options=--save_every=1")
+    assert (folder / "test.json").exists() and not list(Path("runs").glob("*-0-2"))
+
+
+def test_mistakes(small):
+    with pytest.raises(UserError, match="unknown method 'magic'"):
+        run("--methods=cot,magic")
+    with pytest.raises(UserError, match="data/nothing not found"):
+        table1.main(table1.Table1Config("smoke", task="nothing"))
+    with pytest.raises(UserError, match=r"cot, seed 0 did not finish, see runs/.*cot-0.log: .*--lr=-1.0 should be"):
+        run("--methods=cot", "--seeds=0", "--options=--lr=-1")
+
+
+def test_the_paper_has_a_figure_for_every_row():
+    assert all(set(rows) == set(table1.METHODS) for rows in table1.PAPER.values())
