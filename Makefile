@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 
 quickstart: .venv/ready
-	$(BIN)/python prepare.py prosqa --name=prosqa-small --n_nodes=10 --min_hops=2 --max_hops=4
+	$(BIN)/python prepare.py prosqa --name=prosqa-small --n_nodes=10 --min_hops=3 --max_hops=4
 	$(BIN)/python train.py laptop --task=prosqa-small
 	$(BIN)/python -m nanococonut.evaluate
 	$(BIN)/python sample.py
