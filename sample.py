@@ -41,7 +41,7 @@ def readings(run: evaluate.Run, example: Example, p, n_words: int) -> list[str]:
     for thought, probabilities in zip(thoughts[0], run.model.logits(thoughts)[0].softmax(-1), strict=True):
         top = probabilities.topk(n_words)
         words = [
-            run.encoding.decode([token]).strip() or repr(run.encoding.decode([token])) for token in top.indices.tolist()
+            " ".join(text.split()) or repr(text) for text in map(run.encoding.decode, top.indices[:, None].tolist())
         ]
         shown = ", ".join(f"{word} {value:.2f}" for word, value in zip(words, top.values.tolist(), strict=True))
         lines.append(f"{shown}   (norm {thought.norm():.1f})")
