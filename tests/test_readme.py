@@ -11,7 +11,7 @@ import pytest
 
 import prepare
 import sample
-from nanococonut import config, evaluate
+from nanococonut import config, evaluate, table1
 
 ROOT = Path(__file__).parents[1]
 RELEASED = ROOT.parent / "shared/data/prosqa_valid_official.json"
@@ -19,6 +19,7 @@ PARSERS = {
     "prepare.py": lambda words: config.parse(prepare.PrepareConfig, words),
     "train.py": lambda words: config.parse(config.TrainConfig, words, config.PRESETS, config.CHOICES),
     "sample.py": lambda words: config.parse(sample.SampleConfig, words),
+    "nanococonut.table1": lambda words: config.parse(table1.Table1Config, words),
     "nanococonut.evaluate": lambda words: config.parse(evaluate.EvaluateConfig, words),
 }
 
