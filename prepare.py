@@ -41,6 +41,9 @@ CONCEPTS = (
 MAX_DOWNLOAD = 512 * 2**20  # bytes
 
 
+CHOICES = {"task": data.TASKS, "tokenizer": ("words", "gpt2")}
+
+
 @dataclass(frozen=True)
 class PrepareConfig:
     """python prepare.py TASK [--option=value ...]: writes data/<name>/, from a generator or from released files."""
@@ -194,14 +197,22 @@ def read_source(c: PrepareConfig) -> dict[str, list[dict]]:
     return splits
 
 
+def is_allowed(url: str) -> bool:
+    """https anywhere, http on this machine alone."""
+    here = urllib.parse.urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
+    return url.startswith("https://") or (url.startswith("http://") and here)
+
+
 def fetch(url: str, c: PrepareConfig) -> Path:
     """The file at an https address, or http on this machine, kept under data/<name>/source/. Raises UserError."""
-    host = urllib.parse.urlsplit(url).hostname
-    if not url.startswith("https://") and not (url.startswith("http://") and host in ("localhost", "127.0.0.1", "::1")):
+    if not is_allowed(url):
         raise UserError(f"{url}: only https addresses are fetched")
-    path = data.folder_of("data", c.name or c.task) / "source" / url.rsplit("/", 1)[-1]
+    name = Path(urllib.parse.urlsplit(url).path).name
+    path = data.folder_of(str(data.folder_of("data", c.name or c.task) / "source"), name)
     try:
         with urllib.request.urlopen(url, timeout=30) as reply:
+            if not is_allowed(reply.url):  # where it was sent on to
+                raise UserError(f"{url} leads to {reply.url}: only https addresses are fetched")
             content = reply.read(MAX_DOWNLOAD + 1)
     except (urllib.error.URLError, OSError) as error:
         raise UserError(f"cannot fetch {url} ({error}); download it and give its path as --source") from None
@@ -227,8 +238,8 @@ def preview(rows: list[dict], max_stage: int) -> str:
 
 def main(c: PrepareConfig) -> None:
     for field in data.SPLITS:
-        if getattr(c, field) < 1:
-            raise UserError(f"--{field}={getattr(c, field)} should be at least 1")
+        if not 1 <= getattr(c, field) <= 10**7:
+            raise UserError(f"--{field}={getattr(c, field)} should be from 1 to {10**7}")
     if not 3 <= c.n_nodes <= len(CONCEPTS) + 2:
         raise UserError(
             f"--n_nodes={c.n_nodes} should be from 3 to {len(CONCEPTS) + 2}: there are {len(CONCEPTS)} names"
@@ -249,4 +260,4 @@ def main(c: PrepareConfig) -> None:
 
 
 if __name__ == "__main__":
-    config.run(main, PrepareConfig, choices={"task": data.TASKS, "tokenizer": ("words", "gpt2")})
+    config.run(main, PrepareConfig, choices=CHOICES)

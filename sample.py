@@ -50,11 +50,13 @@ def readings(run: evaluate.Run, example: Example, p, n_words: int) -> list[str]:
 
 def main(c: SampleConfig) -> None:
     run = evaluate.Run(c.run, c.checkpoint, c.device)
+    if not 1 <= c.words <= run.encoding.n_vocab:
+        raise UserError(f"--words={c.words} should be from 1 to {run.encoding.n_vocab}")
     row = None
     if c.question:
         examples, i = data.Split(run.encoding, [{"question": c.question, "steps": [], "answer": "?"}]), 0
     else:
-        examples, i = data.Dataset(run.config["task"]).split(c.split), c.index
+        examples, i = run.split(c.split), c.index
         if not 0 <= i < len(examples):
             raise UserError(f"--index={i}: {c.split} has questions 0 to {len(examples) - 1}")
         row = examples.rows[i]
@@ -76,4 +78,4 @@ def main(c: SampleConfig) -> None:
 
 
 if __name__ == "__main__":
-    config.run(main, SampleConfig, choices={"split": data.SPLITS, "checkpoint": ("best", "last")})
+    config.run(main, SampleConfig, choices=evaluate.CHOICES)

@@ -148,10 +148,7 @@ def build(c: TrainConfig, dataset: data.Dataset, plans: list[curriculum.Plan], d
 
 def restore(state: dict, c: TrainConfig, model: GPT, dataset: data.Dataset) -> list[torch.optim.Optimizer]:
     """Puts a checkpoint's weights and random numbers back, and returns its optimizers."""
-    if state["data"]["sha256"] != dataset.meta["sha256"]:
-        raise UserError(
-            f"data/{c.task} is not the data this run was trained on; prepare that again, or start a new run"
-        )
+    dataset.demand_unchanged("this run", state["data"]["sha256"])
     model.load_state_dict(state["model"])
     optimizers = make_optimizers(model, c, state["stage"] if c.reset_optimizer == "stage" else 0)
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):

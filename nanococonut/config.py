@@ -27,9 +27,12 @@ def run(main, config_class, presets=None, choices=None) -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except BrokenPipeError:  # `python sample.py | head`
-        sys.stderr.close()
-        raise SystemExit(0) from None
+    except OSError as error:  # a full disk, a folder one may not write to
+        if isinstance(error, BrokenPipeError):  # `python sample.py | head`
+            sys.stderr.close()
+            raise SystemExit(0) from None
+        print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def parse(config_class, argv, presets=None, choices=None):
@@ -156,11 +159,14 @@ class TrainConfig:
                 if not fits(getattr(self, name)):
                     raise UserError(f"--{name}={written(getattr(self, name))} should be {wanted}")
 
-        demand("batch_size n_layer n_head n_embd c_thought log_every save_every", lambda x: x >= 1, "at least 1")
-        demand("lr first_lr muon_lr weight_decay grad_clip", lambda x: 0 <= x < float("inf"), "0 or more")
-        demand("max_stage micro_batch_size warmup grow block_size eval_every", lambda x: x >= 0, "0 or more")
+        few, many = lambda x: 1 <= x <= 10**5, lambda x: 0 <= x <= 10**9
+        demand("batch_size n_layer n_head n_embd c_thought", few, "from 1 to 100000")
+        demand("log_every save_every", lambda x: x >= 1, "at least 1")
+        demand("lr first_lr muon_lr weight_decay grad_clip init_std", lambda x: 0 <= x < float("inf"), "0 or more")
+        demand("seed micro_batch_size warmup grow eval_every", many, "from 0 to 1000000000")
+        demand("max_stage block_size", lambda x: 0 <= x <= 10**5, "from 0 to 100000")
         demand("mix decay dropout beta2", lambda x: 0 <= x < 1, "at least 0 and below 1")
-        demand("stage_steps", lambda steps: min(steps) >= 1, "steps of each stage, at least 1")
+        demand("stage_steps", lambda n: min(n) >= 1 and max(n) <= 10**9, "steps of each stage, from 1 to 1000000000")
         if self.n_embd % self.n_head:
             raise UserError(f"--n_embd={self.n_embd} should be a multiple of --n_head={self.n_head}")
 

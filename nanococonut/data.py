@@ -165,6 +165,8 @@ def row_problem(row) -> str | None:
         names, edges = row["idx_to_symbol"], row["edges"]
         if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
             return "'idx_to_symbol' should be a list of names"
+        if len(set(names)) < len(names):
+            return "'idx_to_symbol' has a name twice"
         nodes = range(len(names))
         ends = [row["root"], row["target"], row["neg_target"]]
         pairs = isinstance(edges, list) and all(isinstance(edge, list) and len(edge) == 2 for edge in edges)
@@ -316,10 +318,29 @@ class Dataset:
             task = name if name in TASKS else f"prosqa --name={name}"
             raise UserError(f"{self.folder} not found; run: python prepare.py {task}")
         self.meta = read_json(self.folder / "meta.json")
-        self.encoding = tokenizer.load(self.meta["tokenizer"], self.meta["vocabulary"])
+        try:
+            self.encoding = tokenizer.load(self.meta["tokenizer"], self.meta["vocabulary"])
+            sizes = [self.meta["longest"][name] for name in ("question", "chain", "rest")]
+            assert all(isinstance(n, int) and 0 <= n < 10**6 for n in sizes)
+            assert all(f"{split}.{kind}" in self.meta["sha256"] for split in SPLITS for kind in ("json", "npz"))
+        except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+            kind = type(error).__name__
+            raise UserError(f"{self.folder}/meta.json is damaged ({kind}); prepare the data again") from None
         self.special = tokenizer.special_ids(self.encoding)
 
+    def demand_unchanged(self, run: str, sha256: dict[str, str]) -> None:
+        """Raises UserError where these are not the files, by checksum, that a run was trained on."""
+        if sha256 != self.meta["sha256"]:
+            raise UserError(
+                f"{self.folder} is not the data {run} was trained on; prepare that again, or train a new run"
+            )
+
     def split(self, name: str) -> Split:
+        """One of train, valid, test. Raises UserError for a file that is not as it was prepared."""
+        for kind in ("json", "npz"):
+            file = f"{name}.{kind}"
+            if not (self.folder / file).exists() or sha256(self.folder / file) != self.meta["sha256"][file]:
+                raise UserError(f"{self.folder}/{file} is not as it was prepared (checksum); prepare the data again")
         rows = read_rows(self.folder / f"{name}.json")
         with np.load(self.folder / f"{name}.npz", allow_pickle=False) as file:
             return Split(self.encoding, rows, dict(file))

@@ -22,6 +22,8 @@ from nanococonut.config import UserError
 from nanococonut.curriculum import METHODS, Example, Plan, pad, plan, split
 from nanococonut.model import GPT, GPTConfig
 
+CHOICES = {"split": data.SPLITS, "checkpoint": ("best", "last")}
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -57,6 +59,12 @@ class Run:
     @property
     def max_stage(self) -> int:
         return len(self.config["stage_steps"]) - 1
+
+    def split(self, name: str) -> data.Split:
+        """A split of the data the run was trained on. Raises UserError where that has changed since."""
+        dataset = data.Dataset(self.config["task"])
+        dataset.demand_unchanged(f"runs/{self.folder.name}", self.data["sha256"])
+        return dataset.split(name)
 
     def plan_for(self, n_thoughts: int | None) -> Plan:
         """The run's own plan, or the same with another number of thoughts, which must fit. Raises UserError."""
@@ -229,7 +237,7 @@ def main(c: EvaluateConfig) -> None:
         rows = data.read_rows(Path(c.data))
         examples = data.Split(run.encoding, rows)
     else:
-        examples = data.Dataset(run.config["task"]).split(c.split)
+        examples = run.split(c.split)
         rows = examples.rows
     if c.batch_size < 1:
         raise UserError(f"--batch_size={c.batch_size} should be at least 1")
@@ -260,4 +268,4 @@ def main(c: EvaluateConfig) -> None:
 
 
 if __name__ == "__main__":
-    config.run(main, EvaluateConfig, choices={"split": data.SPLITS, "checkpoint": ("best", "last")})
+    config.run(main, EvaluateConfig, choices=CHOICES)

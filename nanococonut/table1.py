@@ -95,7 +95,7 @@ def measured(c: Table1Config, task: str, method: str, seed: int) -> dict:
     folder = Path("runs") / run_name(c, task, method, seed)
     if not (folder / "test.json").exists():
         run = evaluate.Run(str(folder))
-        result, _ = evaluate.measure(run, data.Dataset(task).split("test"), run.plan)
+        result, _ = evaluate.measure(run, run.split("test"), run.plan)
         seconds = plots.read_log(folder / "log.csv")["train", "seconds"][-1][2]
         kept = {"method": method, "seed": seed, "seconds": seconds, **result}
         data.write_text(folder / "test.json", json.dumps(kept) + "\n")

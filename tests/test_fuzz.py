@@ -1,0 +1,212 @@
+"""Whatever is typed and whatever the files hold: an answer, or one line of complaint; never another exception."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+import prepare
+import sample
+import train
+from nanococonut import config, evaluate, table1
+from nanococonut.config import CHOICES, PRESETS, TrainConfig, UserError
+
+JUNK = [
+    "",
+    "0",
+    "-1",
+    "1",
+    "2",
+    "7",
+    "0.5",
+    "-0.5",
+    "1e999",
+    "nan",
+    "inf",
+    "abc",
+    "..",
+    "../x",
+    "/etc/passwd",
+    "a/b",
+    "a=b",
+]
+JUNK += [
+    "1,2,,3",
+    "1,2",
+    "9" * 25,
+    "-" * 9,
+    "true",
+    "False",
+    "é漢",
+    "\x00",
+    " ",
+    "$(touch owned)",
+    "run",
+    "prosqa",
+    "all",
+]
+SMALL = ["--train=12", "--valid=4", "--test=4", "--n_nodes=8", "--min_hops=2", "--max_hops=3"]
+TINY = ["smoke", "--stage_steps=1", "--max_stage=1", "--batch_size=2", "--n_embd=8"]
+
+
+def prepares(words):
+    prepare.main(config.parse(prepare.PrepareConfig, words, choices=prepare.CHOICES))
+
+
+def trains(words):
+    train.main(config.parse(TrainConfig, words, PRESETS, CHOICES))
+
+
+def evaluates(words):
+    evaluate.main(config.parse(evaluate.EvaluateConfig, words, choices=evaluate.CHOICES))
+
+
+def samples(words):
+    sample.main(config.parse(sample.SampleConfig, words, choices=evaluate.CHOICES))
+
+
+COMMANDS = {  # what runs it, its class, words that make it quick
+    "prepare": (prepares, prepare.PrepareConfig, SMALL),
+    "train": (trains, TrainConfig, TINY),
+    "evaluate": (evaluates, evaluate.EvaluateConfig, []),
+    "sample": (samples, sample.SampleConfig, []),
+    "table1": (lambda words: config.parse(table1.Table1Config, words), table1.Table1Config, []),
+}
+
+
+@pytest.fixture
+def prepared(workspace):
+    prepares(["prosqa", *SMALL])
+    trains([*TINY, "--name=run"])
+    shutil.copytree("data", "whole/data")
+    shutil.copytree("runs", "whole/runs")
+    return workspace
+
+
+def restore():
+    for name in ("data", "runs"):
+        shutil.rmtree(name)
+        shutil.copytree(f"whole/{name}", name)
+
+
+def outcome(run, words):
+    """ "done" or "refused"; any other exception is a failure that shows what was typed."""
+    try:
+        run(list(words))
+        return "done"
+    except UserError as error:
+        assert str(error).strip() and "\n" not in str(error).strip(), f"more than one line for {words}: {error}"
+        return "refused"
+    except SystemExit as error:
+        assert error.code in (0, 2), words
+        return "done"
+    except Exception as error:
+        raise AssertionError(f"{type(error).__name__}: {error}; typed: {words}") from error
+
+
+def typed(rng, name):
+    """A command line: some of the command's own options and some others, with values that may fit or not."""
+    _, kind, quick = COMMANDS[name]
+    words = list(quick)
+    options = list(kind.__dataclass_fields__)
+    for _ in range(rng.randint(1, 3)):
+        option = rng.choice([*options, *options, "nothing", "", "lr"])
+        words = [word for word in words if not word.startswith(f"--{option}=")]
+        default = kind.__dataclass_fields__[option].default if option in options else "1"
+        value = rng.choice([*JUNK, config.written(default)])
+        words.insert(rng.randrange(len(words) + 1), rng.choice([f"--{option}={value}", f"--{option}", value, "--help"]))
+    return words
+
+
+def fuzz_commands(n, seed):
+    rng, seen = random.Random(seed), {}
+    for _ in range(n):
+        name = rng.choice(list(COMMANDS))
+        words = typed(rng, name)
+        key = (name, outcome(COMMANDS[name][0], words))
+        seen[key] = seen.get(key, 0) + 1
+        if key[1] == "done" and name in ("prepare", "train"):
+            restore()
+    assert not Path("owned").exists()
+    return seen
+
+
+def mutated(rng, content: bytes) -> bytes:
+    """The content of a file, damaged in one of the ways files get damaged."""
+    kind = rng.randrange(8)
+    if kind == 0:
+        return content[: rng.randrange(len(content))]
+    if kind == 1:
+        i = rng.randrange(len(content))
+        return content[:i] + bytes([content[i] ^ (1 << rng.randrange(8))]) + content[i + 1 :]
+    if kind == 2:
+        return rng.choice([b"", b"\n", b"null", b"[]", b"{}", b"[1]", b'"x"', b"[[]]", b"NaN", b"[{}]", b"[" * 10000])
+    if kind == 3:
+        return rng.randbytes(rng.randrange(1, 400))
+    if kind == 4:
+        return b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 133\n"
+    if kind == 5:
+        return content.decode("latin-1").encode("utf-16")
+    try:  # another value somewhere in the JSON, or a field less
+        value = json.loads(content)
+        inside = value
+        while True:
+            key = rng.choice(list(inside) if isinstance(inside, dict) else range(len(inside)))
+            if rng.random() < 0.4 or not isinstance(inside[key], dict | list) or not inside[key]:
+                break
+            inside = inside[key]
+        if kind == 6 and isinstance(inside, dict):
+            del inside[key]
+        else:
+            inside[key] = rng.choice([None, -1, 0, 10**30, 1.5, "", "x", [], {}, [[0, 1]], True, "Tom", "a\x00b"])
+        return json.dumps(value).encode()
+    except (UnicodeDecodeError, json.JSONDecodeError, IndexError):
+        return content + b"\x00"
+
+
+def fuzz_files(n, seed):
+    """Damages one file of a dataset or a run, or a file given by name, and asks every command that would read it."""
+    rng, seen = random.Random(seed), {}
+    files = sorted(p for folder in ("data/prosqa", "runs/run") for p in Path(folder).iterdir() if p.suffix != ".png")
+    given = Path("given.json")
+    for _ in range(n):
+        path = rng.choice([*files, *[given] * 6])
+        source = Path("whole") / path if path != given else Path("whole/data/prosqa/test.json")
+        path.write_bytes(mutated(rng, source.read_bytes()))
+        if path == given:
+            asked = [(evaluates, ["run", "--data=given.json"]), (prepares, ["--name=other", "--source=given.json"])]
+        else:
+            asked = [(evaluates, ["run"]), (samples, ["run"]), (evaluates, ["run", "--checkpoint=last"])]
+            asked += [(trains, [*TINY, "--name=run", "--resume=true"]), (trains, TINY)]
+        run, words = rng.choice(asked)
+        try:
+            key = (path.name, outcome(run, words))
+        except AssertionError as error:
+            raise AssertionError(f"{error}; {path} holds {path.read_bytes()[:200]!r}") from error
+        seen[key] = seen.get(key, 0) + 1
+        restore()
+    return seen
+
+
+def report(capsys, what, seen):
+    with capsys.disabled():
+        n_refused = sum(n for (_, how), n in seen.items() if how == "refused")
+        print(f"\n{sum(seen.values())} {what} tried, {n_refused} refused with one line", end="")
+    return n_refused
+
+
+def test_command_lines(prepared, capsys):
+    n_refused = report(capsys, "command lines", fuzz_commands(300, seed=0))
+    assert 100 < n_refused < 300, "some are mistakes, some are not"
+
+
+def test_damaged_files(prepared, capsys):
+    assert report(capsys, "damaged files", fuzz_files(150, seed=0)) > 50
+
+
+@pytest.mark.slow
+def test_many_more(prepared, capsys):
+    report(capsys, "command lines", fuzz_commands(5000, seed=1))
+    report(capsys, "damaged files", fuzz_files(3000, seed=1))
