@@ -1,4 +1,4 @@
-"""The questions: generates ProsQA, or converts released files, into data/<name>/.
+"""The questions: generates ProsQA and ProntoQA, or converts GSM8k and other released files, into data/<name>/.
 
 A ProsQA problem is a graph of made-up concepts, two people, and the question which of two concepts one of them is. One
 problem, from graph to sentence:
@@ -17,6 +17,7 @@ Source: [Hao24 A.2] and the released files. The printed algorithm does not make 
 was fitted to the released 300 validation and 500 test problems, and tests/test_prepare.py compares the two.
 """
 
+import http.client
 import math
 import random
 import urllib.error
@@ -39,6 +40,18 @@ CONCEPTS = (
     "vumpus worpus wumpus yerpus yimpus yumpus zhorpus zumpus"
 ).split()
 MAX_DOWNLOAD = 512 * 2**20  # bytes
+RELEASED = {"prosqa": (17886, 300, 500), "prontoqa": (9000, 200, 800)}  # problems in train, valid, test
+# GSM8k-Aug [Deng23], at the commit the paper's code fetches; train.txt is kept by Git-LFS. No checksums are published.
+GSM8K = "https://{}/da03/Internalize_CoT_Step_by_Step/e06a32ee5e4cd117171daeb4755d2a97ece62761/data/gsm8k/{}.txt"
+GSM8K_HOSTS = ("media.githubusercontent.com/media", "raw.githubusercontent.com", "raw.githubusercontent.com")
+# ProntoQA's words: who, what, and families of properties of which a problem uses one each.
+ENTITIES = "Alex Fae Max Polly Rex Sally Sam Stella Wren".split()
+KINDS = "brimpus dumpus gorpus grimpus impus jompus lempus lorpus numpus rompus shumpus sterpus tumpus vumpus".split()
+KINDS += "wumpus yumpus zumpus".split()
+FAMILIES = """large/small bright/dull transparent/opaque slow/fast/moderate hot/cold/temperate floral/fruity/earthy
+red/blue/brown/orange sour/sweet/bitter/spicy loud/muffled wooden/metallic/liquid luminous nervous/happy/feisty/shy
+melodic/discordant snowy/overcast/sunny/rainy/windy kind/mean/angry/amenable/aggressive"""
+FAMILIES = [family.split("/") for family in FAMILIES.split()]
 
 
 CHOICES = {"task": data.TASKS, "tokenizer": ("words", "gpt2")}
@@ -52,12 +65,16 @@ class PrepareConfig:
     name: str = ""  # folder under data/; default: the task
     source: str = ""  # instead of generating: a JSON file, a folder or base URL with train, valid and test, or a URL
     seed: int = 0  # same seed, same bytes
-    train: int = 17886  # problems; the released number
-    valid: int = 300  # problems; the released number
-    test: int = 500  # problems; the released number
-    n_nodes: int = 28  # nodes drawn for a graph; those without an edge are dropped. 28 is fitted to the released files
-    min_hops: int = 3  # shortest chain kept
-    max_hops: int = 6  # longest chain kept
+    train: int = 0  # problems to generate; 0: the released number
+    valid: int = 0  # problems to generate; 0: the released number
+    test: int = 0  # problems to generate; 0: the released number
+    n_nodes: int = 28  # ProsQA: nodes drawn; those without an edge are dropped. 28 is fitted to the released files
+    min_hops: int = 3  # ProsQA: shortest chain kept
+    max_hops: int = 6  # ProsQA: longest chain kept
+    hops: int = 5  # ProntoQA: length of each chain, its last hop from a concept to a property
+    fair: bool = (
+        False  # ProntoQA: no shortcut, the concept of the wrong property is mentioned as often as the right one
+    )
     tokenizer: str = "words"  # encoding of the token files
 
 
@@ -147,19 +164,76 @@ def row_of(graph: data.Graph, rng: random.Random) -> dict:
     }
 
 
-def prosqa(c: PrepareConfig) -> dict[str, list[dict]]:
-    """The three splits. No graph with its question occurs twice, under whatever names: the splits are disjoint."""
-    rng, seen, n_tries = random.Random(f"prosqa {c.seed}"), set(), 0
+def prosqa(c: PrepareConfig, rng: random.Random) -> tuple[dict, tuple] | None:
+    """One ProsQA problem as a row, and what makes it another one than the next: not its names."""
+    graph = draw_problem(c, rng)
+    key = graph and (tuple(map(tuple, graph.edges)), graph.root, graph.target, graph.neg_target)
+    return (row_of(graph, rng), key) if graph else None
+
+
+# ---- the ProntoQA generator -----------------------------------------------------------------------------------------
+
+
+def prontoqa(c: PrepareConfig, rng: random.Random) -> tuple[dict, tuple]:
+    """One ProntoQA problem [Saparov22], as the released generator makes it with 5 hops and a fictional ontology.
+
+    Each concept of the chain has two parents, the next concept and a distractor. Concepts have properties; the last
+    one's is asked for, and its opposite is planted on a concept that has nothing to do with the chain. So has a second
+    ontology of two concepts, from which the second fact about the entity comes.
+    """
+    names = iter(rng.sample(KINDS, len(KINDS)))
+    chain, aside = [next(names) for _ in range(c.hops)], [next(names) for _ in range(c.hops)]
+    last, other, others_parent, planted = (next(names) for _ in range(4))
+    links = [*zip(chain, [*chain[1:], last], strict=True), *zip(chain, aside, strict=True), (other, others_parent)]
+    if c.fair:  # the planted concept gets a child and two parents, like the chain's last
+        links += [(next(names), planted), (planted, next(names)), (planted, next(names))]
+    properties = {}  # (concept, property, whether it has it)
+    for concept, family in zip([*chain, *aside, other], rng.sample(FAMILIES, 2 * c.hops + 1), strict=True):
+        properties[concept] = (concept, rng.choice(family), rng.random() < 2 / 3)
+    _, asked, has = properties[chain[-1]]
+    facts = {link: concept_fact(*link, rng) for link in links}
+    facts |= {p: property_fact(*p, rng) for p in [*properties.values(), (planted, asked, not has)]}
+    entity, negated = rng.choice(ENTITIES), rng.random() < 0.5
+    about = rng.sample([f"{entity} is a {chain[0]}.", f"{entity} is a {other}."], 2)
+    query = f"True or false: {entity} is {'not ' * negated}{asked}."
+    used = [facts[link] for link in zip(chain, chain[1:], strict=False)] + [facts[properties[chain[-1]]]]
+    steps = [f"{entity} is a {concept}. {fact}" for concept, fact in zip(chain, used, strict=True)]
+    row = {
+        "question": " ".join([*rng.sample(list(facts.values()), len(facts)), *about, query]),
+        "answer": str(has != negated),
+        "steps": [*steps, f"{entity} is {'' if has else 'not '}{asked}."],
+    }
+    return row, (row["question"],)
+
+
+def concept_fact(child: str, parent: str, rng: random.Random) -> str:
+    """Half "Xes are Yes.", a quarter each "Every X is a Y." and "Each X is a Y."."""
+    form = rng.choice(["many", "many", "Every", "Each"])
+    return f"{child.capitalize()}es are {parent}es." if form == "many" else f"{form} {child} is a {parent}."
+
+
+def property_fact(concept: str, name: str, has: bool, rng: random.Random) -> str:
+    """The same three forms; "not" where the concept has the property not."""
+    form, what = rng.choice(["many", "many", "Every", "Each"]), name if has else f"not {name}"
+    return f"{concept.capitalize()}es are {what}." if form == "many" else f"{form} {concept} is {what}."
+
+
+GENERATORS = {"prosqa": prosqa, "prontoqa": prontoqa}
+
+
+def generate(c: PrepareConfig) -> dict[str, list[dict]]:
+    """The three splits. No problem occurs twice, in ProsQA under whatever names: the splits are disjoint."""
+    rng, seen, n_tries = random.Random(f"{c.task} {c.seed}"), set(), 0
+    sizes = {split: getattr(c, split) or n for split, n in zip(data.SPLITS, RELEASED[c.task], strict=True)}
     splits = {split: [] for split in data.SPLITS}
-    with tqdm(total=c.train + c.valid + c.test, desc="prosqa", unit="problem") as progress:
+    with tqdm(total=sum(sizes.values()), desc=c.task, unit="problem") as progress:
         for split, rows in splits.items():
-            while len(rows) < getattr(c, split):
-                graph = draw_problem(c, rng)
+            while len(rows) < sizes[split]:
+                drawn = GENERATORS[c.task](c, rng)
                 n_tries += 1
-                key = graph and (tuple(map(tuple, graph.edges)), graph.root, graph.target, graph.neg_target)
-                if key and key not in seen:
-                    seen.add(key)
-                    rows.append(row_of(graph, rng))
+                if drawn and drawn[1] not in seen:
+                    seen.add(drawn[1])
+                    rows.append(drawn[0])
                     progress.update()
                 if n_tries >= 1000 and len(seen) < n_tries / 200:
                     raise UserError(
@@ -175,9 +249,14 @@ def prosqa(c: PrepareConfig) -> dict[str, list[dict]]:
 def read_source(c: PrepareConfig) -> dict[str, list[dict]]:
     """The splits of --source: split by split from a folder or base URL, or one file divided 80/10/10 by the seed."""
     source = c.source
-    is_url = "://" in source
-    if source.endswith(".json") or (not is_url and Path(source).is_file()):
-        rows = data.read_rows(fetch(source, c) if is_url else Path(source))
+    is_url, kind = "://" in source, ".txt" if c.task == "gsm8k" else ".json"
+    if not source:  # GSM8k's public address
+        return {
+            split: read_file(fetch(GSM8K.format(host, split), c))
+            for host, split in zip(GSM8K_HOSTS, data.SPLITS, strict=True)
+        }
+    if source.endswith((".json", ".txt")) or (not is_url and Path(source).is_file()):
+        rows = read_file(fetch(source, c) if is_url else Path(source))
         if len(rows) < 10:
             raise UserError(f"{source} has {len(rows)} problems; 10 are needed for 80/10/10")
         random.Random(f"split {c.seed}").shuffle(rows)
@@ -186,15 +265,50 @@ def read_source(c: PrepareConfig) -> dict[str, list[dict]]:
     splits = {}
     for split in data.SPLITS:
         if is_url:
-            path = fetch(f"{source.rstrip('/')}/{c.task}_{split}.json", c)
+            path = fetch(f"{source.rstrip('/')}/{c.task}_{split}{kind}", c)
         else:
-            names = [f"{split}.json", f"{c.task}_{split}.json"]
+            names = [f"{split}{kind}", f"{c.task}_{split}{kind}"]
             found = [Path(source) / name for name in names if (Path(source) / name).exists()]
             if not found:
                 raise UserError(f"{source} has neither {names[0]} nor {names[1]}")
             path = found[0]
-        splits[split] = data.read_rows(path)
+        splits[split] = read_file(path)
     return splits
+
+
+def read_file(path: Path) -> list[dict]:
+    """The problems of a JSON file, or of lines `question||<<a>> <<b>> #### answer`. Raises UserError."""
+    if path.suffix != ".txt":
+        return data.read_rows(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path} ({error})") from None
+    if lines and lines[0].startswith("version https://git-lfs"):
+        raise UserError(f"{path} is a Git-LFS pointer, not the data; fetch the file itself (git lfs pull)")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            rows.append(gsm8k_row(line))
+            problem = data.row_problem(rows[-1])
+            if problem:
+                raise UserError(f"{path}: line {number}: {problem}; expected question||<<step>> <<step>> #### answer")
+    if not rows:
+        raise UserError(f"{path} holds no problem")
+    return rows
+
+
+def gsm8k_row(line: str) -> dict:
+    """A line of GSM8k-Aug, cut as the paper's code cuts it: an empty chain becomes one empty step.
+
+    >>> gsm8k_row("How much?||<<4-2=2>> <<2/.5=4>> #### 1,200")
+    {'question': 'How much?', 'steps': ['<<4-2=2>>', '<<2/.5=4>>'], 'answer': '1200'}
+    >>> gsm8k_row("How many?|| #### 9")["steps"]
+    ['']
+    """
+    question, _, rest = line.partition("||")
+    chain, _, answer = rest.rpartition("####")
+    return {"question": question, "steps": chain.strip().split(" "), "answer": answer.strip().replace(",", "")}
 
 
 def is_allowed(url: str) -> bool:
@@ -213,8 +327,14 @@ def fetch(url: str, c: PrepareConfig) -> Path:
         with urllib.request.urlopen(url, timeout=30) as reply:
             if not is_allowed(reply.url):  # where it was sent on to
                 raise UserError(f"{url} leads to {reply.url}: only https addresses are fetched")
-            content = reply.read(MAX_DOWNLOAD + 1)
-    except (urllib.error.URLError, OSError) as error:
+            total, content = reply.headers.get("Content-Length"), bytearray()
+            with tqdm(total=int(total) if total else None, desc=name, unit="B", unit_scale=True) as progress:
+                while len(content) <= MAX_DOWNLOAD and (part := reply.read(2**20)):
+                    content += part
+                    progress.update(len(part))
+            if total and len(content) < min(int(total), MAX_DOWNLOAD):
+                raise OSError(f"the connection broke off after {len(content)} of {total} bytes")
+    except (urllib.error.URLError, http.client.HTTPException, ValueError, OSError) as error:
         raise UserError(f"cannot fetch {url} ({error}); download it and give its path as --source") from None
     if len(content) > MAX_DOWNLOAD:
         raise UserError(f"{url} is larger than {MAX_DOWNLOAD >> 20} MiB")
@@ -238,19 +358,22 @@ def preview(rows: list[dict], max_stage: int) -> str:
 
 def main(c: PrepareConfig) -> None:
     for field in data.SPLITS:
-        if not 1 <= getattr(c, field) <= 10**7:
-            raise UserError(f"--{field}={getattr(c, field)} should be from 1 to {10**7}")
+        if not 0 <= getattr(c, field) <= 10**7:
+            raise UserError(f"--{field}={getattr(c, field)} should be from 0 to {10**7}")
     if not 3 <= c.n_nodes <= len(CONCEPTS) + 2:
         raise UserError(
             f"--n_nodes={c.n_nodes} should be from 3 to {len(CONCEPTS) + 2}: there are {len(CONCEPTS)} names"
         )
     if not 1 <= c.min_hops <= c.max_hops:
         raise UserError(f"--min_hops={c.min_hops} --max_hops={c.max_hops} should be 1 <= min_hops <= max_hops")
+    if not 1 <= c.hops <= (5 if c.fair else 6):
+        raise UserError(f"--hops={c.hops} should be from 1 to {5 if c.fair else 6}: there are {len(KINDS)} concepts")
     data.folder_of("data", c.name or c.task)  # a name that leads elsewhere is refused before any work
-    splits = read_source(c) if c.source else prosqa(c)
+    splits = read_source(c) if c.source or c.task == "gsm8k" else generate(c)
     lengths = Counter(len(row["steps"]) for row in splits["train"])
     meta = {"task": c.task, "seed": c.seed, "tokenizer": c.tokenizer, "max_steps": max(lengths)}
-    meta["options"] = {k: getattr(c, k) for k in (["source"] if c.source else ["n_nodes", "min_hops", "max_hops"])}
+    options = {"prosqa": ["n_nodes", "min_hops", "max_hops"], "prontoqa": ["hops", "fair"], "gsm8k": ["source"]}
+    meta["options"] = {k: getattr(c, k) for k in (["source"] if c.source else options[c.task])}
     folder, meta = data.save(c.name or c.task, splits, meta)
     data.write_text(folder / "preview.txt", preview(splits["train"], max(lengths)))
     for row in splits["train"][:3]:

@@ -23,7 +23,7 @@ from nanococonut import tokenizer
 from nanococonut.config import UserError
 from nanococonut.curriculum import Example
 
-TASKS = ("prosqa",)
+TASKS = ("prosqa", "prontoqa", "gsm8k")
 SPLITS = ("train", "valid", "test")
 GRAPH_FIELDS = ("edges", "idx_to_symbol", "root", "target", "neg_target")
 
@@ -136,7 +136,7 @@ def read_json(path: Path):
         return json.loads(text)
     except FileNotFoundError:
         raise UserError(f"{path} not found") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, OSError) as error:
         raise UserError(f"{path} is not a JSON file in utf-8 ({error})") from None
 
 

@@ -181,9 +181,11 @@ def verdict(text: str, row: dict, hidden: bool) -> str:
 def shortcuts(rows: list[dict]) -> dict[str, float]:
     """How often a rule that never looks for a path finds the answer; where it cannot tell, half is counted.
 
-    Of ProsQA's two options: the one that no other person reaches within two steps, the one with more ancestors, the one
-    farther from its nearest person.
+    ProntoQA: see mentions(). Of ProsQA's two options: the one that no other person reaches within two steps, the one
+    with more ancestors, the one farther from its nearest person.
     """
+    if all(row["question"].rpartition(". ")[2].startswith("True or false: ") for row in rows):
+        return {"more often mentioned concept": sum(map(mentions, rows)) / len(rows)}
     if not all(map(data.has_graph, rows)):
         return {}
     won = {"no other person within 2 steps back": 0.0, "more ancestors": 0.0, "farther from the nearest person": 0.0}
@@ -198,6 +200,21 @@ def shortcuts(rows: list[dict]) -> dict[str, float]:
         for rule, right, wrong in zip(won, *scores, strict=True):
             won[rule] += (right > wrong) + (right == wrong) / 2
     return {rule: n / len(rows) for rule, n in won.items()}
+
+
+def mentions(row: dict) -> float:
+    """1 where ProntoQA's answer is what is said of the concept that the question names more often; a tie is a half.
+
+    Two sentences are about the property asked for, one of them planted; the concept on the chain has more links.
+    """
+    *facts, query = row["question"].split(". ")
+    asked = query.rstrip(".").split()[-1]
+    said = {fact: " not " in fact for fact in facts if fact.split()[-1] == asked}
+    stems = {fact: re.sub(r"^(every|each) |(us)es are .*| is .*", r"\2", fact.lower()) for fact in said}
+    counts = {fact: len(re.findall(rf"\b{stem}(?:es)?\b", row["question"].lower())) for fact, stem in stems.items()}
+    most = [fact for fact, n in counts.items() if n == max(counts.values())]
+    right = [str(said[fact] == (" not " in query)) == row["answer"] for fact in most]
+    return sum(right) / len(right) if right else 0.5
 
 
 def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts: int, hidden: bool) -> dict:

@@ -17,7 +17,7 @@ released = pytest.mark.skipif(not RELEASED.exists(), reason="the released files 
 
 def problems(n, seed=1, **options):
     c = prepare.PrepareConfig(train=n, valid=1, test=1, seed=seed, **options)
-    return prepare.prosqa(c)["train"]
+    return prepare.generate(c)["train"]
 
 
 def children(row):
@@ -258,7 +258,7 @@ def test_bad_files_are_named(workspace, content, message):
         (["--n_nodes=60"], "--n_nodes=60 should be from 3 to 40"),
         (["--min_hops=5", "--max_hops=4"], "should be 1 <= min_hops <= max_hops"),
         (["--n_nodes=5", "--min_hops=6"], "hardly ever"),
-        (["--train=0"], "--train=0 should be at least 1"),
+        (["--train=-1"], "--train=-1 should be from 0"),
     ],
 )
 def test_mistakes(workspace, words, message):
