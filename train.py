@@ -22,7 +22,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from nanococonut import coconut, config, curriculum, data, evaluate, plots, runs
+from nanococonut import coconut, config, curriculum, data, evaluate, plots, pretrained, runs
 from nanococonut.config import CHOICES, PRESETS, TrainConfig, UserError
 from nanococonut.model import GPT, GPTConfig
 
@@ -39,11 +39,16 @@ def schedule(c: TrainConfig) -> list[int]:
     return list(c.stage_steps) * (c.max_stage + 1) if len(c.stage_steps) == 1 else list(c.stage_steps)
 
 
+def plan(c: TrainConfig, stage: int, chain: int = 0, behind: float = 0.0) -> curriculum.Plan:
+    """The run's plan of a stage, as in curriculum.plan."""
+    return curriculum.plan(c.method, stage, len(schedule(c)) - 1, c.c_thought, chain, behind, c.extra_stage)
+
+
 def print_schedule(c: TrainConfig, steps: list[int]) -> None:
     """One line a stage, before anything is trained: how long, how many thoughts, what is left in words."""
     print(f"{c.method}: {sum(steps)} steps of {c.batch_size} examples\nstage  steps  thoughts  pauses  steps removed")
     for stage, n in enumerate(steps):
-        p = curriculum.plan(c.method, stage, len(steps) - 1, c.c_thought)
+        p = plan(c, stage)
         removed = "all" if p.n_removed is None else p.n_removed
         print(f"{stage:5}  {n:5}  {p.n_thoughts:8}  {p.n_pauses:6}  {removed:>13}")
 
@@ -138,6 +143,11 @@ def build(c: TrainConfig, dataset: data.Dataset, plans: list[curriculum.Plan], d
     if c.block_size and c.block_size < longest:
         raise UserError(f"--block_size={c.block_size} is too short for data/{c.task}: it needs {longest}")
     torch.manual_seed(c.seed)
+    if c.init_from:
+        model = pretrained.start(c.init_from, c.n_head, c.dropout, dataset)
+        if model.config.block_size < longest:
+            raise UserError(f"{c.init_from} has {model.config.block_size} positions, data/{c.task} needs {longest}")
+        return model.to(device).train(), max_new_tokens
     model_config = GPTConfig(
         vocab_size=dataset.encoding.n_vocab,
         block_size=c.block_size or -(-longest // 64) * 64,  # a little room for questions of other files
@@ -150,7 +160,8 @@ def restore(state: dict, c: TrainConfig, model: GPT, dataset: data.Dataset) -> l
     """Puts a checkpoint's weights and random numbers back, and returns its optimizers."""
     dataset.demand_unchanged("this run", state["data"]["sha256"])
     model.load_state_dict(state["model"])
-    optimizers = make_optimizers(model, c, state["stage"] if c.reset_optimizer == "stage" else 0)
+    first = next(stage for stage, n in enumerate(schedule(c)) if n)
+    optimizers = make_optimizers(model, c, state["stage"] if c.reset_optimizer == "stage" else first)
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     torch.set_rng_state(state["rng"])
@@ -182,7 +193,7 @@ def main(c: TrainConfig) -> None:
     problems, valid = dataset.split("train"), dataset.split("valid")
     steps = schedule(c)
     ends = list(itertools.accumulate(steps))  # of the stages, in steps
-    plans = [curriculum.plan(c.method, stage, len(steps) - 1, c.c_thought) for stage in range(len(steps))]
+    plans = [plan(c, stage) for stage in range(len(steps))]
     if c.batch_size < n_processes:
         raise UserError(f"--batch_size={c.batch_size} should be at least {n_processes}, one example a process")
     bf16 = c.dtype == "bfloat16" or (c.dtype == "auto" and device.type == "cuda")
@@ -219,7 +230,7 @@ def main(c: TrainConfig) -> None:
         while step < ends[-1]:
             stage = bisect.bisect_right(ends, step)
             i = step - (ends[stage] - steps[stage])  # steps of this stage behind us
-            if i == 0 and (stage == 0 or c.reset_optimizer == "stage"):
+            if i == 0 and (not optimizers or c.reset_optimizer == "stage"):
                 # Differs from the released code, which starts the optimizer anew at every epoch: the paper's way.
                 optimizers = make_optimizers(model, c, stage)
             if i == 0:
@@ -228,7 +239,7 @@ def main(c: TrainConfig) -> None:
             drawn = curriculum.draw_stage(stage, c.mix, rng)
             examples = problems.draw(c.batch_size, rng, c.augment, keep=min(1.0, step / c.grow) if c.grow else 1.0)
             behind = i / steps[stage] if drawn == stage else rng.random()
-            p = curriculum.plan(c.method, drawn, len(steps) - 1, c.c_thought, dataset.meta["longest"]["chain"], behind)
+            p = plan(c, drawn, dataset.meta["longest"]["chain"], behind)
             pairs = [curriculum.split(example, p, dataset.special, rng) for example in examples]
             n_targets = sum(len(suffix) - 1 for _, suffix in pairs)
             mine, size = pairs[rank::n_processes], c.micro_batch_size or c.batch_size

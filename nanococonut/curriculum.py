@@ -110,11 +110,11 @@ class Plan(NamedTuple):
     n_tokens: int = 0  # tokens taken from the front of what is left of the chain
 
 
-def plan(method: str, stage: int, max_stage: int, c_thought: int = 1, chain: int = 0, behind: float = 0.0) -> Plan:
+def plan(method, stage, max_stage, c_thought=1, chain=0, behind=0.0, extra=False) -> Plan:
     """The plan of a stage: c_thought fillers for each removed step, max_stage * c_thought where all steps are removed.
 
-    For icot: chain is the number of tokens of the longest chain, and behind the share (0 to 1) of the stage that is
-    over; tokens go at equal distances.
+    chain, behind  for icot: tokens of the longest chain, and the share (0 to 1) of the stage that is over
+    extra          the last stage removes what is left without adding fillers: the paper's GSM8k [Hao24 4.2]
 
     >>> plan("coconut", stage=2, max_stage=4)
     Plan(n_thoughts=2, n_pauses=0, n_removed=2, markers=True, n_tokens=0)
@@ -122,15 +122,20 @@ def plan(method: str, stage: int, max_stage: int, c_thought: int = 1, chain: int
     Plan(n_thoughts=0, n_pauses=4, n_removed=None, markers=True, n_tokens=0)
     >>> [plan("icot", stage, 3, chain=10, behind=0.3).n_tokens for stage in (0, 1, 2)]
     [0, 2, 6]
+    >>> [plan("coconut", stage, 2, c_thought=2, extra=True)[:3] for stage in (1, 2)]
+    [(2, 0, 1), (2, 0, None)]
     """
     filler, removes = METHODS[method]
     assert 0 <= stage <= max_stage, (stage, max_stage)
-    n_removed = {"never": 0, "all": None, "steps": stage, "tokens": None if stage == max_stage else 0}[removes]
+    over = stage == max_stage
+    n_removed = {"never": 0, "all": None, "steps": None if over and extra else stage, "tokens": None if over else 0}[
+        removes
+    ]
     n_tokens = 0
     if removes == "tokens" and 0 < stage < max_stage:
         # Differs from the paper of iCoT [Deng24], which takes 8 tokens an epoch and starts AdamW anew at each.
         n_tokens = 1 + math.floor((chain - 1) * (stage - 1 + behind) / (max_stage - 1))
-    n_filled = c_thought * (max_stage if n_removed is None else n_removed)
+    n_filled = c_thought * (max_stage - extra if n_removed is None else n_removed)
     n_thoughts, n_pauses = n_filled * (filler == "thought"), n_filled * (filler == "pause")
     return Plan(n_thoughts, n_pauses, n_removed, filler is not None, n_tokens)
 

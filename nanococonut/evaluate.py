@@ -54,7 +54,8 @@ class Run:
         self.model.to(self.device).eval()
         self.encoding = tokenizer.load(self.data["tokenizer"], self.data["vocabulary"])
         self.special = tokenizer.special_ids(self.encoding)
-        self.plan = plan(self.config["method"], self.stage, self.max_stage, self.config["c_thought"])
+        c = self.config
+        self.plan = plan(c["method"], self.stage, self.max_stage, c["c_thought"], extra=c["extra_stage"])
 
     @property
     def max_stage(self) -> int:

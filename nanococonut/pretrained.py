@@ -1,14 +1,30 @@
-"""GPT-2's released weights into model.GPT.
+"""Weights to start from: GPT-2's released ones, a file of that kind, or an earlier run's.
 
 The released files keep the weight of a projection as (in, out), transposed to torch's Linear, and may carry the causal
 masks as buffers and a `transformer.` before each name. The output head is the token embedding.
 """
 
+import os
 import re
+from dataclasses import replace
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from nanococonut import runs
+from nanococonut.config import UserError
+from nanococonut.data import Dataset
 from nanococonut.model import GPT, GPTConfig
+
+WEIGHTS = {  # address, sha256 where it is known, heads
+    "gpt2": (
+        "https://huggingface.co/openai-community/gpt2/resolve/main/pytorch_model.bin",
+        "7c5d3f4b8b76583b422fcb9189ad6c89d5d97a094541ce8932dce3ecabde1421",
+        12,
+    ),
+    "gpt2-medium": ("https://huggingface.co/openai-community/gpt2-medium/resolve/main/pytorch_model.bin", None, 16),
+}
 
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
@@ -23,4 +39,59 @@ def from_state_dict(state: dict[str, Tensor], n_head: int) -> GPT:
     model = GPT(GPTConfig(vocab_size, block_size, n_layer, n_head, n_embd, dropout=0.0))
     model.to(state["wte.weight"].dtype)
     model.load_state_dict({name: tensor.contiguous() for name, tensor in state.items()})
+    return model
+
+
+def read(path: Path) -> dict:
+    """The tensors of a weight file; no code of it is run. Raises UserError."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"--init_from: {path} not found; expected {', '.join(WEIGHTS)}, a run or a file") from None
+    except Exception as error:  # torch.load raises a dozen kinds for a file that is cut, foreign or malicious
+        raise UserError(f"{path} is not a weight file ({type(error).__name__})") from None
+
+
+def download(name: str) -> Path:
+    """data/pretrained/<name>.bin, fetched on first use and kept only whole. Raises UserError."""
+    url, sha256, _ = WEIGHTS[name]
+    path = Path("data/pretrained") / f"{name}.bin"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        try:
+            torch.hub.download_url_to_file(url, str(temporary), hash_prefix=sha256)
+            read(temporary)  # where no checksum is known, a file that was cut off shows here
+            os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:  # no network, no such file, another checksum
+            raise UserError(f"cannot fetch {url} ({error}); or give a file as --init_from=PATH") from None
+        finally:
+            temporary.unlink(missing_ok=True)
+    return path
+
+
+def start(name: str, n_head: int, dropout: float, dataset: Dataset) -> GPT:
+    """A GPT with the weights that --init_from names and the dataset's vocabulary. Raises UserError where they differ.
+
+    n_head is that of a weight file, which does not say it. New tokens start from the embedding of "<<" [ref run.py].
+    """
+    folder = next((f for f in (Path("runs") / name, Path(name)) if (f / "config.json").exists()), None)
+    if folder:
+        state = runs.load_state(folder / "best.pt")
+        if any(state["data"][key] != dataset.meta[key] for key in ("tokenizer", "vocabulary")):
+            raise UserError(f"{folder} has another vocabulary than {dataset.folder}; train it on the same data")
+        model = GPT(replace(GPTConfig(**state["model_config"]), dropout=dropout))
+        model.load_state_dict(state["model"])
+        return model
+    path = download(name) if name in WEIGHTS else Path(name)
+    try:
+        source = from_state_dict(read(path), WEIGHTS[name][2] if name in WEIGHTS else n_head).float()
+    except (KeyError, ValueError, RuntimeError, AttributeError, AssertionError, TypeError) as error:
+        raise UserError(f"{path} does not hold GPT-2's weights ({type(error).__name__}: {str(error)[:80]})") from None
+    if dataset.meta["tokenizer"] != "gpt2":
+        raise UserError(f"--init_from={name} needs data in GPT-2's tokens; prepare it with --tokenizer=gpt2")
+    n_vocab, wte = dataset.encoding.n_vocab, source.wte.weight.detach()
+    new = wte[dataset.encoding.encode_single_token(b"<<")].expand(n_vocab - len(wte), -1)
+    model = GPT(replace(source.config, vocab_size=n_vocab, dropout=dropout))
+    model.load_state_dict(source.state_dict() | {"wte.weight": torch.cat([wte, new])})
     return model

@@ -27,7 +27,8 @@ PARSERS = {
 def commands():
     """Every `python ...` and `make ...` in the README's and RESULTS.md's code."""
     text = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "RESULTS.md"))
-    blocks = re.findall(r"^```sh\n(.+?)^```", text, re.MULTILINE | re.DOTALL) + re.findall(r"`(python [^`\n]+)`", text)
+    blocks = re.findall(r"^```sh\n(.+?)^```", text, re.MULTILINE | re.DOTALL) + re.findall(r"`(python [^`]+)`", text)
+    blocks = [" ".join(block.split("\n")) if block.startswith("python") else block for block in blocks]
     lines = [part.strip() for block in blocks for line in block.splitlines() for part in line.split("#")[0].split("&&")]
     return sorted({line for line in lines if line.startswith(("python ", "make "))})
 
