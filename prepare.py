@@ -72,9 +72,7 @@ class PrepareConfig:
     min_hops: int = 3  # ProsQA: shortest chain kept
     max_hops: int = 6  # ProsQA: longest chain kept
     hops: int = 5  # ProntoQA: length of each chain, its last hop from a concept to a property
-    fair: bool = (
-        False  # ProntoQA: no shortcut, the concept of the wrong property is mentioned as often as the right one
-    )
+    fair: bool = False  # ProntoQA: no shortcut, both concepts with the property are mentioned equally often
     tokenizer: str = "words"  # encoding of the token files
 
 

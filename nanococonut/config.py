@@ -125,9 +125,7 @@ class TrainConfig:
     stage_steps: tuple[int, ...] = (700,)  # optimizer steps per stage 0..max_stage; one number serves every stage
     max_stage: int = 6  # last stage, where one stage_steps serves all
     c_thought: int = 1  # thoughts for each removed step
-    extra_stage: bool = (
-        False  # the last stage removes all that is left and adds no thoughts, as the paper does on GSM8k
-    )
+    extra_stage: bool = False  # a last stage with no steps left and no more thoughts, as in the paper's GSM8k
     mix: float = 0.0  # probability that a batch comes from an earlier stage
     augment: bool = True  # tell each ProsQA problem anew whenever it is drawn: names, facts' order, options' order
     grow: int = 0  # steps over which the facts beside the chain grow from none to all

@@ -47,6 +47,12 @@ def test_command_is_understood(command):
         assert PARSERS[words[0]](words[1:])
 
 
+def test_every_command_explains_itself():
+    for parser in PARSERS.values():
+        with pytest.raises(SystemExit, match="0"):
+            parser(["--help"])
+
+
 def run(folder, *words):
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
     words = [str(ROOT / word) if word.endswith(".py") else word for word in words]
