@@ -112,14 +112,17 @@ def forward(model: GPT, batch: Batch) -> Output:
 
 
 @torch.no_grad()
-def generate(model: GPT, prompt, prompt_len, n_thoughts, eot, eos, max_new_tokens) -> list[list[int]]:
+def generate(model: GPT, prompt, prompt_len, n_thoughts, eot, eos, max_new_tokens, change=None) -> list[list[int]]:
     """Greedy continuations, one list of ids per row, without the eos that ends them: batched and cached.
 
     prompt (B, P) int64 right-padded, prompt_len (B,). eot: the id fed after the thoughts, or None, and then with
-    n_thoughts = 0 this is a plain language model.
+    n_thoughts = 0 this is a plain language model. change: thoughts (B, K, C) -> what is fed in their place.
     """
-    hidden, cache = prefill(model, prompt, prompt_len)
-    _, cache = think(model, hidden, prompt_len, cache, n_thoughts)
+    hidden, asked = prefill(model, prompt, prompt_len)
+    thoughts, cache = think(model, hidden, prompt_len, asked, n_thoughts)
+    if change and n_thoughts:
+        positions = prompt_len[:, None] + torch.arange(n_thoughts, device=prompt.device)  # (B, K)
+        _, cache = step(model, change(thoughts), positions, asked)
     position = prompt_len + n_thoughts
     if eot is None:
         assert n_thoughts == 0, f"{n_thoughts} thoughts need an <eot> to end them"

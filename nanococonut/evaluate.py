@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from nanococonut import coconut, config, data, runs, tokenizer
@@ -22,7 +23,26 @@ from nanococonut.config import UserError
 from nanococonut.curriculum import METHODS, Example, Plan, pad, plan, split
 from nanococonut.model import GPT, GPTConfig
 
-CHOICES = {"split": data.SPLITS, "checkpoint": ("best", "last")}
+
+def permute(thoughts: Tensor) -> Tensor:
+    order = torch.rand(thoughts.shape[:2], generator=torch.Generator().manual_seed(0)).argsort(dim=1)
+    return thoughts.gather(1, order.to(thoughts.device)[:, :, None].expand_as(thoughts))
+
+
+def noise(thoughts: Tensor) -> Tensor:
+    drawn = torch.randn(thoughts.shape, generator=torch.Generator().manual_seed(0)).to(thoughts)
+    return drawn / drawn.norm(dim=-1, keepdim=True) * thoughts.norm(dim=-1, keepdim=True)
+
+
+INTERVENTIONS = {  # thoughts (B, K, C) -> what is fed in their place
+    "none": lambda thoughts: thoughts,
+    "zero": torch.zeros_like,
+    "mean": lambda thoughts: thoughts.mean(dim=0, keepdim=True).expand_as(thoughts),  # over the problems of the batch
+    "swap": lambda thoughts: thoughts.roll(1, dims=0),  # another problem's
+    "permute": permute,  # the problem's own in another order
+    "noise": noise,  # random directions of the same length
+}
+CHOICES = {"split": data.SPLITS, "checkpoint": ("best", "last"), "intervene": tuple(INTERVENTIONS)}
 
 
 @dataclass(frozen=True)
@@ -34,6 +54,7 @@ class EvaluateConfig:
     data: str = ""  # a JSON file of problems, instead of the run's own data
     latent: tuple[int, ...] = ()  # numbers of thoughts to try; default: as many as in training
     checkpoint: str = "best"  # which checkpoint of the run
+    intervene: str = "none"  # what is fed in place of the thoughts
     batch_size: int = 250  # questions answered at once
     device: str = "auto"  # where to run; auto: cuda, else mps, else cpu
 
@@ -85,7 +106,7 @@ def prompts(examples: list[Example], p: Plan, special: dict[str, int]) -> tuple[
     return [example.question for example in examples], None
 
 
-def answer(model: GPT, examples: list[Example], p: Plan, special, max_new_tokens: int, batch_size=250, progress=False):
+def answer(model: GPT, examples, p: Plan, special, max_new_tokens: int, batch_size=250, progress=False, change=None):
     """What the model writes after the thoughts, ids without eos, one list an example, in the order given."""
     rows, eot = prompts(examples, p, special)
     longest, after = max(map(len, rows)), p.n_thoughts + p.markers + max_new_tokens
@@ -103,7 +124,7 @@ def answer(model: GPT, examples: list[Example], p: Plan, special, max_new_tokens
         chosen = order[start : start + batch_size]
         lengths = torch.tensor([len(rows[i]) for i in chosen], device=device)
         prompt = pad([rows[i] for i in chosen], special["eos"]).to(device)
-        written = coconut.generate(model, prompt, lengths, p.n_thoughts, eot, special["eos"], max_new_tokens)
+        written = coconut.generate(model, prompt, lengths, p.n_thoughts, eot, special["eos"], max_new_tokens, change)
         for i, ids in zip(chosen, written, strict=True):
             answers[i] = ids
     model.train(training)
@@ -240,10 +261,11 @@ def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts:
     }
 
 
-def measure(run: Run, examples: data.Split, p: Plan, batch_size: int = 250, progress: bool = False):
+def measure(run: Run, examples: data.Split, p: Plan, batch_size=250, progress=False, intervene="none"):
     """The summary (dict) of a run's answers to a split under a plan, and the answers in words (list[str])."""
+    change = None if intervene == "none" else INTERVENTIONS[intervene]
     todo = [examples.example(i) for i in range(len(examples))]
-    ids = answer(run.model, todo, p, run.special, run.data["max_new_tokens"], batch_size, progress)
+    ids = answer(run.model, todo, p, run.special, run.data["max_new_tokens"], batch_size, progress, change)
     texts = run.encoding.decode_batch(ids)
     hidden = p.n_thoughts > 0 if METHODS[run.config["method"]].filler == "thought" else p.n_removed != 0
     return summary(texts, list(map(len, ids)), examples.rows, p.n_thoughts, hidden), texts
@@ -264,20 +286,21 @@ def main(c: EvaluateConfig) -> None:
     without = ({"chance": chance(rows)} if chance(rows) else {}) | shortcuts(rows)
     for rule, share in without.items():
         print(f"  without a model, {rule}: {share:.1%}")
+    changed = "" if c.intervene == "none" else f" ({c.intervene})"
     results = []
     for n_thoughts in c.latent or (None,):
         p = run.plan_for(n_thoughts)
         if p is not run.plan:
             print(f"{p.n_thoughts} thoughts instead of the {run.plan.n_thoughts} of training (--latent)")
-        result, texts = measure(run, examples, p, c.batch_size, progress=True)
+        result, texts = measure(run, examples, p, c.batch_size, True, c.intervene)
         print(
-            f"{p.n_thoughts} thoughts: accuracy {result['accuracy']:.1%} (95 % interval {result['low']:.1%} to "
-            f"{result['high']:.1%}), {result['tokens']:.1f} tokens; right by hops: "
+            f"{p.n_thoughts} thoughts{changed}: accuracy {result['accuracy']:.1%} (95 % interval "
+            f"{result['low']:.1%} to {result['high']:.1%}), {result['tokens']:.1f} tokens; right by hops: "
             + ", ".join(f"{k}: {a}/{b}" for k, (a, b) in result["hops"].items())
         )
         counts = ", ".join(f"{v.replace('_', ' ')} {n}" for v, n in result["verdicts"].items() if n)
         print(f"  verdicts: {counts}" if counts else "", end="\n" if counts else "")
-        results.append({"latent": p.n_thoughts, "intervene": "none", **result})
+        results.append({"latent": p.n_thoughts, "intervene": c.intervene, **result})
     wrong = [i for i, (text, row) in enumerate(zip(texts, rows, strict=True)) if not is_right(text, row)]
     for i in wrong[:5]:
         print(f"wrong, {i}: {rows[i]['question'][-60:]}  expected: {rows[i]['answer']}  written: {texts[i]!r}")

@@ -54,7 +54,7 @@ def curves(log: Path, out: Path) -> None:
     finish(fig, out)
 
 
-def table1(rows: list[dict], paper: dict[str, tuple], baselines: dict[str, float], out: Path) -> None:
+def table1(rows: list[dict], paper: dict[str, float], baselines: dict[str, float], out: Path) -> None:
     """Accuracy of each method: a dot a seed and their mean, the paper's as a ring, shortcuts as lines from above."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     fig, axes = plt.subplots(figsize=(7.5, 0.42 * len(methods) + 1.4), layout="constrained")
@@ -63,7 +63,7 @@ def table1(rows: list[dict], paper: dict[str, tuple], baselines: dict[str, float
         axes.plot(values, [y] * len(values), "o", color=BLUE, alpha=0.45, markersize=5)
         axes.plot([sum(values) / len(values)], [y], "|", color=BLUE, markersize=16, markeredgewidth=2)
         if method in paper:
-            axes.plot([paper[method][0]], [y], "o", color=ORANGE, markerfacecolor="none", markersize=8)
+            axes.plot([paper[method]], [y], "o", color=ORANGE, markerfacecolor="none", markersize=8)
     for i, (rule, share) in enumerate(baselines.items()):
         axes.axvline(100 * share, color=GREY, linewidth=0.8, linestyle=(0, (1 + i, 2)), label=rule)
     axes.plot([], [], "o", color=BLUE, alpha=0.45, label="one seed")

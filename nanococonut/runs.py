@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -22,6 +23,7 @@ from nanococonut.curriculum import plan
 from nanococonut.data import folder_of, read_json, write_text
 from nanococonut.model import GPT, GPTConfig
 
+HEADER = "step,stage,split,metric,value\n"
 FREE = ("preset", "name", "resume", "log_every", "eval_every", "save_every")  # may differ when a run goes on
 
 
@@ -86,16 +88,17 @@ def log(path: Path, step: int, stage: int, split: str, **metrics: float) -> None
     """Appends to log.csv one line a number: step,stage,split,metric,value."""
     new = not path.exists()
     with open(path, "a", encoding="utf-8") as file:
-        file.write("step,stage,split,metric,value\n" * new)
+        file.write(HEADER * new)
         file.writelines(f"{step},{stage},{split},{metric},{value:.6g}\n" for metric, value in metrics.items())
 
 
 def cut_log(path: Path, step: int) -> None:
-    """Removes from log.csv what was written after a step: it will be written again."""
+    """Removes from log.csv what was written after a step, for it will be written again, and lines that are damaged."""
     if path.exists():
-        head, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and int(line.partition(",")[0]) <= step]
-        write_text(path, "".join([head, *kept]))
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        whole = [re.fullmatch(r"(\d{1,9}),\d{1,9},\w+,\w+,-?[\d.]+(e[-+]\d+)?\n", line) for line in lines]
+        kept = [line[0] for line in whole if line and int(line[1]) <= step]
+        write_text(path, "".join([HEADER, *kept]))
 
 
 @contextlib.contextmanager

@@ -21,39 +21,30 @@ from nanococonut import config, data, evaluate, plots, runs
 from nanococonut.config import PRESETS, UserError, written
 from nanococonut.curriculum import METHODS
 
-# [Hao24 Table 1]: accuracy in %, its +- where printed, newly generated tokens. None: not given there.
-PAPER = {
-    "gsm8k": {
-        "cot": (42.9, 0.2, 25.0),
-        "no_cot": (16.5, 0.5, 2.2),
-        "icot": (30.0, None, 2.2),
-        "pause": (16.4, 1.8, 2.2),
-        "coconut": (34.1, 1.5, 8.2),
-        "no_curriculum": (14.4, 0.8, 8.2),
-        "no_thought": (21.6, 0.5, 2.3),
-        "pause_as_thought": (24.1, 0.7, 2.2),
-    },
-    "prontoqa": {
-        "cot": (98.8, 0.8, 92.5),
-        "no_cot": (93.8, 0.7, 3.0),
-        "icot": (99.8, 0.3, 3.0),
-        "pause": (77.7, 21.0, 3.0),
-        "coconut": (99.8, 0.2, 9.0),
-        "no_curriculum": (52.4, 0.4, 9.0),
-        "no_thought": (99.9, 0.1, 3.0),
-        "pause_as_thought": (100.0, 0.1, 3.0),
-    },
-    "prosqa": {
-        "cot": (77.5, 1.9, 49.4),
-        "no_cot": (76.7, 1.0, 8.2),
-        "icot": (98.2, 0.3, 8.2),
-        "pause": (75.9, 0.7, 8.2),
-        "coconut": (97.0, 0.3, 14.2),
-        "no_curriculum": (76.1, 0.2, 14.2),
-        "no_thought": (95.5, 1.1, 8.2),
-        "pause_as_thought": (96.6, 0.8, 8.2),
-    },
-}
+# [Hao24 Table 1]: accuracy in %, +- where printed, newly generated tokens, on each of the three tasks.
+PAPER = """
+                  gsm8k           prontoqa         prosqa
+cot               42.9 0.2 25.0   98.8  0.8 92.5   77.5 1.9 49.4
+no_cot            16.5 0.5  2.2   93.8  0.7  3.0   76.7 1.0  8.2
+icot              30.0 -    2.2   99.8  0.3  3.0   98.2 0.3  8.2
+pause             16.4 1.8  2.2   77.7 21.0  3.0   75.9 0.7  8.2
+coconut           34.1 1.5  8.2   99.8  0.2  9.0   97.0 0.3 14.2
+no_curriculum     14.4 0.8  8.2   52.4  0.4  9.0   76.1 0.2 14.2
+no_thought        21.6 0.5  2.3   99.9  0.1  3.0   95.5 1.1  8.2
+pause_as_thought  24.1 0.7  2.2  100.0  0.1  3.0   96.6 0.8  8.2
+"""
+
+
+def paper(task: str) -> dict[str, tuple[str, str, str]]:
+    """method -> accuracy, +-, tokens as the paper prints them for a task; of prosqa-small those of prosqa.
+
+    >>> paper("prosqa-small")["coconut"], paper("other")
+    (('97.0', '0.3', '14.2'), {})
+    """
+    tasks, *rows = (line.split() for line in PAPER.strip().splitlines())
+    name = task.partition("-")[0]
+    at = 1 + 3 * tasks.index(name) if name in tasks else None
+    return {row[0]: tuple(row[at : at + 3]) for row in rows} if at else {}
 
 
 @dataclass(frozen=True)
@@ -114,17 +105,16 @@ def is_finished(c: Table1Config, task: str, method: str, seed: int) -> bool:
 
 def table(rows: list[dict], task: str, baselines: dict[str, float]) -> str:
     """The table in Markdown: accuracy mean +- standard deviation over seeds, tokens, seconds, the paper's beside."""
-    paper = PAPER.get(task.partition("-")[0], {})
     lines = ["| method | accuracy, % | seeds | tokens | seconds | paper: accuracy, % | tokens |"]
     lines += ["|---|---|---|---|---|---|---|"]
     for method in dict.fromkeys(row["method"] for row in rows):
         mine = [row for row in rows if row["method"] == method]
         accuracy, deviation = mean_and_sd([100 * row["accuracy"] for row in mine])
-        there, plus_minus, tokens = paper.get(method, (None, None, None))
-        theirs = "-" if there is None else f"{there}" if plus_minus is None else f"{there} ± {plus_minus}"
+        there, plus_minus, tokens = paper(task).get(method, ("-", "-", "-"))
+        theirs = there if plus_minus == "-" else f"{there} ± {plus_minus}"
         written_tokens, seconds = (statistics.mean(row[key] for row in mine) for key in ("tokens", "seconds"))
         own = f"{accuracy:.1f} ± {deviation:.1f} | {len(mine)} | {written_tokens:.1f} | {seconds:.0f}"
-        lines += [f"| {method} | {own} | {theirs} | {tokens or '-'} |"]
+        lines += [f"| {method} | {own} | {theirs} | {tokens} |"]
     lines += [f"| *{rule}* | {100 * share:.1f} | - | - | - | - | - |" for rule, share in baselines.items()]
     return "\n".join(lines) + "\n"
 
@@ -155,7 +145,9 @@ def write_results(c: Table1Config, task: str, todo: list[tuple[str, int]]) -> st
     }
     data.write_text(stem.with_suffix(".json"), json.dumps(kept, indent=1) + "\n")
     data.write_text(stem.with_suffix(".md"), text)
-    plots.table1(rows, PAPER.get(task.partition("-")[0], {}), baselines, stem.with_suffix(".png"))
+    plots.table1(
+        rows, {method: float(row[0]) for method, row in paper(task).items()}, baselines, stem.with_suffix(".png")
+    )
     return text
 
 

@@ -197,3 +197,16 @@ def test_the_prompts_cache_is_shared_and_never_copied():
     for layer, grown in zip(cache, after, strict=True):
         assert grown[0].k is layer[0].k and grown[0].v is layer[0].v
         assert grown[1].k.size(2) == 3
+
+
+def test_changed_thoughts_change_what_follows_and_unchanged_ones_nothing():
+    model, batch = small_model(), random_batch(n_thoughts=3)
+
+    def written(change):
+        return coconut.generate(model, batch.prompt, batch.prompt_len, 3, 1, 39, 12, change)
+
+    assert written(lambda thoughts: thoughts) == written(None)
+    assert written(lambda thoughts: -9 * thoughts) != written(None)
+    seen = []
+    written(lambda thoughts: seen.append(thoughts) or thoughts)
+    torch.testing.assert_close(seen[0], coconut.forward(model, batch).thoughts)

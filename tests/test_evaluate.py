@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from nanococonut import data, evaluate
 
@@ -66,3 +67,19 @@ def test_shortcuts_of_the_released_file():
     found = evaluate.shortcuts(data.read_rows(RELEASED))
     for share, expected in zip(found.values(), (0.843, 0.707, 0.916), strict=True):
         assert abs(share - expected) < 0.03, found
+
+
+def test_interventions_on_known_thoughts():
+    thoughts = torch.arange(24.0).view(2, 3, 4) + 1
+    change = {name: evaluate.INTERVENTIONS[name](thoughts) for name in evaluate.INTERVENTIONS}
+    assert torch.equal(change["none"], thoughts) and not change["zero"].any()
+    assert torch.equal(change["swap"], thoughts[[1, 0]]), "another problem's thoughts"
+    assert torch.equal(change["mean"][0], (thoughts[0] + thoughts[1]) / 2)
+    torch.testing.assert_close(change["noise"].norm(dim=-1), thoughts.norm(dim=-1))
+    assert not torch.allclose(change["noise"], thoughts)
+    for before, after in zip(thoughts, change["permute"], strict=True):
+        assert sorted(map(tuple, before.tolist())) == sorted(map(tuple, after.tolist())), "the same ones, reordered"
+    assert not torch.equal(change["permute"], thoughts)
+    alone = thoughts[:1, :1]  # one problem, one thought: nothing to take from, nothing to reorder
+    for name in ("swap", "permute", "mean"):
+        assert torch.equal(evaluate.INTERVENTIONS[name](alone), alone), name
