@@ -189,8 +189,10 @@ def prontoqa(c: PrepareConfig, rng: random.Random) -> tuple[dict, tuple]:
     for concept, family in zip([*chain, *aside, other], rng.sample(FAMILIES, 2 * c.hops + 1), strict=True):
         properties[concept] = (concept, rng.choice(family), rng.random() < 2 / 3)
     _, asked, has = properties[chain[-1]]
-    facts = {link: concept_fact(*link, rng) for link in links}
-    facts |= {p: property_fact(*p, rng) for p in [*properties.values(), (planted, asked, not has)]}
+    facts = {link: in_words(link[0], f"a {link[1]}", f"{link[1]}es", rng) for link in links}
+    for concept, name, it_has in [*properties.values(), (planted, asked, not has)]:
+        what = name if it_has else f"not {name}"
+        facts[concept, name, it_has] = in_words(concept, what, what, rng)
     entity, negated = rng.choice(ENTITIES), rng.random() < 0.5
     about = rng.sample([f"{entity} is a {chain[0]}.", f"{entity} is a {other}."], 2)
     query = f"True or false: {entity} is {'not ' * negated}{asked}."
@@ -204,16 +206,10 @@ def prontoqa(c: PrepareConfig, rng: random.Random) -> tuple[dict, tuple]:
     return row, (row["question"],)
 
 
-def concept_fact(child: str, parent: str, rng: random.Random) -> str:
-    """Half "Xes are Yes.", a quarter each "Every X is a Y." and "Each X is a Y."."""
+def in_words(concept: str, one: str, many: str, rng: random.Random) -> str:
+    """A fact in one of three forms: half "Xes are Yes.", a quarter each "Every X is a Y." and "Each X is a Y."."""
     form = rng.choice(["many", "many", "Every", "Each"])
-    return f"{child.capitalize()}es are {parent}es." if form == "many" else f"{form} {child} is a {parent}."
-
-
-def property_fact(concept: str, name: str, has: bool, rng: random.Random) -> str:
-    """The same three forms; "not" where the concept has the property not."""
-    form, what = rng.choice(["many", "many", "Every", "Each"]), name if has else f"not {name}"
-    return f"{concept.capitalize()}es are {what}." if form == "many" else f"{form} {concept} is {what}."
+    return f"{concept.capitalize()}es are {many}." if form == "many" else f"{form} {concept} is {one}."
 
 
 GENERATORS = {"prosqa": prosqa, "prontoqa": prontoqa}
@@ -234,9 +230,9 @@ def generate(c: PrepareConfig) -> dict[str, list[dict]]:
                     rows.append(drawn[0])
                     progress.update()
                 if n_tries >= 1000 and len(seen) < n_tries / 200:
+                    chains = f"chains of {c.min_hops} to {c.max_hops} hops ({len(seen)} distinct in {n_tries})"
                     raise UserError(
-                        f"graphs of {c.n_nodes} nodes hardly ever have chains of {c.min_hops} to {c.max_hops} hops "
-                        f"({len(seen)} distinct in {n_tries}); try more nodes or fewer hops"
+                        f"graphs of {c.n_nodes} nodes hardly ever have {chains}; try more nodes or fewer hops"
                     )
     return splits
 
@@ -280,7 +276,7 @@ def read_file(path: Path) -> list[dict]:
         return data.read_rows(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path} ({error})") from None
     if lines and lines[0].startswith("version https://git-lfs"):
         raise UserError(f"{path} is a Git-LFS pointer, not the data; fetch the file itself (git lfs pull)")
@@ -344,13 +340,16 @@ def fetch(url: str, c: PrepareConfig) -> Path:
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 
+def in_lines(row: dict) -> list[str]:
+    return [row["question"], *(f"    {step}" for step in row["steps"]), f"    ### {row['answer']}"]
+
+
 def preview(rows: list[dict], max_stage: int) -> str:
     """Ten examples in words, then what coconut makes of each chain length at every stage."""
     lines = []
     for row in rows[:10]:
-        lines += [row["question"], *(f"    {step}" for step in row["steps"]), f"    ### {row['answer']}"]
-        lines += [f"    stage {s} | {layout('coconut', s, max_stage, len(row['steps']))}" for s in range(max_stage + 1)]
-        lines += [""]
+        made = [layout("coconut", s, max_stage, len(row["steps"])) for s in range(max_stage + 1)]
+        lines += [*in_lines(row), *(f"    stage {s} | {line}" for s, line in enumerate(made)), ""]
     return "\n".join(lines)
 
 
@@ -359,9 +358,7 @@ def main(c: PrepareConfig) -> None:
         if not 0 <= getattr(c, field) <= 10**7:
             raise UserError(f"--{field}={getattr(c, field)} should be from 0 to {10**7}")
     if not 3 <= c.n_nodes <= len(CONCEPTS) + 2:
-        raise UserError(
-            f"--n_nodes={c.n_nodes} should be from 3 to {len(CONCEPTS) + 2}: there are {len(CONCEPTS)} names"
-        )
+        raise UserError(f"--n_nodes={c.n_nodes} should be from 3 to {len(CONCEPTS) + 2}, as many as there are names")
     if not 1 <= c.min_hops <= c.max_hops:
         raise UserError(f"--min_hops={c.min_hops} --max_hops={c.max_hops} should be 1 <= min_hops <= max_hops")
     if not 1 <= c.hops <= (5 if c.fair else 6):
@@ -375,7 +372,7 @@ def main(c: PrepareConfig) -> None:
     folder, meta = data.save(c.name or c.task, splits, meta)
     data.write_text(folder / "preview.txt", preview(splits["train"], max(lengths)))
     for row in splits["train"][:3]:
-        print(row["question"], *(f"    {step}" for step in row["steps"]), f"    ### {row['answer']}", "", sep="\n")
+        print(*in_lines(row), "", sep="\n")
     print("steps in a chain (train):", ", ".join(f"{k}: {n}" for k, n in sorted(lengths.items())))
     print(f"{folder}: {meta['counts']}, {len(meta['vocabulary'])} words, see {folder}/preview.txt")
 

@@ -22,15 +22,12 @@ def run(main, config_class, presets=None, choices=None) -> None:
     """Parses the command line, calls main(config), and turns a UserError into one line on stderr and exit status 2."""
     try:
         main(parse(config_class, sys.argv[1:], presets, choices))
-    except UserError as error:
-        print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except OSError as error:  # a full disk, a folder one may not write to
-        if isinstance(error, BrokenPipeError):  # `python sample.py | head`
-            sys.stderr.close()
-            raise SystemExit(0) from None
+    except BrokenPipeError:  # `python sample.py | head`
+        sys.stderr.close()
+        raise SystemExit(0) from None
+    except (UserError, OSError) as error:  # OSError: a full disk, a folder one may not write to
         print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

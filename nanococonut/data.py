@@ -136,7 +136,7 @@ def read_json(path: Path):
         return json.loads(text)
     except FileNotFoundError:
         raise UserError(f"{path} not found") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:  # ValueError: not utf-8, not JSON, no path
         raise UserError(f"{path} is not a JSON file in utf-8 ({error})") from None
 
 
@@ -331,9 +331,7 @@ class Dataset:
     def demand_unchanged(self, run: str, sha256: dict[str, str]) -> None:
         """Raises UserError where these are not the files, by checksum, that a run was trained on."""
         if sha256 != self.meta["sha256"]:
-            raise UserError(
-                f"{self.folder} is not the data {run} was trained on; prepare that again, or train a new run"
-            )
+            raise UserError(f"{self.folder} is not the data {run} was trained on; prepare it again, or train a new run")
 
     def split(self, name: str) -> Split:
         """One of train, valid, test. Raises UserError for a file that is not as it was prepared."""

@@ -10,7 +10,7 @@ The last line on stdout is JSON.
 import json
 import math
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,11 +76,7 @@ class Run:
         self.encoding = tokenizer.load(self.data["tokenizer"], self.data["vocabulary"])
         self.special = tokenizer.special_ids(self.encoding)
         c = self.config
-        self.plan = plan(c["method"], self.stage, self.max_stage, c["c_thought"], extra=c["extra_stage"])
-
-    @property
-    def max_stage(self) -> int:
-        return len(self.config["stage_steps"]) - 1
+        self.plan = plan(c["method"], self.stage, len(c["stage_steps"]) - 1, c["c_thought"], extra=c["extra_stage"])
 
     def split(self, name: str) -> data.Split:
         """A split of the data the run was trained on. Raises UserError where that has changed since."""
@@ -111,10 +107,8 @@ def answer(model: GPT, examples, p: Plan, special, max_new_tokens: int, batch_si
     rows, eot = prompts(examples, p, special)
     longest, after = max(map(len, rows)), p.n_thoughts + p.markers + max_new_tokens
     if longest + after > model.config.block_size:
-        raise UserError(
-            f"a question of {longest} tokens, {p.n_thoughts} thoughts and an answer do not fit into the model's "
-            f"{model.config.block_size} positions; train with --block_size={longest + after} or more"
-        )
+        fits = f"do not fit into the model's {model.config.block_size} positions; --block_size={longest + after} would"
+        raise UserError(f"a question of {longest} tokens, {p.n_thoughts} thoughts and an answer {fits}")
     device = next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # rows of like length together: little padding
     answers = [None] * len(rows)
@@ -242,10 +236,11 @@ def mentions(row: dict) -> float:
 def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts: int, hidden: bool) -> dict:
     """Accuracy with its interval, mean number of tokens, [right, questions] for each number of hops, and verdicts."""
     right = [is_right(text, row) for text, row in zip(texts, rows, strict=True)]
-    hops = defaultdict(lambda: [0, 0])
-    for ok, row in zip(right, rows, strict=True):
-        hops[len(row["steps"])][0] += ok
-        hops[len(row["steps"])][1] += 1
+    n_hops = [len(row["steps"]) for row in rows]
+    hops = {
+        str(k): [sum(r for r, n in zip(right, n_hops, strict=True) if n == k), n_hops.count(k)]
+        for k in sorted(set(n_hops))
+    }
     low, high = wilson(sum(right), len(right))
     found = Counter()
     if all(map(data.has_graph, rows)):
@@ -256,7 +251,7 @@ def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts:
         "low": low,
         "high": high,
         "tokens": sum(n_tokens) / len(n_tokens) + n_thoughts,
-        "hops": {str(k): hops[k] for k in sorted(hops)},
+        "hops": hops,
         "verdicts": dict(found),
     }
 

@@ -17,13 +17,10 @@ from nanococonut.config import UserError
 from nanococonut.data import Dataset
 from nanococonut.model import GPT, GPTConfig
 
-WEIGHTS = {  # address, sha256 where it is known, heads
-    "gpt2": (
-        "https://huggingface.co/openai-community/gpt2/resolve/main/pytorch_model.bin",
-        "7c5d3f4b8b76583b422fcb9189ad6c89d5d97a094541ce8932dce3ecabde1421",
-        12,
-    ),
-    "gpt2-medium": ("https://huggingface.co/openai-community/gpt2-medium/resolve/main/pytorch_model.bin", None, 16),
+ADDRESS = "https://huggingface.co/openai-community/{}/resolve/main/pytorch_model.bin"
+WEIGHTS = {  # heads, sha256 where it is known
+    "gpt2": (12, "7c5d3f4b8b76583b422fcb9189ad6c89d5d97a094541ce8932dce3ecabde1421"),
+    "gpt2-medium": (16, None),
 }
 
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -54,7 +51,7 @@ def read(path: Path) -> dict:
 
 def download(name: str) -> Path:
     """data/pretrained/<name>.bin, fetched on first use and kept only whole. Raises UserError."""
-    url, sha256, _ = WEIGHTS[name]
+    url, (_, sha256) = ADDRESS.format(name), WEIGHTS[name]
     path = Path("data/pretrained") / f"{name}.bin"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +82,7 @@ def start(name: str, n_head: int, dropout: float, dataset: Dataset) -> GPT:
         return model
     path = download(name) if name in WEIGHTS else Path(name)
     try:
-        source = from_state_dict(read(path), WEIGHTS[name][2] if name in WEIGHTS else n_head).float()
+        source = from_state_dict(read(path), WEIGHTS[name][0] if name in WEIGHTS else n_head).float()
     except (KeyError, ValueError, RuntimeError, AttributeError, AssertionError, TypeError) as error:
         raise UserError(f"{path} does not hold GPT-2's weights ({type(error).__name__}: {str(error)[:80]})") from None
     if dataset.meta["tokenizer"] != "gpt2":

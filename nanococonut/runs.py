@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import sys
-import threading
 from pathlib import Path
 
 import torch
@@ -49,10 +48,7 @@ def open_run(c: TrainConfig, steps: list[int]) -> tuple[Path, dict | None]:
         folder = folder_of("runs", f"{name}-{number}")
     if folder.exists():
         raise UserError(f"{folder} exists; go on with it (--resume=true), choose another --name, or delete it")
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot make {folder}: {error.strerror}") from None
+    folder.mkdir(parents=True)
     return folder, None
 
 
@@ -66,9 +62,8 @@ def find_run(name: str) -> Path:
     for folder in (Path("runs") / name, Path(name)):
         if (folder / "config.json").exists():
             return folder
-    raise UserError(
-        f"runs/{name} not found; there is: {', '.join(sorted(p.name for p in Path('runs').glob('*'))) or 'none'}"
-    )
+    there = sorted(path.parent.name for path in Path("runs").glob("*/config.json"))
+    raise UserError(f"runs/{name} not found; there is: {', '.join(there) or 'none'}")
 
 
 def load_state(path: Path) -> dict:
@@ -111,9 +106,6 @@ def stop_signals():
         for each in numbers:
             signal.signal(each, signal.SIG_DFL)
 
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield seen
-        return
     before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield seen

@@ -59,31 +59,36 @@ class Table1Config:
     options: str = ""  # more options for train.py, separated by blanks
 
 
-def run_name(c: Table1Config, task: str, method: str, seed: int) -> str:
-    return f"table1-{task}-{c.preset}-{method}-{seed}"
+def folder_of(c: Table1Config, task: str, method: str, seed: int) -> Path:
+    return Path("runs") / f"table1-{task}-{c.preset}-{method}-{seed}"
 
 
 def start(c: Table1Config, task: str, method: str, seed: int) -> subprocess.Popen:
     """train.py in a process of its own, on a new run or on one that was interrupted; its words go to train.log."""
-    name = run_name(c, task, method, seed)
-    folder = Path("runs") / name
+    folder = folder_of(c, task, method, seed)
     resume = (folder / "config.json").exists()
     if folder.exists() and not resume:
         folder.rmdir()  # made, and nothing written
-    words = [c.preset, f"--task={task}", f"--method={method}", f"--seed={seed}", f"--name={name}", *c.options.split()]
+    words = [
+        c.preset,
+        f"--task={task}",
+        f"--method={method}",
+        f"--seed={seed}",
+        f"--name={folder.name}",
+        *c.options.split(),
+    ]
     environment = dict(os.environ)
     if c.jobs > 1:
         environment["OMP_NUM_THREADS"] = "1"
-    log = Path("runs") / f"{name}.log"
-    log.parent.mkdir(exist_ok=True)
-    with open(log, "ab") as file:
+    folder.parent.mkdir(exist_ok=True)
+    with open(f"{folder}.log", "ab") as file:
         command = [sys.executable, "train.py", *words, f"--resume={written(resume)}"]
         return subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
 
 
 def measured(c: Table1Config, task: str, method: str, seed: int) -> dict:
     """The figures of a finished run on test; measured once, then read from its test.json."""
-    folder = Path("runs") / run_name(c, task, method, seed)
+    folder = folder_of(c, task, method, seed)
     if not (folder / "test.json").exists():
         run = evaluate.Run(str(folder))
         result, _ = evaluate.measure(run, run.split("test"), run.plan)
@@ -94,22 +99,20 @@ def measured(c: Table1Config, task: str, method: str, seed: int) -> dict:
 
 
 def is_finished(c: Table1Config, task: str, method: str, seed: int) -> bool:
-    folder = Path("runs") / run_name(c, task, method, seed)
-    if (folder / "test.json").exists():
-        return True
-    if not (folder / "ckpt.pt").exists():
-        return False
+    folder = folder_of(c, task, method, seed)
+    if (folder / "test.json").exists() or not (folder / "ckpt.pt").exists():
+        return (folder / "test.json").exists()
     state = runs.load_state(folder / "ckpt.pt")
     return state["step"] == sum(state["config"]["stage_steps"])
 
 
 def table(rows: list[dict], task: str, baselines: dict[str, float]) -> str:
     """The table in Markdown: accuracy mean +- standard deviation over seeds, tokens, seconds, the paper's beside."""
-    lines = ["| method | accuracy, % | seeds | tokens | seconds | paper: accuracy, % | tokens |"]
-    lines += ["|---|---|---|---|---|---|---|"]
+    lines = ["| method | accuracy, % | seeds | tokens | seconds | paper: accuracy, % | tokens |", "|---" * 7 + "|"]
     for method in dict.fromkeys(row["method"] for row in rows):
         mine = [row for row in rows if row["method"] == method]
-        accuracy, deviation = mean_and_sd([100 * row["accuracy"] for row in mine])
+        shares = [100 * row["accuracy"] for row in mine]
+        accuracy, deviation = statistics.mean(shares), statistics.stdev(shares) if len(shares) > 1 else 0.0
         there, plus_minus, tokens = paper(task).get(method, ("-", "-", "-"))
         theirs = there if plus_minus == "-" else f"{there} ± {plus_minus}"
         written_tokens, seconds = (statistics.mean(row[key] for row in mine) for key in ("tokens", "seconds"))
@@ -117,14 +120,6 @@ def table(rows: list[dict], task: str, baselines: dict[str, float]) -> str:
         lines += [f"| {method} | {own} | {theirs} | {tokens} |"]
     lines += [f"| *{rule}* | {100 * share:.1f} | - | - | - | - | - |" for rule, share in baselines.items()]
     return "\n".join(lines) + "\n"
-
-
-def mean_and_sd(values: list[float]) -> tuple[float, float]:
-    """
-    >>> mean_and_sd([90.0, 94.0]), mean_and_sd([5.0])
-    ((92.0, 2.8284271247461903), (5.0, 0.0))
-    """
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def write_results(c: Table1Config, task: str, todo: list[tuple[str, int]]) -> str:
@@ -135,19 +130,11 @@ def write_results(c: Table1Config, task: str, todo: list[tuple[str, int]]) -> st
     text = table(rows, task, baselines)
     stem = Path("results") / f"table1-{task}-{c.preset}"
     stem.parent.mkdir(exist_ok=True)
-    kept = {
-        "task": task,
-        "preset": c.preset,
-        "options": c.options,
-        "n": len(test),
-        "baselines": baselines,
-        "rows": rows,
-    }
+    kept = dict(task=task, preset=c.preset, options=c.options, n=len(test), baselines=baselines, rows=rows)
     data.write_text(stem.with_suffix(".json"), json.dumps(kept, indent=1) + "\n")
     data.write_text(stem.with_suffix(".md"), text)
-    plots.table1(
-        rows, {method: float(row[0]) for method, row in paper(task).items()}, baselines, stem.with_suffix(".png")
-    )
+    theirs = {method: float(row[0]) for method, row in paper(task).items()}
+    plots.table1(rows, theirs, baselines, stem.with_suffix(".png"))
     return text
 
 
@@ -172,7 +159,7 @@ def main(c: Table1Config) -> None:
                 running[pair] = start(c, task, *pair)
             time.sleep(0.2)
             for pair in [pair for pair, process in running.items() if process.poll() is not None]:
-                log = f"runs/{run_name(c, task, *pair)}.log"
+                log = f"{folder_of(c, task, *pair)}.log"
                 if running.pop(pair).returncode:
                     last = Path(log).read_text(encoding="utf-8").strip().splitlines()[-1:]
                     raise UserError(f"{pair[0]}, seed {pair[1]} did not finish, see {log}: {''.join(last)}")

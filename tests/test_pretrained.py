@@ -69,8 +69,8 @@ def served(released, monkeypatch):
         server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
-        address = f"http://127.0.0.1:{server.server_port}/model.bin"
-        monkeypatch.setitem(pretrained.WEIGHTS, "gpt2", (address, sha256, N_HEAD))
+        monkeypatch.setattr(pretrained, "ADDRESS", f"http://127.0.0.1:{server.server_port}/{{}}.bin")
+        monkeypatch.setitem(pretrained.WEIGHTS, "gpt2", (N_HEAD, sha256))
 
     yield serve
     for server in servers:

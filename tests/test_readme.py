@@ -11,7 +11,7 @@ import pytest
 
 import prepare
 import sample
-from nanococonut import config, evaluate, table1
+from nanococonut import config, evaluate, probe, table1
 
 ROOT = Path(__file__).parents[1]
 RELEASED = ROOT.parent / "shared/data/prosqa_valid_official.json"
@@ -20,6 +20,7 @@ PARSERS = {
     "train.py": lambda words: config.parse(config.TrainConfig, words, config.PRESETS, config.CHOICES),
     "sample.py": lambda words: config.parse(sample.SampleConfig, words),
     "nanococonut.table1": lambda words: config.parse(table1.Table1Config, words),
+    "nanococonut.probe": lambda words: config.parse(probe.ProbeConfig, words),
     "nanococonut.evaluate": lambda words: config.parse(evaluate.EvaluateConfig, words),
 }
 
@@ -44,7 +45,7 @@ def test_command_is_understood(command):
         with pytest.raises(SystemExit, match="0"):
             PARSERS[words[0]](words[1:])
     else:
-        assert PARSERS[words[0]](words[1:])
+        assert PARSERS[words[0]](words[1:]) is not None
 
 
 def test_every_command_explains_itself():
