@@ -193,9 +193,8 @@ def main(c: ProbeConfig) -> None:
     cells = sweep(run, examples, K)
     plots.verdicts([cell for cell in cells if cell["intervene"] == "none"], folder / "k.png")
     at = ("latent", "accuracy", "low", "high")
-    curves = {
-        name: [tuple(x[k] for k in at) for x in cells if x["intervene"] == name] for name in evaluate.INTERVENTIONS
-    }
+    names = evaluate.INTERVENTIONS
+    curves = {name: [tuple(x[k] for k in at) for x in cells if x["intervene"] == name] for name in names}
     plots.lines([("thoughts", "accuracy", curves)], folder / "interventions.png")
     numbers = {"n": n, "interventions": cells}
     if examples.graphs is None:
@@ -206,15 +205,12 @@ def main(c: ProbeConfig) -> None:
         texts = [[data.subject(name) for name in row["idx_to_symbol"]] for row in examples.rows]
         found = values(run, [examples.example(i) for i in range(n)], texts, K)
         searches, ks = list(map(search, examples.rows)), range(1, min(2, K) + 1)
-        tops = numbers["parallelism"] = {
-            f"problems, sorted (%), after {k}": parallelism(searches, found, k) for k in ks
-        }
+        tops = {f"problems, sorted (%), after {k}": parallelism(searches, found, k) for k in ks}
         plots.lines([(x, "value of the best nodes", by) for x, by in tops.items()], folder / "parallelism.png")
         height = {(which, k): by_height(searches, found, k, which) for which in ("shortest", "longest") for k in ks}
-        heights = numbers["height"] = {
-            f"{which} way to a leaf (steps), after {k}": by for (which, k), by in height.items()
-        }
+        heights = {f"{which} way to a leaf (steps), after {k}": by for (which, k), by in height.items()}
         plots.lines([(x, "mean value", by) for x, by in heights.items()], folder / "height.png")
+        numbers |= dict(parallelism=tops, height=heights)
     data.write_text(folder / "probe.json", json.dumps(numbers, indent=1) + "\n")
     print(f"{folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))
 
