@@ -184,9 +184,8 @@ def verdict(text: str, row: dict, hidden: bool) -> str:
     edges = [[index.get(word) for word in fact.groups()] if fact else None for fact in said]
     from_root = data.distances(row["edges"], row["root"])
     follows = all(a and b and a[1] == b[0] for a, b in zip(edges, edges[1:], strict=False))
-    if not follows or not all(edge in row["edges"] for edge in edges) or edges[0][0] not in from_root:
-        return "hallucination"
-    if edges[0][0] != row["root"] and not hidden:
+    begins = from_root if hidden else [row["root"]]
+    if not follows or not all(edge in row["edges"] for edge in edges) or edges[0][0] not in begins:
         return "hallucination"
     if edges[-1][1] != row["target"]:
         return "wrong_target"

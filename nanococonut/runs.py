@@ -37,6 +37,8 @@ def open_run(c: TrainConfig, steps: list[int]) -> tuple[Path, dict | None]:
         if not (folder / "config.json").exists():
             raise UserError(f"{folder} not found: nothing to resume; leave --resume out, or give the run's --name")
         before = read_json(folder / "config.json")
+        if not isinstance(before, dict):
+            raise UserError(f"{folder}/config.json does not hold a run's settings; start a new run")
         now = json.loads(json.dumps(dataclasses.asdict(c) | {"stage_steps": steps}))
         differ = [k for k in now if k not in FREE and now[k] != before.get(k)]
         if differ:

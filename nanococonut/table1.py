@@ -64,7 +64,7 @@ def folder_of(c: Table1Config, task: str, method: str, seed: int) -> Path:
 
 
 def start(c: Table1Config, task: str, method: str, seed: int) -> subprocess.Popen:
-    """train.py in a process of its own, on a new run or on one that was interrupted; its words go to train.log."""
+    """train.py in a process of its own, on a new run or an interrupted one; its words go to runs/<name>.log."""
     folder = folder_of(c, task, method, seed)
     resume = (folder / "config.json").exists()
     if folder.exists() and not resume:
@@ -151,7 +151,7 @@ def main(c: Table1Config) -> None:
     done = [pair for pair in todo if is_finished(c, task, *pair)]
     waiting, running = [pair for pair in todo if pair not in done], {}
     print(f"{len(todo)} runs of {task} with preset {c.preset}: {len(done)} are finished")
-    began, n_done = time.time(), 0
+    began, n_before = time.time(), len(done)
     try:
         while waiting or running:
             while waiting and len(running) < c.jobs:
@@ -164,8 +164,7 @@ def main(c: Table1Config) -> None:
                     last = Path(log).read_text(encoding="utf-8").strip().splitlines()[-1:]
                     raise UserError(f"{pair[0]}, seed {pair[1]} did not finish, see {log}: {''.join(last)}")
                 done.append(pair)
-                n_done += 1
-                left = (time.time() - began) / n_done * (len(todo) - len(done)) / 60
+                left = (time.time() - began) / (len(done) - n_before) * (len(todo) - len(done)) / 60
                 result = measured(c, task, *pair)
                 tqdm.write(
                     f"[{len(done)}/{len(todo)}] {pair[0]}, seed {pair[1]}: {result['accuracy']:.1%} of test right, "
