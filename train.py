@@ -53,21 +53,15 @@ def print_schedule(c: TrainConfig, steps: list[int]) -> None:
         print(f"{stage:5}  {n:5}  {p.n_thoughts:8}  {p.n_pauses:6}  {removed:>13}")
 
 
-def make_optimizers(model: GPT, c: TrainConfig, stage: int) -> list[torch.optim.Optimizer]:
-    """AdamW; with muon_lr, Muon on the blocks' matrices and AdamW on the rest."""
+def make_optimizers(model: GPT, c: TrainConfig) -> list[torch.optim.Optimizer]:
+    """AdamW; with muon_lr, AdamW on embeddings, norms and biases, and Muon on the blocks' matrices."""
     # Differs from the paper: Muon [Jordan 2024]; RESULTS.md compares it with AdamW alone.
     matrices = [p for p in model.h.parameters() if p.dim() == 2] if c.muon_lr else []
     taken = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in taken]
-    lr = c.first_lr if c.first_lr and stage == 0 else c.lr
-    optimizers = [torch.optim.AdamW(rest, lr, (0.9, c.beta2), weight_decay=c.weight_decay)]
+    optimizers = [torch.optim.AdamW(rest, c.lr, (0.9, c.beta2), weight_decay=c.weight_decay)]
     if matrices:
-        if not hasattr(torch.optim, "Muon"):
-            raise UserError(f"--muon_lr needs torch 2.9 or later, this is {torch.__version__}; or use --muon_lr=0")
         optimizers.append(torch.optim.Muon(matrices, c.muon_lr, weight_decay=c.weight_decay))
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["full_lr"] = group["lr"]
     return optimizers
 
 
@@ -116,7 +110,7 @@ def accumulate(loss_of: torch.nn.Module, parts, n_targets: int, device, bf16: bo
                 (loss * share * n_processes).backward()
             total += torch.stack([loss.detach() * share, norm / len(parts) / n_processes])
     except RuntimeError as error:
-        if "memory" in str(error):
+        if "out of memory" in str(error) or "can't allocate memory" in str(error):
             half = max(1, len(parts[0].prompt) // 2)
             raise UserError(f"out of memory; with fewer examples at once: --micro_batch_size={half}") from None
         raise
@@ -130,7 +124,12 @@ def accuracy(model, split, p, dataset, max_new_tokens: int) -> dict[str, float]:
     texts = dataset.encoding.decode_batch(evaluate.answer(model, examples, p, dataset.special, max_new_tokens))
     rows = split.rows[: len(texts)]
     metrics = {"accuracy": sum(map(evaluate.is_right, texts, rows)) / len(texts)}
-    if split.graphs and p.n_removed is not None and p.n_removed < min(len(row["steps"]) for row in rows):
+    if (
+        split.graphs
+        and p.n_removed is not None
+        and not p.n_tokens
+        and p.n_removed < min(len(row["steps"]) for row in rows)
+    ):
         metrics["first_step_is_fact"] = sum(map(evaluate.starts_with_fact, texts, rows)) / len(texts)
     return metrics
 
@@ -142,6 +141,8 @@ def build(c: TrainConfig, dataset: data.Dataset, plans: list[curriculum.Plan], d
     longest = dataset.meta["longest"]["question"] + max(p.n_thoughts + p.n_pauses for p in plans) + 2 + max_new_tokens
     if c.block_size and c.block_size < longest:
         raise UserError(f"--block_size={c.block_size} is too short for data/{c.task}: it needs {longest}")
+    if c.muon_lr and not hasattr(torch.optim, "Muon"):
+        raise UserError(f"--muon_lr needs torch 2.9 or later, this is {torch.__version__}; or use --muon_lr=0")
     torch.manual_seed(c.seed)
     if c.init_from:
         model = pretrained.start(c.init_from, c.n_head, c.dropout, dataset)
@@ -160,13 +161,12 @@ def restore(state: dict, c: TrainConfig, model: GPT, dataset: data.Dataset) -> l
     """Puts a checkpoint's weights and random numbers back, and returns its optimizers."""
     dataset.demand_unchanged("this run", state["data"]["sha256"])
     model.load_state_dict(state["model"])
-    first = next(stage for stage, n in enumerate(schedule(c)) if n)
-    optimizers = make_optimizers(model, c, state["stage"] if c.reset_optimizer == "stage" else first)
+    optimizers = make_optimizers(model, c)
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     torch.set_rng_state(state["rng"])
-    if torch.cuda.is_available() and state["cuda_rng"]:
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
+    if state["cuda_rng"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda_rng"])
     return optimizers
 
 
@@ -193,7 +193,7 @@ def main(c: TrainConfig) -> None:
     problems, valid = dataset.split("train"), dataset.split("valid")
     steps = schedule(c)
     ends = list(itertools.accumulate(steps))  # of the stages, in steps
-    plans = [plan(c, stage) for stage in range(len(steps))]
+    plans = [plan(c, stage, dataset.meta["longest"]["chain"]) for stage in range(len(steps))]
     if c.batch_size < n_processes:
         raise UserError(f"--batch_size={c.batch_size} should be at least {n_processes}, one example a process")
     bf16 = c.dtype == "bfloat16" or (c.dtype == "auto" and device.type == "cuda")
@@ -207,7 +207,8 @@ def main(c: TrainConfig) -> None:
     if state:
         optimizers = restore(state, c, model, dataset)
         step, best, seconds = state["step"], state["best"], state["seconds"]
-        recent = list(state["recent"].to(device))
+        recent = list((state["recent"] / torch.tensor([n_processes, n_processes, 1, 1])).to(device))
+        last_saved = f"{folder}/ckpt.pt holds step {step}"
         print(f"{folder} goes on from step {step}")
     if rank == 0:
         settings = dataclasses.asdict(c) | {"stage_steps": steps}
@@ -232,7 +233,7 @@ def main(c: TrainConfig) -> None:
             i = step - (ends[stage] - steps[stage])  # steps of this stage behind us
             if i == 0 and (not optimizers or c.reset_optimizer == "stage"):
                 # Differs from the released code, which starts the optimizer anew at every epoch: the paper's way.
-                optimizers = make_optimizers(model, c, stage)
+                optimizers = make_optimizers(model, c)
             if i == 0:
                 best = -1.0  # a stage is compared with itself alone
             rng = random.Random(f"{c.seed} {step}")
@@ -248,9 +249,10 @@ def main(c: TrainConfig) -> None:
             found = accumulate(loss_of, parts, n_targets, device, bf16)
             length = torch.nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip or math.inf)
             factor = lr_factor(i, steps[stage], c)
-            for optimizer in optimizers:
+            rates = (c.first_lr if c.first_lr and stage == 0 else c.lr, c.muon_lr)
+            for optimizer, rate in zip(optimizers, rates, strict=False):
                 for group in optimizer.param_groups:
-                    group["lr"] = group["full_lr"] * factor
+                    group["lr"] = rate * factor
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
@@ -284,13 +286,16 @@ def main(c: TrainConfig) -> None:
                     save("best.pt")
             if saves and rank == 0:
                 more = dict(optimizers=[o.state_dict() for o in optimizers], rng=torch.get_rng_state())
-                more |= dict(cuda_rng=torch.cuda.get_rng_state_all() if device.type == "cuda" else [])
-                more |= dict(recent=torch.stack(recent).cpu() if recent else torch.empty(0, 4))
+                more |= dict(cuda_rng=torch.cuda.get_rng_state() if device.type == "cuda" else None)
+                more |= dict(recent=seen[len(seen) - len(recent) :])  # of all processes together
                 save("ckpt.pt", **more, seconds=time.time() - began)
                 last_saved = f"{folder}/ckpt.pt holds step {step}"
             if stopped:
                 progress.close()
-                print(f"stopped at step {step}; to go on: the same command with --name={folder.name} --resume=true")
+                if n_processes > 1:
+                    distributed.barrier()  # nobody leaves while the first process writes
+                if rank == 0:
+                    print(f"stopped at step {step}; to go on: the same command with --name={folder.name} --resume=true")
                 raise SystemExit(128 + stopped[0])
     progress.close()
     if rank == 0:

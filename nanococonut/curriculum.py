@@ -135,7 +135,7 @@ def plan(method, stage, max_stage, c_thought=1, chain=0, behind=0.0, extra=False
     if removes == "tokens" and 0 < stage < max_stage:
         # Differs from the paper of iCoT [Deng24], which takes 8 tokens an epoch and starts AdamW anew at each.
         n_tokens = 1 + math.floor((chain - 1) * (stage - 1 + behind) / (max_stage - 1))
-    n_filled = c_thought * (max_stage - extra if n_removed is None else n_removed)
+    n_filled = c_thought * (max(0, max_stage - extra) if n_removed is None else n_removed)
     n_thoughts, n_pauses = n_filled * (filler == "thought"), n_filled * (filler == "pause")
     return Plan(n_thoughts, n_pauses, n_removed, filler is not None, n_tokens)
 

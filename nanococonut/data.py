@@ -55,8 +55,6 @@ def tell(graph: Graph, rng: random.Random, keep: float = 1.0) -> Telling:
     'Tom is a lempus. Max is a impus. Every lempus is a rempus. Is Tom a rempus or impus?\\n'
     >>> t.rests[0]
     ['Tom is a ', 'lempus.\\nEvery lempus is a ', 'rempus.', '\\n', '### Tom is a ', 'rempus.']
-    >>> ["".join(rest) for rest in t.rests[1:]]
-    ['Every lempus is a rempus.\\n### Tom is a rempus.', '### Tom is a rempus.']
     """
     names, question, chain = graph.names, [], set(zip(graph.path, graph.path[1:], strict=False))
     for a, b in rng.sample(graph.edges, len(graph.edges)):
@@ -298,11 +296,8 @@ class Split:
             return self.encoding.encode_ordinary("".join(pieces))
 
     def draw(self, n: int, rng: random.Random, augment: bool, keep: float = 1.0) -> list[Example]:
-        """n examples drawn from rng, with replacement; retold where augment says so and there is a graph.
-
-        Eight times as many are drawn and sorted by length, and one eighth is taken: neighbours need little padding, and
-        every problem is as likely as any other.
-        """
+        """n examples drawn from rng, with replacement; retold where augment says so and there is a graph."""
+        # One eighth of 8 n sorted by length: neighbours need little padding, and all problems stay equally likely.
         drawn = sorted(rng.choices(range(len(self)), k=8 * n), key=self.lengths.__getitem__)
         start = n * rng.randrange(8)
         chosen = drawn[start : start + n]
@@ -315,7 +310,9 @@ class Dataset:
     def __init__(self, name: str):
         self.folder = folder_of("data", name)
         if not (self.folder / "meta.json").exists():
-            task = name if name in TASKS else f"prosqa --name={name}"
+            task = next((task for task in TASKS if name.startswith(task)), "prosqa")
+            task += f" --name={name}" * (name != task) + " --tokenizer=gpt2" * name.endswith("-gpt2")
+            task += " --n_nodes=10 --min_hops=3 --max_hops=4" * (name == "prosqa-small")
             raise UserError(f"{self.folder} not found; run: python prepare.py {task}")
         self.meta = read_json(self.folder / "meta.json")
         try:

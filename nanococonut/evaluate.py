@@ -76,7 +76,9 @@ class Run:
         self.encoding = tokenizer.load(self.data["tokenizer"], self.data["vocabulary"])
         self.special = tokenizer.special_ids(self.encoding)
         c = self.config
-        self.plan = plan(c["method"], self.stage, len(c["stage_steps"]) - 1, c["c_thought"], extra=c["extra_stage"])
+        self.plan = plan(
+            c["method"], self.stage, len(c["stage_steps"]) - 1, c["c_thought"], extra=c.get("extra_stage", False)
+        )
 
     def split(self, name: str) -> data.Split:
         """A split of the data the run was trained on. Raises UserError where that has changed since."""
@@ -171,12 +173,11 @@ def verdict(text: str, row: dict, hidden: bool) -> str:
     ...        "root": 0, "target": 3, "neg_target": 1, "answer": "Tom is a rempus."}
     >>> verdict("Tom is a lempus.\\nEvery lempus is a rempus.\\n### Tom is a rempus.", row, hidden=False)
     'correct_path'
-    >>> verdict("Every lempus is a impus.\\nEvery impus is a rempus.\\n### Tom is a rempus.", row, hidden=True)
-    'longer_path'
     >>> verdict("Tom is a rempus.\\n### Tom is a rempus.", row, False), verdict("### Tom is a impus.", row, True)
     ('hallucination', 'incorrect_label')
     """
-    steps = text.rpartition("###")[0].strip().split("\n")
+    head, mark, tail = text.rpartition("###")
+    steps = (head if mark else tail).strip().split("\n")
     if steps == [""]:
         return "correct_label" if is_right(text, row) else "incorrect_label"
     index = {name: i for i, name in enumerate(row["idx_to_symbol"])}

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from nanococonut import coconut, config, data, evaluate, plots
 from nanococonut.config import UserError
-from nanococonut.curriculum import METHODS, pad
+from nanococonut.curriculum import pad
 
 
 @dataclass(frozen=True)
@@ -184,8 +184,8 @@ def sweep(run: evaluate.Run, examples: data.Split, n_thoughts: int) -> list[dict
 
 def main(c: ProbeConfig) -> None:
     run = evaluate.Run(c.run, device=c.device)
-    if METHODS[run.config["method"]].filler != "thought":
-        raise UserError(f"{run.folder.name} is of method {run.config['method']}: it has no thoughts to probe")
+    if not run.plan.n_thoughts:
+        raise UserError(f"{run.folder.name} ({run.config['method']}, stage {run.stage}) has no thoughts to probe")
     examples, folder, K = run.split(c.split), run.folder / "probe", run.plan.n_thoughts
     examples.rows = examples.rows[: max(1, c.n)]
     n = len(examples.rows)

@@ -2,8 +2,7 @@
 
     results/table1-<task>-<preset>.{json,md,png}       runs/table1-<task>-<preset>-<method>-<seed>/
 
-Each run is `python train.py` in a process of its own, --jobs of them at once. A run that was interrupted goes on from
-its last checkpoint, a finished one is not repeated: its figures stand in test.json in its folder.
+Each run is a process of its own; one that was interrupted goes on, a finished one, with its test.json, is not repeated.
 """
 
 import json
@@ -77,7 +76,7 @@ def start(c: Table1Config, task: str, method: str, seed: int) -> subprocess.Pope
         f"--name={folder.name}",
         *c.options.split(),
     ]
-    environment = dict(os.environ)
+    environment = dict(os.environ, PYTHONUNBUFFERED="1")  # the last line of its log is then the last it said
     if c.jobs > 1:
         environment["OMP_NUM_THREADS"] = "1"
     folder.parent.mkdir(exist_ok=True)

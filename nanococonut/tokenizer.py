@@ -6,8 +6,6 @@ The words encoding cuts a text into phrases, words and glue; a piece that its vo
 ['Tom is a ', 'lempus.', ' Every lempus is a ', 'rempus.', ' Is Tom a ', 'rempus', ' or ', 'impus', '?']
 >>> pieces("Tom is a lempus.\\nEvery lempus is a rempus.\\n### Tom is a rempus.")
 ['Tom is a ', 'lempus.\\nEvery lempus is a ', 'rempus.', '\\n', '### Tom is a ', 'rempus.']
->>> pieces("She sold 48 clips.")
-['She', ' sold', ' ', '4', '8', ' clips', '.']
 
 A fact of ProsQA is two tokens side by side, so looking an edge up is the plainest induction there is: find the subject,
 read what follows. And a step is one token: where a chain says a word twice, at the end of one step and as the subject

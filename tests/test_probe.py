@@ -138,5 +138,5 @@ def test_a_run_without_graphs_gets_what_makes_sense(workspace, capsys):
 def test_a_run_without_thoughts_is_refused(workspace):
     made()
     trained("--method=pause")
-    with pytest.raises(UserError, match="run is of method pause: it has no thoughts to probe"):
+    with pytest.raises(UserError, match=r"run \(pause, stage 2\) has no thoughts to probe"):
         probe.main(probe.ProbeConfig())

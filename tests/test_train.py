@@ -113,12 +113,20 @@ def test_a_batch_depends_on_seed_and_step_alone(workspace):
 @pytest.mark.parametrize("muon_lr", [0.0, 0.005])
 def test_every_parameter_is_in_one_optimizer(muon_lr):
     model = GPT(GPTConfig(vocab_size=20, block_size=8, n_layer=2, n_head=2, n_embd=8))
-    optimizers = train.make_optimizers(model, TrainConfig(muon_lr=muon_lr), stage=0)
+    optimizers = train.make_optimizers(model, TrainConfig(muon_lr=muon_lr))
     held = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
     assert sorted(held) == sorted(map(id, model.parameters()))
     assert len(optimizers) == (2 if muon_lr else 1)
-    later, *_ = train.make_optimizers(model, TrainConfig(muon_lr=muon_lr, lr=0.5, first_lr=0.7), stage=1)
-    assert later.param_groups[0]["full_lr"] == 0.5
+
+
+@pytest.mark.parametrize("reset", ["stage", "never"])
+def test_each_stage_has_its_own_learning_rate(workspace, reset):
+    prepared()
+    words = ["--first_lr=0.5", "--lr=0.25", "--muon_lr=0.125", f"--reset_optimizer={reset}", "--save_every=1"]
+    for stages, rates in {"1": [0.5, 0.125], "0,1": [0.25, 0.125], "1,1": [0.25, 0.125]}.items():
+        trained(*words, "--max_stage=0", f"--stage_steps={stages}", f"--name={stages.replace(',', '-')}")
+        state = torch.load(f"runs/{stages.replace(',', '-')}/ckpt.pt", weights_only=True)
+        assert [o["param_groups"][0]["lr"] for o in state["optimizers"]] == rates
 
 
 def test_the_optimizer_is_reset_at_a_stage_or_never(workspace, monkeypatch):
