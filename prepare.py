@@ -162,17 +162,17 @@ def row_of(graph: data.Graph, rng: random.Random) -> dict:
     }
 
 
-def prosqa(c: PrepareConfig, rng: random.Random) -> tuple[dict, tuple] | None:
-    """One ProsQA problem as a row, and what makes it another one than the next: not its names."""
+def prosqa(c: PrepareConfig, rng: random.Random) -> tuple | None:
+    """What tells one ProsQA problem as a row, once it is wanted, and what makes it another than the next: no names."""
     graph = draw_problem(c, rng)
     key = graph and (tuple(map(tuple, graph.edges)), graph.root, graph.target, graph.neg_target)
-    return (row_of(graph, rng), key) if graph else None
+    return (lambda: row_of(graph, rng), key) if graph else None
 
 
 # ---- the ProntoQA generator -----------------------------------------------------------------------------------------
 
 
-def prontoqa(c: PrepareConfig, rng: random.Random) -> tuple[dict, tuple]:
+def prontoqa(c: PrepareConfig, rng: random.Random) -> tuple:
     """One ProntoQA problem [Saparov22], as the released generator makes it with 5 hops and a fictional ontology.
 
     Each concept of the chain has two parents, the next concept and a distractor. Concepts have properties; the last
@@ -203,7 +203,7 @@ def prontoqa(c: PrepareConfig, rng: random.Random) -> tuple[dict, tuple]:
         "answer": str(has != negated),
         "steps": [*steps, f"{entity} is {'' if has else 'not '}{asked}."],
     }
-    return row, (row["question"],)
+    return lambda: row, (row["question"],)
 
 
 def in_words(concept: str, one: str, many: str, rng: random.Random) -> str:
@@ -227,7 +227,7 @@ def generate(c: PrepareConfig) -> dict[str, list[dict]]:
                 n_tries += 1
                 if drawn and drawn[1] not in seen:
                     seen.add(drawn[1])
-                    rows.append(drawn[0])
+                    rows.append(drawn[0]())
                     progress.update()
                 if n_tries >= 1000 and len(seen) < n_tries / 200:
                     chains = f"chains of {c.min_hops} to {c.max_hops} hops ({len(seen)} distinct in {n_tries})"
