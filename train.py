@@ -20,6 +20,7 @@ import time
 import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._triton import has_triton
 from tqdm import tqdm
 
 from nanococonut import coconut, config, curriculum, data, evaluate, plots, pretrained, runs
@@ -59,7 +60,7 @@ def make_optimizers(model: GPT, c: TrainConfig) -> list[torch.optim.Optimizer]:
     matrices = [p for p in model.h.parameters() if p.dim() == 2] if c.muon_lr else []
     taken = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in taken]
-    optimizers = [torch.optim.AdamW(rest, c.lr, (0.9, c.beta2), weight_decay=c.weight_decay)]
+    optimizers = [torch.optim.AdamW(rest, c.lr, (0.9, c.beta2), weight_decay=c.weight_decay, fused=True)]
     if matrices:
         optimizers.append(torch.optim.Muon(matrices, c.muon_lr, weight_decay=c.weight_decay))
     return optimizers
@@ -98,11 +99,12 @@ def accumulate(loss_of: torch.nn.Module, parts, n_targets: int, device, bf16: bo
     at the last part and divides by their number, hence the factor. Raises UserError where memory does not suffice.
     """
     n_processes = distributed.get_world_size() if distributed.is_initialized() else 1
-    total = torch.zeros(2, device=device)
+    total, cuda = torch.zeros(2, device=device), device.type == "cuda"
     try:
         for i, part in enumerate(parts):
             share = int((part.targets != -100).sum()) / n_targets  # counted on the CPU: nobody waits for the device
-            part = part._replace(**{name: getattr(part, name).to(device) for name in part._fields[:-1]})
+            tensors = [t.pin_memory() if cuda else t for t in part[:-1]]  # so nobody waits for the copy
+            part = curriculum.Batch(*(t.to(device, non_blocking=cuda) for t in tensors), part.n_thoughts)
             more = n_processes > 1 and i + 1 < len(parts)
             with loss_of.no_sync() if more else contextlib.nullcontext():
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -124,12 +126,8 @@ def accuracy(model, split, p, dataset, max_new_tokens: int) -> dict[str, float]:
     texts = dataset.encoding.decode_batch(evaluate.answer(model, examples, p, dataset.special, max_new_tokens))
     rows = split.rows[: len(texts)]
     metrics = {"accuracy": sum(map(evaluate.is_right, texts, rows)) / len(texts)}
-    if (
-        split.graphs
-        and p.n_removed is not None
-        and not p.n_tokens
-        and p.n_removed < min(len(row["steps"]) for row in rows)
-    ):
+    shortest = min(len(row["steps"]) for row in rows)
+    if split.graphs and p.n_removed is not None and p.n_removed < shortest and not p.n_tokens:
         metrics["first_step_is_fact"] = sum(map(evaluate.starts_with_fact, texts, rows)) / len(texts)
     return metrics
 
@@ -157,19 +155,6 @@ def build(c: TrainConfig, dataset: data.Dataset, plans: list[curriculum.Plan], d
     return GPT(model_config).to(device).train(), max_new_tokens
 
 
-def restore(state: dict, c: TrainConfig, model: GPT, dataset: data.Dataset) -> list[torch.optim.Optimizer]:
-    """Puts a checkpoint's weights and random numbers back, and returns its optimizers."""
-    dataset.demand_unchanged("this run", state["data"]["sha256"])
-    model.load_state_dict(state["model"])
-    optimizers = make_optimizers(model, c)
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    torch.set_rng_state(state["rng"])
-    if state["cuda_rng"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda_rng"])
-    return optimizers
-
-
 def look(recent: list[torch.Tensor], n_processes: int, step: int, about: str) -> torch.Tensor:
     """The numbers of the latest steps (n, 4): loss, thoughts' length, gradient's length, 1 for the stage's own batches.
 
@@ -189,6 +174,8 @@ def look(recent: list[torch.Tensor], n_processes: int, step: int, about: str) ->
 def main(c: TrainConfig) -> None:
     """Trains. Several processes take the same steps, each on its share of a batch, and the first one writes."""
     device, rank, n_processes = runs.join(c.device)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 where a matrix product is still in float32
     dataset = data.Dataset(c.task)
     problems, valid = dataset.split("train"), dataset.split("valid")
     steps = schedule(c)
@@ -200,12 +187,17 @@ def main(c: TrainConfig) -> None:
     config.print_resolved(c)
     print_schedule(c, steps)
     model, max_new_tokens = build(c, dataset, plans, device)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}, {'bfloat16' if bf16 else 'float32'}")
+    compiled = c.compile == "true" or (c.compile == "auto" and device.type == "cuda" and has_triton())
+    if compiled:
+        model.compile_blocks()
+    how = f"{'bfloat16' if bf16 else 'float32'}, {'compiled' if compiled else 'eager'}"
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}, {how}")
 
     folder, state = runs.open_run(c, steps) if rank == 0 or c.resume else (None, None)
     optimizers, step, best, seconds, recent, last_saved = [], 0, -1.0, 0.0, [], "There is no checkpoint yet"
     if state:
-        optimizers = restore(state, c, model, dataset)
+        optimizers = make_optimizers(model, c)
+        runs.restore(state, model, optimizers, dataset)
         step, best, seconds = state["step"], state["best"], state["seconds"]
         recent = list((state["recent"] / torch.tensor([n_processes, n_processes, 1, 1])).to(device))
         last_saved = f"{folder}/ckpt.pt holds step {step}"

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanococonut.curriculum import Batch
-from nanococonut.model import GPT, Segment, hide_after
+from nanococonut.model import GPT, Segment, hide_after, lend
 
 Cache = list[list[Segment]]  # per layer: the prompt's segment, then what came after it, if anything
 
@@ -66,7 +66,7 @@ def prefill(model: GPT, prompt: Tensor, prompt_len: Tensor) -> tuple[Tensor, Cac
     positions = torch.arange(prompt.size(1), device=prompt.device)
     hidden, segments = model(model.wte(prompt), positions, reader=prompt_len - 1)
     bias = hide_after(prompt_len - 1, prompt.size(1))  # (B, 1, 1, P)
-    return hidden, [[Segment(k, v, bias)] for k, v, _ in segments]
+    return hidden, [[lend(k, v, bias)] for k, v, *_ in segments]
 
 
 def step(model: GPT, x: Tensor, positions: Tensor, cache: Cache) -> tuple[Tensor, Cache]:

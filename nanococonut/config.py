@@ -147,6 +147,7 @@ class TrainConfig:
     init_std: float = 0.02  # standard deviation of the first weights
     device: str = "auto"  # where to train; auto: cuda, else mps, else cpu
     dtype: str = "auto"  # of the arithmetic; parameters stay float32. auto: bfloat16 on cuda, float32 elsewhere
+    compile: str = "auto"  # torch.compile for the blocks; auto: on cuda with a working Triton
     log_every: int = 20  # steps between lines of log.csv
     eval_every: int = 0  # steps between accuracies on valid; 0: at each stage's end alone
     save_every: int = 500  # steps between checkpoints
@@ -197,6 +198,7 @@ CHOICES = {
     "init": ("gpt2", "lookup"),
     "device": ("auto", "cpu", "cuda", "mps"),
     "dtype": ("auto", "float32", "bfloat16"),
+    "compile": ("auto", "true", "false"),
 }
 
 

@@ -3,7 +3,7 @@
 A decoder of n_layer pre-norm blocks (attention, then MLP) over C channels, with learned positions and an output head
 tied to the token embedding. Two things differ from a GPT-2 that only reads words, and both exist for the latent loop:
 it takes *embeddings*, because a thought has no token id, and its attention can look at keys and values from several
-*segments* (prompt, thoughts, suffix) without copying them into one tensor. The attention itself, written out:
+*segments* (prompt, thoughts, suffix) without copying them into one tensor:
 
     att = softmax(Q K^T / sqrt(D)) V        Q, K, V of shape (B, H, T, D)
 
@@ -42,21 +42,65 @@ class Segment(NamedTuple):
     k: Tensor  # (B, H, T, D)
     v: Tensor  # (B, H, T, D)
     bias: Tensor | None = None  # broadcasts to (B, H, queries, T); 0 to see a key, -inf to hide it
+    notes: tuple[list | None, list | None] = (None, None)  # of a segment that is lent: what readers note on k, on v
 
 
-def attend(q: Tensor, segments: list[Segment]) -> tuple[Tensor, Tensor]:
+def lend(k: Tensor, v: Tensor, bias: Tensor) -> Segment:
+    """A segment that many passes will read, as every thought reads the prompt.
+
+    The gradient of k is a sum over its readers. Autograd would write a tensor as large as k for each of them and add
+    these up; here each reader leaves a note of two thin factors, and the sum is one matrix product.
+    """
+    notes = ([], [])
+    return Segment(Lend.apply(k, notes[0]), Lend.apply(v, notes[1]), bias, notes)
+
+
+class Lend(torch.autograd.Function):
+    """w as it is. Autograd calls backward once all its readers have left their notes."""
+
+    @staticmethod
+    def forward(ctx, w, notes):
+        ctx.notes = notes
+        ctx.set_materialize_grads(False)  # what comes back from the readers is None, not zeros
+        return w.view_as(w)
+
+    @staticmethod
+    def backward(ctx, _):
+        wide, narrow = zip(*ctx.notes, strict=True)  # (B, H, queries, T) and (B, H, queries, D) each
+        return torch.cat(wide, dim=2).mT @ torch.cat(narrow, dim=2), None  # (B, H, T, D)
+
+
+class Read(torch.autograd.Function):
+    """x @ w, or x @ w^T; of a w that is lent, backward leaves a note in place of the gradient."""
+
+    @staticmethod
+    def forward(ctx, x, w, notes, transposed):
+        ctx.save_for_backward(x, w)
+        ctx.notes, ctx.transposed = notes, transposed
+        return x @ (w.mT if transposed else w)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, w = ctx.saved_tensors
+        note = (grad, x) if ctx.transposed else (x, grad)
+        if ctx.notes is not None:
+            ctx.notes.append(note)
+        return grad @ (w if ctx.transposed else w.mT), note[0].mT @ note[1] if ctx.notes is None else None, None, None
+
+
+def attend(q: Tensor, segments: list[Segment], dropout: float = 0.0) -> tuple[Tensor, Tensor]:
     """Values (B, H, T, D) and the attention map (B, H, T, all keys): the written-out softmax(QK^T / sqrt(D))V.
 
     The scores of all segments are joined before the softmax, the keys and values never are: a prompt's cache is read
     by every thought and copied by none.
     """
     scores = []
-    for k, _, bias in segments:
-        s = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, keys of this segment)
+    for k, _, bias, (notes, _) in segments:
+        s = Read.apply(q, k, notes, True) / math.sqrt(q.size(-1))  # (B, H, T, keys of this segment)
         scores.append(s if bias is None else s + bias)
     att = torch.cat(scores, dim=-1).softmax(dim=-1)  # (B, H, T, all keys)
-    parts = att.split([segment.k.size(-2) for segment in segments], dim=-1)
-    return sum(part.to(segment.v.dtype) @ segment.v for part, segment in zip(parts, segments, strict=True)), att
+    parts = F.dropout(att, dropout).to(q.dtype).split([segment.k.size(-2) for segment in segments], dim=-1)
+    return sum(Read.apply(part, s.v, s.notes[1], False) for part, s in zip(parts, segments, strict=True)), att
 
 
 def causal_bias(n: int, device: torch.device) -> Tensor:
@@ -95,11 +139,10 @@ class CausalSelfAttention(nn.Module):
         if not past and reader is None and maps is None:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout * self.training)
         else:
-            y, att = attend(q, [*past, Segment(k, v, bias)])
+            y, att = attend(q, [*past, Segment(k, v, bias)], self.dropout * self.training)
             if maps is not None:
                 maps.append(att)
-        y = y.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, C)
-        return F.dropout(self.c_proj(y), self.dropout, self.training), Segment(k, v)
+        return y.transpose(1, 2).flatten(2), Segment(k.contiguous(), v.contiguous())  # (B, H, T, D) -> (B, T, C)
 
 
 def rows_at(x: Tensor, index: Tensor) -> Tensor:
@@ -138,8 +181,13 @@ class Block(nn.Module):
 
     def forward(self, x, past=(), reader=None, maps=None):
         y, segment = self.attn(self.ln_1(x), past, reader, maps)
-        x = (x if reader is None else rows_at(x, reader)) + y
-        return x + self.mlp(self.ln_2(x)), segment
+        x = x if reader is None else rows_at(x, reader)
+        return self.after(x.flatten(0, 1), y.flatten(0, 1)).view_as(x), segment
+
+    def after(self, x, y):
+        """What each position does by itself once attention has brought y (tokens, C) to x (tokens, C)."""
+        x = x + F.dropout(self.attn.c_proj(y), self.attn.dropout, self.training)
+        return x + self.mlp(self.ln_2(x))
 
 
 class GPT(nn.Module):
@@ -196,6 +244,11 @@ class GPT(nn.Module):
             x, segment = block(x, past[i] if past else (), reader if last else None, maps)
             segments.append(segment)
         return self.ln_f(x), segments
+
+    def compile_blocks(self) -> None:
+        """Compiles each block's `after`: only the number of tokens changes, so a few graphs serve all stages."""
+        for block in self.h:
+            block.after = torch.compile(block.after, dynamic=True)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores (..., V) for the next token: the head is the token embedding itself."""

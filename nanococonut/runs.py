@@ -19,11 +19,11 @@ from torch import distributed
 from nanococonut import tokenizer
 from nanococonut.config import TrainConfig, UserError, written
 from nanococonut.curriculum import plan
-from nanococonut.data import folder_of, read_json, write_text
+from nanococonut.data import Dataset, folder_of, read_json, write_text
 from nanococonut.model import GPT, GPTConfig
 
 HEADER = "step,stage,split,metric,value\n"
-FREE = ("preset", "name", "resume", "log_every", "eval_every", "save_every")  # may differ when a run goes on
+FREE = ("preset", "name", "resume", "compile", "log_every", "eval_every", "save_every")  # may differ when a run goes on
 
 
 def open_run(c: TrainConfig, steps: list[int]) -> tuple[Path, dict | None]:
@@ -79,6 +79,17 @@ def load_state(path: Path) -> dict:
         reason = str(error).partition("\n")[0][:80]
         raise UserError(f"{path} is not a checkpoint of nanococonut ({type(error).__name__}: {reason})") from None
     return state
+
+
+def restore(state: dict, model: GPT, optimizers: list[torch.optim.Optimizer], dataset: Dataset) -> None:
+    """Puts a checkpoint's weights, moments and random numbers back. Raises UserError where the data has changed."""
+    dataset.demand_unchanged("this run", state["data"]["sha256"])
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    torch.set_rng_state(state["rng"])
+    if state["cuda_rng"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda_rng"])
 
 
 def log(path: Path, step: int, stage: int, split: str, **metrics: float) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from nanococonut import coconut, pretrained
 from nanococonut.curriculum import Batch, pad
-from nanococonut.model import GPT, GPTConfig
+from nanococonut.model import GPT, GPTConfig, Segment
 
 REFERENCE = Path(__file__).with_name("coconut_reference.npz")
 FORWARDS = {"fast": coconut.forward, "reference": coconut.forward_reference}
@@ -210,3 +210,47 @@ def test_changed_thoughts_change_what_follows_and_unchanged_ones_nothing():
     seen = []
     written(lambda thoughts: seen.append(thoughts) or thoughts)
     torch.testing.assert_close(seen[0], coconut.forward(model, batch).thoughts)
+
+
+def loss_and_gradients(model, batch):
+    model.zero_grad()
+    out = coconut.forward(model, batch)
+    out.loss.backward()
+    return out.loss.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.compile's own parts
+def test_compiled_blocks_equal_eager_and_six_graphs_serve_every_stage():
+    eager, compiled = small_model(), small_model()
+    compiled.compile_blocks()
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    loss_and_gradients(compiled, random_batch(n_thoughts=2))  # compiles; from here on nothing may be compiled again
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for n_thoughts, lengths, suffix in (
+            (0, (7, 3, 5), (4, 6, 1)),
+            (1, (9, 2), (3, 3)),
+            (6, (4, 11, 8, 5), (2,) * 4),
+        ):
+            batch = random_batch(n_thoughts, lengths, suffix)
+            (loss, gradients), (expected, others) = (
+                loss_and_gradients(compiled, batch),
+                loss_and_gradients(eager, batch),
+            )
+            assert loss == pytest.approx(expected, abs=1e-9)
+            for name, gradient in gradients.items():
+                torch.testing.assert_close(gradient, others[name], atol=1e-9, rtol=1e-7)
+    assert 1 <= counters["stats"]["unique_graphs"] <= 6, counters["stats"]
+
+
+def test_a_lent_segment_has_the_gradient_of_one_that_is_not():
+    model, batch = small_model(), random_batch(n_thoughts=3)
+    _, lent = loss_and_gradients(model, batch)
+    before, coconut.lend = coconut.lend, Segment
+    try:
+        _, plain = loss_and_gradients(model, batch)
+    finally:
+        coconut.lend = before
+    for name, gradient in lent.items():
+        torch.testing.assert_close(gradient, plain[name], atol=1e-12, rtol=1e-9)
