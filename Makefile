@@ -14,9 +14,16 @@ test: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -m "not slow and not gpu and not network"
 
+# on a machine with one CUDA GPU, with its own PyTorch and nothing installed: under 8 minutes
+bench-gpu:
+	$(PYTHON) -m nanococonut.bench gpt2 --device=cuda --repeats=10
+	$(PYTHON) -m nanococonut.bench cpu --device=cuda
+	$(PYTHON) prepare.py prosqa --name=bench-prosqa --train=2000
+	$(PYTHON) train.py gpu --task=bench-prosqa --device=cuda --stage_steps=40 --max_stage=6
+
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.PHONY: quickstart test
+.PHONY: quickstart test bench-gpu
