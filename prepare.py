@@ -17,12 +17,9 @@ Source: [Hao24 A.2] and the released files. The printed algorithm does not make 
 was fitted to the released 300 validation and 500 test problems, and tests/test_prepare.py compares the two.
 """
 
-import http.client
 import math
 import random
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +36,6 @@ CONCEPTS = (
     "kerpus lempus lorpus numpus quimpus rempus rompus rorpus scrompus shumpus sterpus storpus terpus timpus tumpus "
     "vumpus worpus wumpus yerpus yimpus yumpus zhorpus zumpus"
 ).split()
-MAX_DOWNLOAD = 512 * 2**20  # bytes
 RELEASED = {"prosqa": (17886, 300, 500), "prontoqa": (9000, 200, 800)}  # problems in train, valid, test
 # GSM8k-Aug [Deng23], at the commit the paper's code fetches; train.txt is kept by Git-LFS. No checksums are published.
 GSM8K = "https://{}/da03/Internalize_CoT_Step_by_Step/e06a32ee5e4cd117171daeb4755d2a97ece62761/data/gsm8k/{}.txt"
@@ -119,8 +115,11 @@ def shortest_path(edges: list[list[int]], distance: dict[int, int], target: int,
     return path[::-1]
 
 
-def draw_problem(c: PrepareConfig, rng: random.Random) -> data.Graph | None:
-    """One problem, or None where the graph drawn has no question of the wanted length."""
+def prosqa(c: PrepareConfig, rng: random.Random) -> tuple | None:
+    """What tells one ProsQA problem as a row, once it is wanted, and what makes it another than the next: no names.
+
+    None where the graph drawn has no question of the wanted length.
+    """
     edges = draw_graph(c.n_nodes, rng)
     index = {v: i for i, v in enumerate(sorted({v for edge in edges for v in edge}))}
     if 0 not in index or 1 not in index:
@@ -143,30 +142,17 @@ def draw_problem(c: PrepareConfig, rng: random.Random) -> data.Graph | None:
         return None
     persons, concepts = iter(rng.sample(PERSONS, n_persons)), iter(rng.sample(CONCEPTS, len(has_parent)))
     names = [next(concepts if v in has_parent else persons) for v in range(len(index))]
-    return data.Graph(edges, names, root, target, neg_target, shortest_path(edges, distance[root], target, rng))
+    path = shortest_path(edges, distance[root], target, rng)
+    graph = data.Graph(names, edges, root, target, neg_target, path)
+    return lambda: row_of(graph, rng), (tuple(map(tuple, edges)), root, target, neg_target)
 
 
 def row_of(graph: data.Graph, rng: random.Random) -> dict:
     """A problem as the released files write it."""
     told = data.tell(graph, rng)
     *steps, answer = "".join(told.rests[0]).split("\n")
-    return {
-        "question": "".join(told.question).rstrip("\n"),
-        "answer": answer.removeprefix("### "),
-        "steps": steps,
-        "idx_to_symbol": graph.names,
-        "edges": graph.edges,
-        "root": graph.root,
-        "target": graph.target,
-        "neg_target": graph.neg_target,
-    }
-
-
-def prosqa(c: PrepareConfig, rng: random.Random) -> tuple | None:
-    """What tells one ProsQA problem as a row, once it is wanted, and what makes it another than the next: no names."""
-    graph = draw_problem(c, rng)
-    key = graph and (tuple(map(tuple, graph.edges)), graph.root, graph.target, graph.neg_target)
-    return (lambda: row_of(graph, rng), key) if graph else None
+    row = {"question": "".join(told.question).rstrip("\n"), "answer": answer.removeprefix("### "), "steps": steps}
+    return row | dict(zip(data.GRAPH_FIELDS, graph, strict=False))
 
 
 # ---- the ProntoQA generator -----------------------------------------------------------------------------------------
@@ -242,50 +228,45 @@ def generate(c: PrepareConfig) -> dict[str, list[dict]]:
 
 def read_source(c: PrepareConfig) -> dict[str, list[dict]]:
     """The splits of --source: split by split from a folder or base URL, or one file divided 80/10/10 by the seed."""
-    source = c.source
-    is_url, kind = "://" in source, ".txt" if c.task == "gsm8k" else ".json"
-    if not source:  # GSM8k's public address
-        return {
-            split: read_file(fetch(GSM8K.format(host, split), c))
-            for host, split in zip(GSM8K_HOSTS, data.SPLITS, strict=True)
-        }
-    if source.endswith((".json", ".txt")) or (not is_url and Path(source).is_file()):
-        rows = read_file(fetch(source, c) if is_url else Path(source))
+    kind = ".txt" if c.task == "gsm8k" else ".json"
+    if c.source.endswith((".json", ".txt")) or Path(c.source).is_file():
+        rows = read_file(c.source, c)
         if len(rows) < 10:
-            raise UserError(f"{source} has {len(rows)} problems; 10 are needed for 80/10/10")
+            raise UserError(f"{c.source} has {len(rows)} problems; 10 are needed for 80/10/10")
         random.Random(f"split {c.seed}").shuffle(rows)
         a, b = len(rows) * 8 // 10, len(rows) * 9 // 10
         return {"train": rows[:a], "valid": rows[a:b], "test": rows[b:]}
     splits = {}
-    for split in data.SPLITS:
-        if is_url:
-            path = fetch(f"{source.rstrip('/')}/{c.task}_{split}{kind}", c)
+    for split, host in zip(data.SPLITS, GSM8K_HOSTS, strict=True):
+        names = [f"{split}{kind}", f"{c.task}_{split}{kind}"]
+        if not c.source:
+            where = GSM8K.format(host, split)
+        elif "://" in c.source:
+            where = f"{c.source.rstrip('/')}/{names[1]}"
         else:
-            names = [f"{split}{kind}", f"{c.task}_{split}{kind}"]
-            found = [Path(source) / name for name in names if (Path(source) / name).exists()]
-            if not found:
-                raise UserError(f"{source} has neither {names[0]} nor {names[1]}")
-            path = found[0]
-        splits[split] = read_file(path)
+            where = next((path for name in names if (path := Path(c.source) / name).exists()), None)
+            if not where:
+                raise UserError(f"{c.source} has neither {names[0]} nor {names[1]}")
+        splits[split] = read_file(str(where), c)
     return splits
 
 
-def read_file(path: Path) -> list[dict]:
-    """The problems of a JSON file, or of lines `question||<<a>> <<b>> #### answer`. Raises UserError."""
+def read_file(where: str, c: PrepareConfig) -> list[dict]:
+    """The problems of a JSON file, or of lines `question||<<a>> <<b>> #### answer`, on disk or at an address.
+
+    What is fetched is kept under data/<name>/source/. Raises UserError.
+    """
+    path = Path(where)
+    if "://" in where:
+        kept = data.folder_of("data", c.name or c.task) / "source"
+        path = data.fetch(where, data.folder_of(str(kept), Path(urllib.parse.urlsplit(where).path).name), "source")
     if path.suffix != ".txt":
         return data.read_rows(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} ({error})") from None
-    if lines and lines[0].startswith("version https://git-lfs"):
-        raise UserError(f"{path} is a Git-LFS pointer, not the data; fetch the file itself (git lfs pull)")
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(data.read_text(path).splitlines(), start=1):
         if line.strip():
             rows.append(gsm8k_row(line))
-            problem = data.row_problem(rows[-1])
-            if problem:
+            if problem := data.row_problem(rows[-1]):
                 raise UserError(f"{path}: line {number}: {problem}; expected question||<<step>> <<step>> #### answer")
     if not rows:
         raise UserError(f"{path} holds no problem")
@@ -303,38 +284,6 @@ def gsm8k_row(line: str) -> dict:
     question, _, rest = line.partition("||")
     chain, _, answer = rest.rpartition("####")
     return {"question": question, "steps": chain.strip().split(" "), "answer": answer.strip().replace(",", "")}
-
-
-def is_allowed(url: str) -> bool:
-    """https anywhere, http on this machine alone."""
-    here = urllib.parse.urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
-    return url.startswith("https://") or (url.startswith("http://") and here)
-
-
-def fetch(url: str, c: PrepareConfig) -> Path:
-    """The file at an https address, or http on this machine, kept under data/<name>/source/. Raises UserError."""
-    if not is_allowed(url):
-        raise UserError(f"{url}: only https addresses are fetched")
-    name = Path(urllib.parse.urlsplit(url).path).name
-    path = data.folder_of(str(data.folder_of("data", c.name or c.task) / "source"), name)
-    try:
-        with urllib.request.urlopen(url, timeout=30) as reply:
-            if not is_allowed(reply.url):  # where it was sent on to
-                raise UserError(f"{url} leads to {reply.url}: only https addresses are fetched")
-            total, content = reply.headers.get("Content-Length"), bytearray()
-            with tqdm(total=int(total) if total else None, desc=name, unit="B", unit_scale=True) as progress:
-                while len(content) <= MAX_DOWNLOAD and (part := reply.read(2**20)):
-                    content += part
-                    progress.update(len(part))
-            if total and len(content) < min(int(total), MAX_DOWNLOAD):
-                raise OSError(f"the connection broke off after {len(content)} of {total} bytes")
-    except (urllib.error.URLError, http.client.HTTPException, ValueError, OSError) as error:
-        raise UserError(f"cannot fetch {url} ({error}); download it and give its path as --source") from None
-    if len(content) > MAX_DOWNLOAD:
-        raise UserError(f"{url} is larger than {MAX_DOWNLOAD >> 20} MiB")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data.write_atomically(path, lambda file: file.write(content))
-    return path
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------
