@@ -153,6 +153,11 @@ class TrainConfig:
     save_every: int = 500  # steps between checkpoints
     resume: bool = False  # go on with the run --name from its last checkpoint
 
+    @property
+    def schedule(self) -> list[int]:
+        """Steps of each stage 0..max_stage."""
+        return list(self.stage_steps) * (self.max_stage + 1 if len(self.stage_steps) == 1 else 1)
+
     def __post_init__(self):
         few, many, finite = lambda x: 1 <= x <= 10**5, lambda x: 0 <= x <= 10**9, lambda x: 0 <= x < float("inf")
         demand(self, "batch_size n_layer n_head n_embd c_thought", few, "from 1 to 100000")

@@ -65,8 +65,7 @@ def start(name: str, n_head: int, dropout: float, dataset: Dataset) -> GPT:
 
     n_head is that of a weight file, which does not say it. New tokens start from the embedding of "<<" [ref run.py].
     """
-    folder = next((f for f in (Path("runs") / name, Path(name)) if (f / "config.json").exists()), None)
-    if folder:
+    if folder := runs.named(name):
         state = runs.load_state(folder / "best.pt")
         if any(state["data"][key] != dataset.meta[key] for key in ("tokenizer", "vocabulary")):
             raise UserError(f"{folder} has another vocabulary than {dataset.folder}; train it on the same data")
