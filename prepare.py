@@ -49,7 +49,6 @@ red/blue/brown/orange sour/sweet/bitter/spicy loud/muffled wooden/metallic/liqui
 melodic/discordant snowy/overcast/sunny/rainy/windy kind/mean/angry/amenable/aggressive"""
 FAMILIES = [family.split("/") for family in FAMILIES.split()]
 
-
 CHOICES = {"task": data.TASKS, "tokenizer": ("words", "gpt2")}
 
 
@@ -121,14 +120,10 @@ def prosqa(c: PrepareConfig, rng: random.Random) -> tuple | None:
     None where the graph drawn has no question of the wanted length.
     """
     edges = draw_graph(c.n_nodes, rng)
-    index = {v: i for i, v in enumerate(sorted({v for edge in edges for v in edge}))}
-    if 0 not in index or 1 not in index:
-        return None
-    edges = [[index[a], index[b]] for a, b in edges]
-    leaves = set(range(len(index))) - {a for a, _ in edges}
-    distance = [data.distances(edges, 0), data.distances(edges, 1)]
+    parents, children = {a for a, _ in edges}, {b for _, b in edges}
+    leaves, distance = children - parents, [data.distances(edges, 0), data.distances(edges, 1)]
     own = [{v: d for v, d in distance[r].items() if v in leaves and v not in distance[1 - r]} for r in (0, 1)]
-    if not own[0] or not own[1]:
+    if not all(own):
         return None
     deepest = [max(own[0].values()), max(own[1].values())]
     root = rng.randrange(2) if deepest[0] == deepest[1] else deepest.index(max(deepest))
@@ -136,15 +131,17 @@ def prosqa(c: PrepareConfig, rng: random.Random) -> tuple | None:
         return None
     target = rng.choice([v for v, d in own[root].items() if d == deepest[root]])
     neg_target = rng.choice(list(own[1 - root]))
-    has_parent = {b for _, b in edges}
-    n_persons = len(index) - len(has_parent)
-    if n_persons > len(PERSONS) or len(has_parent) > len(CONCEPTS):
+    n_persons = len(parents - children)
+    if n_persons > len(PERSONS) or len(children) > len(CONCEPTS):
         return None
-    persons, concepts = iter(rng.sample(PERSONS, n_persons)), iter(rng.sample(CONCEPTS, len(has_parent)))
-    names = [next(concepts if v in has_parent else persons) for v in range(len(index))]
+    persons, concepts = iter(rng.sample(PERSONS, n_persons)), iter(rng.sample(CONCEPTS, len(children)))
     path = shortest_path(edges, distance[root], target, rng)
-    graph = data.Graph(names, edges, root, target, neg_target, path)
-    return lambda: row_of(graph, rng), (tuple(map(tuple, edges)), root, target, neg_target)
+    nodes = sorted(parents | children)  # those with an edge, which are numbered anew
+    index = {v: i for i, v in enumerate(nodes)}
+    key = tuple((index[a], index[b]) for a, b in edges), root, index[target], index[neg_target]
+    names = [next(concepts if v in children else persons) for v in nodes]
+    graph = data.Graph(names, list(map(list, key[0])), *key[1:], [index[v] for v in path])
+    return lambda: row_of(graph, rng), key
 
 
 def row_of(graph: data.Graph, rng: random.Random) -> dict:
@@ -198,28 +195,25 @@ def in_words(concept: str, one: str, many: str, rng: random.Random) -> str:
     return f"{concept.capitalize()}es are {many}." if form == "many" else f"{form} {concept} is {one}."
 
 
-GENERATORS = {"prosqa": prosqa, "prontoqa": prontoqa}
-
-
 def generate(c: PrepareConfig) -> dict[str, list[dict]]:
     """The three splits. No problem occurs twice, in ProsQA under whatever names: the splits are disjoint."""
+    generator = {"prosqa": prosqa, "prontoqa": prontoqa}[c.task]
     rng, seen, n_tries = random.Random(f"{c.task} {c.seed}"), set(), 0
     sizes = {split: getattr(c, split) or n for split, n in zip(data.SPLITS, RELEASED[c.task], strict=True)}
     splits = {split: [] for split in data.SPLITS}
     with tqdm(total=sum(sizes.values()), desc=c.task, unit="problem") as progress:
         for split, rows in splits.items():
             while len(rows) < sizes[split]:
-                drawn = GENERATORS[c.task](c, rng)
+                drawn = generator(c, rng)
                 n_tries += 1
                 if drawn and drawn[1] not in seen:
                     seen.add(drawn[1])
                     rows.append(drawn[0]())
                     progress.update()
                 if n_tries >= 1000 and len(seen) < n_tries / 200:
-                    chains = f"chains of {c.min_hops} to {c.max_hops} hops ({len(seen)} distinct in {n_tries})"
-                    raise UserError(
-                        f"graphs of {c.n_nodes} nodes hardly ever have {chains}; try more nodes or fewer hops"
-                    )
+                    what = f"chains of {c.min_hops} to {c.max_hops} hops ({len(seen)} distinct in {n_tries})"
+                    rarely = f"graphs of {c.n_nodes} nodes hardly ever have {what}"
+                    raise UserError(f"{rarely}; try more nodes or fewer hops")
     return splits
 
 
@@ -262,15 +256,14 @@ def read_file(where: str, c: PrepareConfig) -> list[dict]:
         path = data.fetch(where, data.folder_of(str(kept), Path(urllib.parse.urlsplit(where).path).name), "source")
     if path.suffix != ".txt":
         return data.read_rows(path)
-    rows = []
-    for number, line in enumerate(data.read_text(path).splitlines(), start=1):
-        if line.strip():
-            rows.append(gsm8k_row(line))
-            if problem := data.row_problem(rows[-1]):
-                raise UserError(f"{path}: line {number}: {problem}; expected question||<<step>> <<step>> #### answer")
+    lines = enumerate(data.read_text(path).splitlines(), start=1)
+    rows = {number: gsm8k_row(line) for number, line in lines if line.strip()}
     if not rows:
         raise UserError(f"{path} holds no problem")
-    return rows
+    for number, row in rows.items():
+        if problem := data.row_problem(row):
+            raise UserError(f"{path}: line {number}: {problem}; expected question||<<step>> <<step>> #### answer")
+    return list(rows.values())
 
 
 def gsm8k_row(line: str) -> dict:
@@ -303,15 +296,12 @@ def preview(rows: list[dict], max_stage: int) -> str:
 
 
 def main(c: PrepareConfig) -> None:
-    for field in data.SPLITS:
-        if not 0 <= getattr(c, field) <= 10**7:
-            raise UserError(f"--{field}={getattr(c, field)} should be from 0 to {10**7}")
-    if not 3 <= c.n_nodes <= len(CONCEPTS) + 2:
-        raise UserError(f"--n_nodes={c.n_nodes} should be from 3 to {len(CONCEPTS) + 2}, as many as there are names")
+    n_names, n_hops = len(CONCEPTS) + 2, 5 if c.fair else 6
+    config.demand(c, "train valid test", lambda n: 0 <= n <= 10**7, f"from 0 to {10**7}")
+    config.demand(c, "n_nodes", lambda n: 3 <= n <= n_names, f"from 3 to {n_names}, as many as there are names")
+    config.demand(c, "hops", lambda n: 1 <= n <= n_hops, f"from 1 to {n_hops}: there are {len(KINDS)} concepts")
     if not 1 <= c.min_hops <= c.max_hops:
         raise UserError(f"--min_hops={c.min_hops} --max_hops={c.max_hops} should be 1 <= min_hops <= max_hops")
-    if not 1 <= c.hops <= (5 if c.fair else 6):
-        raise UserError(f"--hops={c.hops} should be from 1 to {5 if c.fair else 6}: there are {len(KINDS)} concepts")
     data.folder_of("data", c.name or c.task)  # a name that leads elsewhere is refused before any work
     splits = read_source(c) if c.source or c.task == "gsm8k" else generate(c)
     lengths = Counter(len(row["steps"]) for row in splits["train"])

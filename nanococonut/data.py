@@ -44,15 +44,10 @@ class Graph(NamedTuple):
     path: list[int]  # nodes of a shortest path, root first, target last
 
 
-class Telling(NamedTuple):
-    """A problem in words, cut where the words encoding cuts."""
-
-    question: list[str]
-    rests: list[list[str]]  # what is left to write when 0, 1, ... steps are removed
-
-
-def tell(graph: Graph, rng: random.Random, keep: float = 1.0) -> Telling:
+def tell(graph: Graph, rng: random.Random, keep: float = 1.0) -> Example:
     """A graph in sentences: facts and options in an order drawn from rng; facts beside the chain stay with chance keep.
+
+    An example in pieces of text instead of ids, cut where the words encoding cuts.
 
     >>> t = tell(Graph(["Tom", "Max", "lempus", "rempus", "impus"], [[0, 2], [2, 3], [1, 4]], 0, 3, 4, [0, 2, 3]),
     ...          random.Random(1))
@@ -71,7 +66,7 @@ def tell(graph: Graph, rng: random.Random, keep: float = 1.0) -> Telling:
     answer = [f"### {path[0]} is a ", f"{path[-1]}."]
     links = [f"{name}.\n{subject(name)}" for name in path[:-1]]  # each ends a step and begins the next
     rests = [[subject(path[k]), *links[k + 1 :], f"{path[-1]}.", "\n", *answer] for k in range(len(path) - 1)]
-    return Telling(question, [*rests, answer])
+    return Example(question, [*rests, answer])
 
 
 def subject(name: str) -> str:
@@ -97,10 +92,9 @@ def distances(edges: list[list[int]], root: int) -> dict[int, int]:
         children.setdefault(a, []).append(b)
     distance, queue = {root: 0}, [root]
     for a in queue:  # grows while it is read
-        for b in children.get(a, ()):
-            if b not in distance:
-                distance[b] = distance[a] + 1
-                queue.append(b)
+        new = [b for b in children.get(a, ()) if b not in distance]
+        distance |= dict.fromkeys(new, distance[a] + 1)
+        queue += new
     return distance
 
 
@@ -161,6 +155,10 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
+def is_texts(value) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
 def row_problem(row) -> str | None:
     """What is wrong with a row, or None."""
     if not isinstance(row, dict):
@@ -168,14 +166,12 @@ def row_problem(row) -> str | None:
     for field in ("question", "answer"):
         if not isinstance(row.get(field), str) or not row[field]:
             return f"{field!r} should be a text that is not empty"
-    if not isinstance(row.get("steps"), list) or not all(isinstance(step, str) for step in row["steps"]):
+    if not is_texts(row.get("steps")):
         return "'steps' should be a list of texts"
     if has_graph(row):
         names, edges, *ends = (row[field] for field in GRAPH_FIELDS)
-        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-            return "'idx_to_symbol' should be a list of names"
-        if len(set(names)) < len(names):
-            return "'idx_to_symbol' has a name twice"
+        if not is_texts(names) or "" in names or len(set(names)) < len(names):
+            return "'idx_to_symbol' should be a list of names, each once"
         nodes = range(len(names))
         pairs = isinstance(edges, list) and all(isinstance(edge, list) and len(edge) == 2 for edge in edges)
         if not pairs or not all(isinstance(v, int) and v in nodes for v in [*ends, *(v for e in edges for v in e)]):
