@@ -274,16 +274,14 @@ def main(c: EvaluateConfig) -> None:
         if p is not run.plan:
             print(f"{p.n_thoughts} thoughts instead of the {run.plan.n_thoughts} of training (--latent)")
         result, texts = measure(run, examples, p, c.batch_size, True, c.intervene)
-        print(
-            f"{p.n_thoughts} thoughts{changed}: accuracy {result['accuracy']:.1%} (95 % interval "
-            f"{result['low']:.1%} to {result['high']:.1%}), {result['tokens']:.1f} tokens; right by hops: "
-            + ", ".join(f"{k}: {a}/{b}" for k, (a, b) in result["hops"].items())
-        )
+        interval = f"(95 % interval {result['low']:.1%} to {result['high']:.1%})"
+        hops = ", ".join(f"{k}: {a}/{b}" for k, (a, b) in result["hops"].items())
+        print(f"{p.n_thoughts} thoughts{changed}: accuracy {result['accuracy']:.1%} {interval}, ", end="")
+        print(f"{result['tokens']:.1f} tokens; right by hops: {hops}")
         if counts := ", ".join(f"{v.replace('_', ' ')} {n}" for v, n in result["verdicts"].items() if n):
             print(f"  verdicts: {counts}")
         results.append({"latent": p.n_thoughts, "intervene": c.intervene, **result})
-    wrong = [i for i, (text, row) in enumerate(zip(texts, rows, strict=True)) if not is_right(text, row)]
-    for i in wrong[:5]:
+    for i in [i for i, row in enumerate(rows) if not is_right(texts[i], row)][:5]:
         print(f"wrong, {i}: {rows[i]['question'][-60:]}  expected: {rows[i]['answer']}  written: {texts[i]!r}")
     line = {"run": run.folder.name, "data": name, "n": len(rows), "chance": chance(rows)}
     print(json.dumps(line | {"shortcuts": shortcuts(rows), "results": results}))

@@ -69,13 +69,12 @@ def named(name: str) -> Path | None:
 
 def find_run(name: str) -> Path:
     """The folder of a run given by name or path; the newest for "". Raises UserError."""
-    there = sorted((path.parent for path in Path("runs").glob("*/config.json")), key=lambda path: path.stat().st_mtime)
+    there = {path.parent.name: path.parent for path in sorted(Path("runs").glob("*/config.json"))}
     if not name and not there:
         raise UserError("no run under runs/ yet; run: python train.py")
-    folder = named(name) if name else there[-1]
+    folder = named(name) if name else max(there.values(), key=lambda path: path.stat().st_mtime)
     if not folder:
-        names = sorted(path.name for path in there)
-        raise UserError(f"runs/{name} not found; there is: {', '.join(names) or 'none'}")
+        raise UserError(f"runs/{name} not found; there is: {', '.join(there) or 'none'}")
     return folder
 
 

@@ -83,13 +83,14 @@ def start(c: Table1Config, task: str, method: str, seed: int) -> subprocess.Pope
 def measured(c: Table1Config, task: str, method: str, seed: int) -> dict:
     """The figures of a finished run on test; measured once, then read from its test.json."""
     folder = folder_of(c, task, method, seed)
-    if not (folder / "test.json").exists():
-        run = evaluate.Run(str(folder))
-        result, _ = evaluate.measure(run, run.split("test"), run.plan)
-        seconds = plots.read_log(folder / "log.csv")["train", "seconds"][-1][2]
-        kept = {"method": method, "seed": seed, "seconds": seconds, **result}
-        data.write_text(folder / "test.json", json.dumps(kept) + "\n")
-    return data.read_json(folder / "test.json")
+    if (folder / "test.json").exists():
+        return data.read_json(folder / "test.json")
+    run = evaluate.Run(str(folder))
+    result, _ = evaluate.measure(run, run.split("test"), run.plan)
+    seconds = plots.read_log(folder / "log.csv")["train", "seconds"][-1][2]
+    kept = {"method": method, "seed": seed, "seconds": seconds, **result}
+    data.write_text(folder / "test.json", json.dumps(kept) + "\n")
+    return kept
 
 
 def is_finished(c: Table1Config, task: str, method: str, seed: int) -> bool:
@@ -137,9 +138,8 @@ def write_results(c: Table1Config, task: str, todo: list[tuple[str, int]]) -> st
 
 def main(c: Table1Config) -> None:
     methods = c.methods.split(",")
-    for method in methods:
-        if method not in METHODS:
-            raise UserError(f"unknown method {method!r}, choose from {', '.join(METHODS)}")
+    if unknown := [method for method in methods if method not in METHODS]:
+        raise UserError(f"unknown method {unknown[0]!r}, choose from {', '.join(METHODS)}")
     config.demand(c, "jobs", lambda n: n >= 1, "at least 1")
     task = c.task or ("prosqa-small" if c.preset == "laptop" else "prosqa")
     data.Dataset(task)  # a missing one is named before any work
