@@ -210,10 +210,11 @@ def is_allowed(url: str) -> bool:
     return url.startswith("https://") or (url.startswith("http://") and here)
 
 
-def fetch(url: str, path: Path, option: str, digest: str | None = None) -> Path:
-    """path, where it now holds, whole, what is at an allowed address and has this sha256; else raises UserError.
+def fetch(url: str, path: Path, option: str, digest: str | None = None, check=None) -> Path:
+    """path, which now holds what is at an allowed address, whole and with this sha256; else raises UserError.
 
     option  the setting that takes a path instead, for the message
+    check   function of a path that raises UserError where the file is not what it should be
     """
     if not is_allowed(url):
         raise UserError(f"{url}: only https addresses are fetched")
@@ -236,6 +237,9 @@ def fetch(url: str, path: Path, option: str, digest: str | None = None) -> Path:
                 raise OSError(f"invalid hash value, expected {digest}")
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise UserError(f"cannot fetch {url} ({error}); download it and give its path as --{option}") from None
+        if check:
+            file.flush()
+            check(Path(file.name))
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, copy)

@@ -52,12 +52,8 @@ def released(name: str) -> dict:
     """The tensors of data/pretrained/<name>.bin, fetched on first use. Raises UserError."""
     path = Path("data/pretrained") / f"{name}.bin"
     if not path.exists():
-        fetch(ADDRESS.format(name), path, "init_from", WEIGHTS[name][1])
-    try:
-        return read(path)
-    except UserError:
-        path.unlink()  # no checksum is known, and what came was something else
-        raise
+        fetch(ADDRESS.format(name), path, "init_from", WEIGHTS[name][1], check=read)
+    return read(path)
 
 
 def start(name: str, n_head: int, dropout: float, dataset: Dataset) -> GPT:

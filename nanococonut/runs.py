@@ -57,9 +57,7 @@ def demand_settings(folder: Path, c: TrainConfig, steps: list[int]) -> None:
     differ = [k for k in now if k not in FREE and now[k] != before[k]]
     if differ:
         both = ", ".join(f"--{k}={written(before[k])} and not {written(now[k])}" for k in differ)
-        raise UserError(
-            f"{folder} was trained with {both}: it goes on with its own settings only; for others delete it"
-        )
+        raise UserError(f"{folder} was trained with {both}: it goes on with its own settings only, else delete it")
 
 
 def named(name: str) -> Path | None:
