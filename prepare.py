@@ -138,18 +138,13 @@ def prosqa(c: PrepareConfig, rng: random.Random) -> tuple | None:
     path = shortest_path(edges, distance[root], target, rng)
     nodes = sorted(parents | children)  # those with an edge, which are numbered anew
     index = {v: i for i, v in enumerate(nodes)}
-    key = tuple((index[a], index[b]) for a, b in edges), root, index[target], index[neg_target]
+    edges, ends = [[index[a], index[b]] for a, b in edges], (root, index[target], index[neg_target])
     names = [next(concepts if v in children else persons) for v in nodes]
-    graph = data.Graph(names, list(map(list, key[0])), *key[1:], [index[v] for v in path])
-    return lambda: row_of(graph, rng), key
-
-
-def row_of(graph: data.Graph, rng: random.Random) -> dict:
-    """A problem as the released files write it."""
-    told = data.tell(graph, rng)
-    *steps, answer = "".join(told.rests[0]).split("\n")
-    row = {"question": "".join(told.question).rstrip("\n"), "answer": answer.removeprefix("### "), "steps": steps}
-    return row | dict(zip(data.GRAPH_FIELDS, graph, strict=False))
+    said = {v: names[index[v]] for v in path}
+    steps = [f"{data.subject(said[a])}{said[b]}." for a, b in zip(path, path[1:], strict=False)]
+    row = {"question": "", "answer": f"{said[root]} is a {said[target]}.", "steps": steps}
+    row |= dict(zip(data.GRAPH_FIELDS, (names, edges, *ends), strict=True))
+    return lambda: row | {"question": "".join(data.tell(row, rng).question).rstrip("\n")}, (str(edges), *ends)
 
 
 # ---- the ProntoQA generator -----------------------------------------------------------------------------------------

@@ -33,36 +33,28 @@ GRAPH_FIELDS = ("idx_to_symbol", "edges", "root", "target", "neg_target")
 MAX_DOWNLOAD = 2**31  # bytes
 
 
-class Graph(NamedTuple):
-    """A ProsQA problem without its words; an edge a -> b is the fact that every a is a b."""
+def tell(row: dict, rng: random.Random, names: list[str] | None = None, keep: float = 1.0) -> Example:
+    """A ProsQA problem in sentences, an edge a -> b as the fact that every a is a b, under its own or other names.
 
-    names: list[str]  # of each node; a person's begins with a capital
-    edges: list[list[int]]
-    root: int
-    target: int  # reachable from root
-    neg_target: int  # not reachable from root
-    path: list[int]  # nodes of a shortest path, root first, target last
+    Facts and options stand in an order drawn from rng; facts beside the chain stay with chance keep. The example is in
+    pieces of text instead of ids, cut where the words encoding cuts.
 
-
-def tell(graph: Graph, rng: random.Random, keep: float = 1.0) -> Example:
-    """A graph in sentences: facts and options in an order drawn from rng; facts beside the chain stay with chance keep.
-
-    An example in pieces of text instead of ids, cut where the words encoding cuts.
-
-    >>> t = tell(Graph(["Tom", "Max", "lempus", "rempus", "impus"], [[0, 2], [2, 3], [1, 4]], 0, 3, 4, [0, 2, 3]),
-    ...          random.Random(1))
+    >>> row = {"idx_to_symbol": ["Tom", "Max", "lempus", "rempus", "impus"], "edges": [[0, 2], [2, 3], [1, 4]],
+    ...        "root": 0, "target": 3, "neg_target": 4, "steps": ["Tom is a lempus.", "Every lempus is a rempus."]}
+    >>> t = tell(row, random.Random(1))
     >>> "".join(t.question)
     'Tom is a lempus. Max is a impus. Every lempus is a rempus. Is Tom a rempus or impus?\\n'
     >>> t.rests[0]
     ['Tom is a ', 'lempus.\\nEvery lempus is a ', 'rempus.', '\\n', '### Tom is a ', 'rempus.']
     """
-    names, question, chain = graph.names, [], set(zip(graph.path, graph.path[1:], strict=False))
-    for a, b in rng.sample(graph.edges, len(graph.edges)):
+    own, names = row["idx_to_symbol"], names or row["idx_to_symbol"]
+    nodes = [row["root"], *(own.index(step.rstrip(".").split()[-1]) for step in row["steps"])]
+    question, chain, path = [], set(zip(nodes, nodes[1:], strict=False)), [names[v] for v in nodes]
+    for a, b in rng.sample(row["edges"], len(row["edges"])):
         if keep == 1 or (a, b) in chain or rng.random() < keep:
             question += [" " * bool(question) + subject(names[a]), f"{names[b]}."]
-    one, other = rng.sample([names[graph.target], names[graph.neg_target]], 2)
-    question += [f" Is {names[graph.root]} a ", one, " or ", other, "?\n"]
-    path = [names[v] for v in graph.path]
+    one, other = rng.sample([names[row["target"]], names[row["neg_target"]]], 2)
+    question += [f" Is {path[0]} a ", one, " or ", other, "?\n"]
     answer = [f"### {path[0]} is a ", f"{path[-1]}."]
     links = [f"{name}.\n{subject(name)}" for name in path[:-1]]  # each ends a step and begins the next
     rests = [[subject(path[k]), *links[k + 1 :], f"{path[-1]}.", "\n", *answer] for k in range(len(path) - 1)]
@@ -72,13 +64,6 @@ def tell(graph: Graph, rng: random.Random, keep: float = 1.0) -> Example:
 def subject(name: str) -> str:
     """How a fact begins: with a person by name, with a concept by Every."""
     return f"{name} is a " if name[0].isupper() else f"Every {name} is a "
-
-
-def graph_of(row: dict) -> Graph:
-    """The graph a row of a file was told from; its path is read from its steps."""
-    index = {name: i for i, name in enumerate(row["idx_to_symbol"])}
-    path = [row["root"], *(index[step.rstrip(".").split()[-1]] for step in row["steps"])]
-    return Graph(*(row[field] for field in GRAPH_FIELDS), path)
 
 
 def distances(edges: list[list[int]], root: int) -> dict[int, int]:
@@ -109,15 +94,15 @@ class Names(NamedTuple):
     concepts: list[str]
 
     @classmethod
-    def of(cls, graphs: list[Graph]) -> "Names":
-        used = sorted({name for graph in graphs for name in graph.names})
+    def of(cls, rows: list[dict]) -> "Names":
+        used = sorted({name for row in rows for name in row["idx_to_symbol"]})
         return cls([n for n in used if n[0].isupper()], [n for n in used if not n[0].isupper()])
 
-    def rename(self, graph: Graph, rng: random.Random) -> Graph:
-        """The same graph under names drawn from rng, persons for persons."""
-        persons = iter(rng.sample(self.persons, sum(name[0].isupper() for name in graph.names)))
+    def draw(self, names: list[str], rng: random.Random) -> list[str]:
+        """Others in place of these names, persons for persons; a name begins with a capital where it is a person's."""
+        persons = iter(rng.sample(self.persons, sum(name[0].isupper() for name in names)))
         concepts = iter(rng.sample(self.concepts, len(self.concepts)))
-        return graph._replace(names=[next(persons if name[0].isupper() else concepts) for name in graph.names])
+        return [next(persons if name[0].isupper() else concepts) for name in names]
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -169,7 +154,7 @@ def row_problem(row) -> str | None:
     if not is_texts(row.get("steps")):
         return "'steps' should be a list of texts"
     if has_graph(row):
-        names, edges, *ends = (row[field] for field in GRAPH_FIELDS)
+        names, edges, *ends = (row[field] for field in GRAPH_FIELDS)  # a node is a number, an edge [from, to]
         if not is_texts(names) or "" in names or len(set(names)) < len(names):
             return "'idx_to_symbol' should be a list of names, each once"
         nodes = range(len(names))
@@ -277,7 +262,7 @@ def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, di
     if meta["tokenizer"] == "words":
         texts = [text for row in splits["train"] for text in texts_of(row)]
         if all(map(has_graph, splits["train"])):  # every name in every place, for tellings to come
-            persons, concepts = Names.of([graph_of(row) for row in splits["train"]])
+            persons, concepts = Names.of(splits["train"])
             facts = [(subject(p), subject(c), c, p) for p in persons for c in concepts]
             texts += [f"{one}{c}. {one}{c}. {every}{c}. Is {p} a {c} or {c}?\n" for one, every, c, p in facts]
             texts += [f"{every}{c}.\n{every}{c}.\n### {one}{c}." for one, every, c, p in facts]
@@ -309,8 +294,8 @@ class Split:
         arrays = arrays or tokenized(encoding, rows)
         self.tokens, self.texts, self.begins = arrays["tokens"], arrays["texts"].tolist(), arrays["rows"].tolist()
         self.lengths = np.diff(arrays["texts"])[arrays["rows"][:-1]].tolist()  # of the questions
-        self.graphs = [graph_of(row) for row in rows] if all(map(has_graph, rows)) else None
-        self.names = Names.of(self.graphs) if self.graphs else None
+        self.graphs = rows if all(map(has_graph, rows)) else None
+        self.names = Names.of(rows) if self.graphs else None
         known = encoding.token_byte_values() if encoding.name == "words" else []
         self.ids = {piece.decode(): encoding.encode_single_token(piece) for piece in known if len(piece) > 1}
 
@@ -325,7 +310,7 @@ class Split:
     def retold(self, i: int, rng: random.Random, keep: float = 1.0) -> Example:
         """Problem i under fresh names and in a fresh order."""
         # Differs from the paper: its texts are fixed and its weights have read the web; from scratch 17,886 are few.
-        told = tell(self.names.rename(self.graphs[i], rng), rng, keep)
+        told = tell(self.rows[i], rng, self.names.draw(self.rows[i]["idx_to_symbol"], rng), keep)
         return Example(self.encode(told.question), [self.encode(rest) for rest in told.rests])
 
     def encode(self, pieces: list[str]) -> list[int]:
