@@ -281,15 +281,6 @@ def in_lines(row: dict) -> list[str]:
     return [row["question"], *(f"    {step}" for step in row["steps"]), f"    ### {row['answer']}"]
 
 
-def preview(rows: list[dict], max_stage: int) -> str:
-    """Ten examples in words, then what coconut makes of each chain length at every stage."""
-    lines = []
-    for row in rows[:10]:
-        made = [layout("coconut", s, max_stage, len(row["steps"])) for s in range(max_stage + 1)]
-        lines += [*in_lines(row), *(f"    stage {s} | {line}" for s, line in enumerate(made)), ""]
-    return "\n".join(lines)
-
-
 def main(c: PrepareConfig) -> None:
     n_names, n_hops = len(CONCEPTS) + 2, 5 if c.fair else 6
     config.demand(c, "train valid test", lambda n: 0 <= n <= 10**7, f"from 0 to {10**7}")
@@ -304,7 +295,11 @@ def main(c: PrepareConfig) -> None:
     options = {"prosqa": ["n_nodes", "min_hops", "max_hops"], "prontoqa": ["hops", "fair"], "gsm8k": ["source"]}
     meta["options"] = {k: getattr(c, k) for k in (["source"] if c.source else options[c.task])}
     folder, meta = data.save(c.name or c.task, splits, meta)
-    data.write_text(folder / "preview.txt", preview(splits["train"], max(lengths)))
+    lines = []  # ten examples in words, each with what coconut makes of it at every stage
+    for row in splits["train"][:10]:
+        made = [layout("coconut", s, max(lengths), len(row["steps"])) for s in range(max(lengths) + 1)]
+        lines += [*in_lines(row), *(f"    stage {s} | {line}" for s, line in enumerate(made)), ""]
+    data.write_text(folder / "preview.txt", "\n".join(lines))
     for row in splits["train"][:3]:
         print(*in_lines(row), "", sep="\n")
     print("steps in a chain (train):", ", ".join(f"{k}: {n}" for k, n in sorted(lengths.items())))

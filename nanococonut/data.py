@@ -29,6 +29,7 @@ from nanococonut.curriculum import Example
 
 TASKS = ("prosqa", "prontoqa", "gsm8k")
 SPLITS = ("train", "valid", "test")
+# A node is a number, with a name and edges from and to it; target is reached from root, neg_target is not.
 GRAPH_FIELDS = ("idx_to_symbol", "edges", "root", "target", "neg_target")
 MAX_DOWNLOAD = 2**31  # bytes
 

@@ -245,8 +245,7 @@ def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts:
     low, high = wilson(sum(right), len(right))
     hops = {str(k): [sum(mine), len(mine)] for k, mine in sorted(by_hops.items())}
     numbers = {"accuracy": sum(right) / len(right), "low": low, "high": high}
-    numbers |= {"tokens": sum(n_tokens) / len(n_tokens) + n_thoughts, "hops": hops, "verdicts": verdicts}
-    return numbers
+    return numbers | {"tokens": sum(n_tokens) / len(n_tokens) + n_thoughts, "hops": hops, "verdicts": verdicts}
 
 
 def measure(run: Run, examples: data.Split, p: Plan, batch_size=250, progress=False, intervene="none"):

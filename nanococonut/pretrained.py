@@ -65,7 +65,7 @@ def start(name: str, n_head: int, dropout: float, dataset: Dataset) -> GPT:
         state = runs.load_state(folder / "best.pt")
         if any(state["data"][key] != dataset.meta[key] for key in ("tokenizer", "vocabulary")):
             raise UserError(f"{folder} has another vocabulary than {dataset.folder}; train it on the same data")
-        model = GPT(replace(GPTConfig(**state["model_config"]), dropout=dropout))
+        model = GPT(GPTConfig(**state["model_config"] | {"dropout": dropout}))
         model.load_state_dict(state["model"])
         return model
     state, heads = (released(name), WEIGHTS[name][0]) if name in WEIGHTS else (read(Path(name)), n_head)

@@ -93,9 +93,8 @@ def load_state(path: Path) -> dict:
 
 def log(path: Path, step: int, stage: int, split: str, **metrics: float) -> None:
     """Appends to log.csv one line a number: step,stage,split,metric,value."""
-    new = not path.exists()
     with open(path, "a", encoding="utf-8") as file:
-        file.write(HEADER * new)
+        file.write(HEADER * (file.tell() == 0))
         file.writelines(f"{step},{stage},{split},{metric},{value:.6g}\n" for metric, value in metrics.items())
 
 
