@@ -135,15 +135,14 @@ def prosqa(c: PrepareConfig, rng: random.Random) -> tuple | None:
     if n_persons > len(PERSONS) or len(children) > len(CONCEPTS):
         return None
     persons, concepts = iter(rng.sample(PERSONS, n_persons)), iter(rng.sample(CONCEPTS, len(children)))
-    path = shortest_path(edges, distance[root], target, rng)
     nodes = sorted(parents | children)  # those with an edge, which are numbered anew
+    names = {v: next(concepts if v in children else persons) for v in nodes}
+    path = [names[v] for v in shortest_path(edges, distance[root], target, rng)]
+    steps = [f"{data.subject(a)}{b}." for a, b in zip(path, path[1:], strict=False)]
+    row = {"question": "", "answer": f"{path[0]} is a {path[-1]}.", "steps": steps}
     index = {v: i for i, v in enumerate(nodes)}
     edges, ends = [[index[a], index[b]] for a, b in edges], (root, index[target], index[neg_target])
-    names = [next(concepts if v in children else persons) for v in nodes]
-    said = {v: names[index[v]] for v in path}
-    steps = [f"{data.subject(said[a])}{said[b]}." for a, b in zip(path, path[1:], strict=False)]
-    row = {"question": "", "answer": f"{said[root]} is a {said[target]}.", "steps": steps}
-    row |= dict(zip(data.GRAPH_FIELDS, (names, edges, *ends), strict=True))
+    row |= dict(zip(data.GRAPH_FIELDS, (list(names.values()), edges, *ends), strict=True))
     return lambda: row | {"question": "".join(data.tell(row, rng).question).rstrip("\n")}, (str(edges), *ends)
 
 
