@@ -17,12 +17,9 @@ Source: [Hao24 A.2] and the released files. The printed algorithm does not make 
 was fitted to the released 300 validation and 500 test problems, and tests/test_prepare.py compares the two.
 """
 
-import http.client
 import math
 import random
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +36,6 @@ CONCEPTS = (
     "kerpus lempus lorpus numpus quimpus rempus rompus rorpus scrompus shumpus sterpus storpus terpus timpus tumpus "
     "vumpus worpus wumpus yerpus yimpus yumpus zhorpus zumpus"
 ).split()
-MAX_DOWNLOAD = 512 * 2**20  # bytes
 RELEASED = {"prosqa": (17886, 300, 500), "prontoqa": (9000, 200, 800)}  # problems in train, valid, test
 # GSM8k-Aug [Deng23], at the commit the paper's code fetches; train.txt is kept by Git-LFS. No checksums are published.
 GSM8K = "https://{}/da03/Internalize_CoT_Step_by_Step/e06a32ee5e4cd117171daeb4755d2a97ece62761/data/gsm8k/{}.txt"
@@ -52,7 +48,6 @@ FAMILIES = """large/small bright/dull transparent/opaque slow/fast/moderate hot/
 red/blue/brown/orange sour/sweet/bitter/spicy loud/muffled wooden/metallic/liquid luminous nervous/happy/feisty/shy
 melodic/discordant snowy/overcast/sunny/rainy/windy kind/mean/angry/amenable/aggressive"""
 FAMILIES = [family.split("/") for family in FAMILIES.split()]
-
 
 CHOICES = {"task": data.TASKS, "tokenizer": ("words", "gpt2")}
 
@@ -119,17 +114,16 @@ def shortest_path(edges: list[list[int]], distance: dict[int, int], target: int,
     return path[::-1]
 
 
-def draw_problem(c: PrepareConfig, rng: random.Random) -> data.Graph | None:
-    """One problem, or None where the graph drawn has no question of the wanted length."""
+def prosqa(c: PrepareConfig, rng: random.Random) -> tuple | None:
+    """What tells one ProsQA problem as a row, once it is wanted, and what makes it another than the next: no names.
+
+    None where the graph drawn has no question of the wanted length.
+    """
     edges = draw_graph(c.n_nodes, rng)
-    index = {v: i for i, v in enumerate(sorted({v for edge in edges for v in edge}))}
-    if 0 not in index or 1 not in index:
-        return None
-    edges = [[index[a], index[b]] for a, b in edges]
-    leaves = set(range(len(index))) - {a for a, _ in edges}
-    distance = [data.distances(edges, 0), data.distances(edges, 1)]
+    parents, children = {a for a, _ in edges}, {b for _, b in edges}
+    leaves, distance = children - parents, [data.distances(edges, 0), data.distances(edges, 1)]
     own = [{v: d for v, d in distance[r].items() if v in leaves and v not in distance[1 - r]} for r in (0, 1)]
-    if not own[0] or not own[1]:
+    if not all(own):
         return None
     deepest = [max(own[0].values()), max(own[1].values())]
     root = rng.randrange(2) if deepest[0] == deepest[1] else deepest.index(max(deepest))
@@ -137,36 +131,19 @@ def draw_problem(c: PrepareConfig, rng: random.Random) -> data.Graph | None:
         return None
     target = rng.choice([v for v, d in own[root].items() if d == deepest[root]])
     neg_target = rng.choice(list(own[1 - root]))
-    has_parent = {b for _, b in edges}
-    n_persons = len(index) - len(has_parent)
-    if n_persons > len(PERSONS) or len(has_parent) > len(CONCEPTS):
+    n_persons = len(parents - children)
+    if n_persons > len(PERSONS) or len(children) > len(CONCEPTS):
         return None
-    persons, concepts = iter(rng.sample(PERSONS, n_persons)), iter(rng.sample(CONCEPTS, len(has_parent)))
-    names = [next(concepts if v in has_parent else persons) for v in range(len(index))]
-    return data.Graph(edges, names, root, target, neg_target, shortest_path(edges, distance[root], target, rng))
-
-
-def row_of(graph: data.Graph, rng: random.Random) -> dict:
-    """A problem as the released files write it."""
-    told = data.tell(graph, rng)
-    *steps, answer = "".join(told.rests[0]).split("\n")
-    return {
-        "question": "".join(told.question).rstrip("\n"),
-        "answer": answer.removeprefix("### "),
-        "steps": steps,
-        "idx_to_symbol": graph.names,
-        "edges": graph.edges,
-        "root": graph.root,
-        "target": graph.target,
-        "neg_target": graph.neg_target,
-    }
-
-
-def prosqa(c: PrepareConfig, rng: random.Random) -> tuple | None:
-    """What tells one ProsQA problem as a row, once it is wanted, and what makes it another than the next: no names."""
-    graph = draw_problem(c, rng)
-    key = graph and (tuple(map(tuple, graph.edges)), graph.root, graph.target, graph.neg_target)
-    return (lambda: row_of(graph, rng), key) if graph else None
+    persons, concepts = iter(rng.sample(PERSONS, n_persons)), iter(rng.sample(CONCEPTS, len(children)))
+    nodes = sorted(parents | children)  # those with an edge, which are numbered anew
+    names = {v: next(concepts if v in children else persons) for v in nodes}
+    path = [names[v] for v in shortest_path(edges, distance[root], target, rng)]
+    steps = [f"{data.subject(a)}{b}." for a, b in zip(path, path[1:], strict=False)]
+    row = {"question": "", "answer": f"{path[0]} is a {path[-1]}.", "steps": steps}
+    index = {v: i for i, v in enumerate(nodes)}
+    edges, ends = [[index[a], index[b]] for a, b in edges], (root, index[target], index[neg_target])
+    row |= dict(zip(data.GRAPH_FIELDS, (list(names.values()), edges, *ends), strict=True))
+    return lambda: row | {"question": "".join(data.tell(row, rng).question).rstrip("\n")}, (str(edges), *ends)
 
 
 # ---- the ProntoQA generator -----------------------------------------------------------------------------------------
@@ -212,28 +189,25 @@ def in_words(concept: str, one: str, many: str, rng: random.Random) -> str:
     return f"{concept.capitalize()}es are {many}." if form == "many" else f"{form} {concept} is {one}."
 
 
-GENERATORS = {"prosqa": prosqa, "prontoqa": prontoqa}
-
-
 def generate(c: PrepareConfig) -> dict[str, list[dict]]:
     """The three splits. No problem occurs twice, in ProsQA under whatever names: the splits are disjoint."""
+    generator = {"prosqa": prosqa, "prontoqa": prontoqa}[c.task]
     rng, seen, n_tries = random.Random(f"{c.task} {c.seed}"), set(), 0
     sizes = {split: getattr(c, split) or n for split, n in zip(data.SPLITS, RELEASED[c.task], strict=True)}
     splits = {split: [] for split in data.SPLITS}
     with tqdm(total=sum(sizes.values()), desc=c.task, unit="problem") as progress:
         for split, rows in splits.items():
             while len(rows) < sizes[split]:
-                drawn = GENERATORS[c.task](c, rng)
+                drawn = generator(c, rng)
                 n_tries += 1
                 if drawn and drawn[1] not in seen:
                     seen.add(drawn[1])
                     rows.append(drawn[0]())
                     progress.update()
                 if n_tries >= 1000 and len(seen) < n_tries / 200:
-                    chains = f"chains of {c.min_hops} to {c.max_hops} hops ({len(seen)} distinct in {n_tries})"
-                    raise UserError(
-                        f"graphs of {c.n_nodes} nodes hardly ever have {chains}; try more nodes or fewer hops"
-                    )
+                    what = f"chains of {c.min_hops} to {c.max_hops} hops ({len(seen)} distinct in {n_tries})"
+                    rarely = f"graphs of {c.n_nodes} nodes hardly ever have {what}"
+                    raise UserError(f"{rarely}; try more nodes or fewer hops")
     return splits
 
 
@@ -242,54 +216,48 @@ def generate(c: PrepareConfig) -> dict[str, list[dict]]:
 
 def read_source(c: PrepareConfig) -> dict[str, list[dict]]:
     """The splits of --source: split by split from a folder or base URL, or one file divided 80/10/10 by the seed."""
-    source = c.source
-    is_url, kind = "://" in source, ".txt" if c.task == "gsm8k" else ".json"
-    if not source:  # GSM8k's public address
-        return {
-            split: read_file(fetch(GSM8K.format(host, split), c))
-            for host, split in zip(GSM8K_HOSTS, data.SPLITS, strict=True)
-        }
-    if source.endswith((".json", ".txt")) or (not is_url and Path(source).is_file()):
-        rows = read_file(fetch(source, c) if is_url else Path(source))
+    kind = ".txt" if c.task == "gsm8k" else ".json"
+    if c.source.endswith((".json", ".txt")) or Path(c.source).is_file():
+        rows = read_file(c.source, c)
         if len(rows) < 10:
-            raise UserError(f"{source} has {len(rows)} problems; 10 are needed for 80/10/10")
+            raise UserError(f"{c.source} has {len(rows)} problems; 10 are needed for 80/10/10")
         random.Random(f"split {c.seed}").shuffle(rows)
         a, b = len(rows) * 8 // 10, len(rows) * 9 // 10
         return {"train": rows[:a], "valid": rows[a:b], "test": rows[b:]}
     splits = {}
-    for split in data.SPLITS:
-        if is_url:
-            path = fetch(f"{source.rstrip('/')}/{c.task}_{split}{kind}", c)
+    for split, host in zip(data.SPLITS, GSM8K_HOSTS, strict=True):
+        names = [f"{split}{kind}", f"{c.task}_{split}{kind}"]
+        if not c.source:
+            where = GSM8K.format(host, split)
+        elif "://" in c.source:
+            where = f"{c.source.rstrip('/')}/{names[1]}"
         else:
-            names = [f"{split}{kind}", f"{c.task}_{split}{kind}"]
-            found = [Path(source) / name for name in names if (Path(source) / name).exists()]
-            if not found:
-                raise UserError(f"{source} has neither {names[0]} nor {names[1]}")
-            path = found[0]
-        splits[split] = read_file(path)
+            where = next((path for name in names if (path := Path(c.source) / name).exists()), None)
+            if not where:
+                raise UserError(f"{c.source} has neither {names[0]} nor {names[1]}")
+        splits[split] = read_file(str(where), c)
     return splits
 
 
-def read_file(path: Path) -> list[dict]:
-    """The problems of a JSON file, or of lines `question||<<a>> <<b>> #### answer`. Raises UserError."""
+def read_file(where: str, c: PrepareConfig) -> list[dict]:
+    """The problems of a JSON file, or of lines `question||<<a>> <<b>> #### answer`, on disk or at an address.
+
+    What is fetched is kept under data/<name>/source/. Raises UserError.
+    """
+    path = Path(where)
+    if "://" in where:
+        kept = data.folder_of("data", c.name or c.task) / "source"
+        path = data.fetch(where, data.folder_of(str(kept), Path(urllib.parse.urlsplit(where).path).name), "source")
     if path.suffix != ".txt":
         return data.read_rows(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} ({error})") from None
-    if lines and lines[0].startswith("version https://git-lfs"):
-        raise UserError(f"{path} is a Git-LFS pointer, not the data; fetch the file itself (git lfs pull)")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            rows.append(gsm8k_row(line))
-            problem = data.row_problem(rows[-1])
-            if problem:
-                raise UserError(f"{path}: line {number}: {problem}; expected question||<<step>> <<step>> #### answer")
+    lines = enumerate(data.read_text(path).splitlines(), start=1)
+    rows = {number: gsm8k_row(line) for number, line in lines if line.strip()}
     if not rows:
         raise UserError(f"{path} holds no problem")
-    return rows
+    for number, row in rows.items():
+        if problem := data.row_problem(row):
+            raise UserError(f"{path}: line {number}: {problem}; expected question||<<step>> <<step>> #### answer")
+    return list(rows.values())
 
 
 def gsm8k_row(line: str) -> dict:
@@ -305,38 +273,6 @@ def gsm8k_row(line: str) -> dict:
     return {"question": question, "steps": chain.strip().split(" "), "answer": answer.strip().replace(",", "")}
 
 
-def is_allowed(url: str) -> bool:
-    """https anywhere, http on this machine alone."""
-    here = urllib.parse.urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
-    return url.startswith("https://") or (url.startswith("http://") and here)
-
-
-def fetch(url: str, c: PrepareConfig) -> Path:
-    """The file at an https address, or http on this machine, kept under data/<name>/source/. Raises UserError."""
-    if not is_allowed(url):
-        raise UserError(f"{url}: only https addresses are fetched")
-    name = Path(urllib.parse.urlsplit(url).path).name
-    path = data.folder_of(str(data.folder_of("data", c.name or c.task) / "source"), name)
-    try:
-        with urllib.request.urlopen(url, timeout=30) as reply:
-            if not is_allowed(reply.url):  # where it was sent on to
-                raise UserError(f"{url} leads to {reply.url}: only https addresses are fetched")
-            total, content = reply.headers.get("Content-Length"), bytearray()
-            with tqdm(total=int(total) if total else None, desc=name, unit="B", unit_scale=True) as progress:
-                while len(content) <= MAX_DOWNLOAD and (part := reply.read(2**20)):
-                    content += part
-                    progress.update(len(part))
-            if total and len(content) < min(int(total), MAX_DOWNLOAD):
-                raise OSError(f"the connection broke off after {len(content)} of {total} bytes")
-    except (urllib.error.URLError, http.client.HTTPException, ValueError, OSError) as error:
-        raise UserError(f"cannot fetch {url} ({error}); download it and give its path as --source") from None
-    if len(content) > MAX_DOWNLOAD:
-        raise UserError(f"{url} is larger than {MAX_DOWNLOAD >> 20} MiB")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data.write_atomically(path, lambda file: file.write(content))
-    return path
-
-
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 
@@ -344,25 +280,13 @@ def in_lines(row: dict) -> list[str]:
     return [row["question"], *(f"    {step}" for step in row["steps"]), f"    ### {row['answer']}"]
 
 
-def preview(rows: list[dict], max_stage: int) -> str:
-    """Ten examples in words, then what coconut makes of each chain length at every stage."""
-    lines = []
-    for row in rows[:10]:
-        made = [layout("coconut", s, max_stage, len(row["steps"])) for s in range(max_stage + 1)]
-        lines += [*in_lines(row), *(f"    stage {s} | {line}" for s, line in enumerate(made)), ""]
-    return "\n".join(lines)
-
-
 def main(c: PrepareConfig) -> None:
-    for field in data.SPLITS:
-        if not 0 <= getattr(c, field) <= 10**7:
-            raise UserError(f"--{field}={getattr(c, field)} should be from 0 to {10**7}")
-    if not 3 <= c.n_nodes <= len(CONCEPTS) + 2:
-        raise UserError(f"--n_nodes={c.n_nodes} should be from 3 to {len(CONCEPTS) + 2}, as many as there are names")
+    n_names, n_hops = len(CONCEPTS) + 2, 5 if c.fair else 6
+    config.demand(c, "train valid test", lambda n: 0 <= n <= 10**7, f"from 0 to {10**7}")
+    config.demand(c, "n_nodes", lambda n: 3 <= n <= n_names, f"from 3 to {n_names}, as many as there are names")
+    config.demand(c, "hops", lambda n: 1 <= n <= n_hops, f"from 1 to {n_hops}: there are {len(KINDS)} concepts")
     if not 1 <= c.min_hops <= c.max_hops:
         raise UserError(f"--min_hops={c.min_hops} --max_hops={c.max_hops} should be 1 <= min_hops <= max_hops")
-    if not 1 <= c.hops <= (5 if c.fair else 6):
-        raise UserError(f"--hops={c.hops} should be from 1 to {5 if c.fair else 6}: there are {len(KINDS)} concepts")
     data.folder_of("data", c.name or c.task)  # a name that leads elsewhere is refused before any work
     splits = read_source(c) if c.source or c.task == "gsm8k" else generate(c)
     lengths = Counter(len(row["steps"]) for row in splits["train"])
@@ -370,7 +294,11 @@ def main(c: PrepareConfig) -> None:
     options = {"prosqa": ["n_nodes", "min_hops", "max_hops"], "prontoqa": ["hops", "fair"], "gsm8k": ["source"]}
     meta["options"] = {k: getattr(c, k) for k in (["source"] if c.source else options[c.task])}
     folder, meta = data.save(c.name or c.task, splits, meta)
-    data.write_text(folder / "preview.txt", preview(splits["train"], max(lengths)))
+    lines = []  # ten examples in words, each with what coconut makes of it at every stage
+    for row in splits["train"][:10]:
+        made = [layout("coconut", s, max(lengths), len(row["steps"])) for s in range(max(lengths) + 1)]
+        lines += [*in_lines(row), *(f"    stage {s} | {line}" for s, line in enumerate(made)), ""]
+    data.write_text(folder / "preview.txt", "\n".join(lines))
     for row in splits["train"][:3]:
         print(*in_lines(row), "", sep="\n")
     print("steps in a chain (train):", ", ".join(f"{k}: {n}" for k, n in sorted(lengths.items())))

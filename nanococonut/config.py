@@ -9,7 +9,6 @@ import difflib
 import inspect
 import re
 import sys
-import typing
 
 from nanococonut.curriculum import METHODS
 
@@ -40,36 +39,33 @@ def parse(config_class, argv, presets=None, choices=None):
     Raises UserError for a mistake and SystemExit(0) after --help.
     """
     fields = {field.name: field for field in dataclasses.fields(config_class)}
-    types = typing.get_type_hints(config_class)
     first = next(iter(fields))
-    choices = dict(choices or {}, **({first: tuple(presets)} if presets else {}))
+    choices = (choices or {}) | ({first: tuple(presets)} if presets else {})
     if "--help" in argv or "-h" in argv:
         print(help_text(config_class, choices))
         raise SystemExit(0)
-    given, words = {}, list(argv)
-    while words:
-        word = words.pop(0)
+    given, words = {}, iter(argv)
+    for word in words:
+        name, equals, text = word[2:].partition("=")
         if not word.startswith("--"):
             if word.startswith("-") or first in given:
                 raise UserError(f"cannot read {word!r}; options look like --{list(fields)[1]}=VALUE, see --help")
             name, text = first, word
-        else:
-            name, equals, text = word[2:].partition("=")
-            if name not in fields:
-                near = difflib.get_close_matches(name, fields, n=1)
-                hint = f"did you mean --{near[0]}=... ?" if near else "see --help"
-                raise UserError(f"unknown option {word}, {hint}")
-            if not equals:
-                if not words or words[0].startswith("--"):
-                    raise UserError(f"--{name} needs a value, like --{name}={written(fields[name].default)}")
-                text = words.pop(0)
+        elif name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f"did you mean --{near[0]}=... ?" if near else "see --help"
+            raise UserError(f"unknown option {word}, {hint}")
+        elif not equals:
+            text = next(words, "--")  # the word that follows, as in --lr 3e-4
+            if text.startswith("--"):
+                raise UserError(f"--{name} needs a value, like --{name}={written(fields[name].default)}")
         if name in given:
             raise UserError(f"--{name} is given twice")
-        given[name] = value_of(name, text, types[name])
+        given[name] = value_of(name, text, fields[name].type)
         if name in choices and given[name] not in choices[name]:
             raise UserError(f"unknown {name} {text!r}, choose from {', '.join(choices[name])}")
     preset = presets[given.get(first, fields[first].default)] if presets else {}
-    return config_class(**{**preset, **given})
+    return config_class(**(preset | given))
 
 
 def value_of(name, text, kind):
@@ -81,9 +77,7 @@ def value_of(name, text, kind):
     try:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
-        if typing.get_origin(kind) is tuple:
-            return tuple(typing.get_args(kind)[0](part) for part in text.split(","))
-        return kind(text)
+        return tuple(map(int, text.split(","))) if kind == tuple[int, ...] else kind(text)
     except (ValueError, KeyError):
         wanted = {bool: "true or false", int: "a whole number", float: "a number"}
         raise UserError(f"--{name}={text} is not {wanted.get(kind, 'numbers like 20 or 20,5,5')}") from None
@@ -98,6 +92,13 @@ def written(value) -> str:
     if isinstance(value, tuple | list):
         return ",".join(map(written, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def demand(c, names: str, fits, wanted: str) -> None:
+    """Raises UserError for the first of the fields named, in one string, whose value does not fit."""
+    for name in names.split():
+        if not fits(getattr(c, name)):
+            raise UserError(f"--{name}={written(getattr(c, name))} should be {wanted}")
 
 
 def help_text(config_class, choices) -> str:
@@ -153,21 +154,21 @@ class TrainConfig:
     save_every: int = 500  # steps between checkpoints
     resume: bool = False  # go on with the run --name from its last checkpoint
 
-    def __post_init__(self):
-        def demand(names, fits, wanted):
-            for name in names.split():
-                if not fits(getattr(self, name)):
-                    raise UserError(f"--{name}={written(getattr(self, name))} should be {wanted}")
+    @property
+    def schedule(self) -> list[int]:
+        """Steps of each stage 0..max_stage."""
+        return list(self.stage_steps) * (self.max_stage + 1 if len(self.stage_steps) == 1 else 1)
 
-        few, many = lambda x: 1 <= x <= 10**5, lambda x: 0 <= x <= 10**9
-        demand("batch_size n_layer n_head n_embd c_thought", few, "from 1 to 100000")
-        demand("log_every save_every", lambda x: x >= 1, "at least 1")
-        demand("lr first_lr muon_lr weight_decay grad_clip init_std", lambda x: 0 <= x < float("inf"), "0 or more")
-        demand("seed micro_batch_size warmup grow eval_every", many, "from 0 to 1000000000")
-        demand("max_stage block_size", lambda x: 0 <= x <= 10**5, "from 0 to 100000")
-        demand("mix decay dropout beta2", lambda x: 0 <= x < 1, "at least 0 and below 1")
+    def __post_init__(self):
+        few, many, finite = lambda x: 1 <= x <= 10**5, lambda x: 0 <= x <= 10**9, lambda x: 0 <= x < float("inf")
+        demand(self, "batch_size n_layer n_head n_embd c_thought", few, "from 1 to 100000")
+        demand(self, "log_every save_every", lambda x: x >= 1, "at least 1")
+        demand(self, "lr first_lr muon_lr weight_decay grad_clip init_std", finite, "0 or more")
+        demand(self, "seed micro_batch_size warmup grow eval_every", many, "from 0 to 1000000000")
+        demand(self, "max_stage block_size", lambda x: 0 <= x <= 10**5, "from 0 to 100000")
+        demand(self, "mix decay dropout beta2", lambda x: 0 <= x < 1, "at least 0 and below 1")
         whole = "steps of each stage, 0 or more, from 1 to 1000000000 in all"
-        demand("stage_steps", lambda n: min(n) >= 0 and 1 <= sum(n) <= 10**9, whole)
+        demand(self, "stage_steps", lambda n: min(n) >= 0 and 1 <= sum(n) <= 10**9, whole)
         if self.n_embd % self.n_head:
             raise UserError(f"--n_embd={self.n_embd} should be a multiple of --n_head={self.n_head}")
 

@@ -10,14 +10,18 @@ Training draws a fresh telling each time (--augment), because 17,886 fixed texts
 """
 
 import hashlib
+import http.client
 import json
 import os
 import random
 import re
+import urllib.parse
+import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from nanococonut import tokenizer
 from nanococonut.config import UserError
@@ -25,61 +29,42 @@ from nanococonut.curriculum import Example
 
 TASKS = ("prosqa", "prontoqa", "gsm8k")
 SPLITS = ("train", "valid", "test")
-GRAPH_FIELDS = ("edges", "idx_to_symbol", "root", "target", "neg_target")
+# A node is a number, with a name and edges from and to it; target is reached from root, neg_target is not.
+GRAPH_FIELDS = ("idx_to_symbol", "edges", "root", "target", "neg_target")
+MAX_DOWNLOAD = 2**31  # bytes
 
 
-class Graph(NamedTuple):
-    """A ProsQA problem without its words; an edge a -> b is the fact that every a is a b."""
+def tell(row: dict, rng: random.Random, names: list[str] | None = None, keep: float = 1.0) -> Example:
+    """A ProsQA problem in sentences, an edge a -> b as the fact that every a is a b, under its own or other names.
 
-    edges: list[list[int]]
-    names: list[str]  # of each node; a person's begins with a capital
-    root: int
-    target: int  # reachable from root
-    neg_target: int  # not reachable from root
-    path: list[int]  # nodes of a shortest path, root first, target last
+    Facts and options stand in an order drawn from rng; facts beside the chain stay with chance keep. The example is in
+    pieces of text instead of ids, cut where the words encoding cuts.
 
-
-class Telling(NamedTuple):
-    """A problem in words, cut where the words encoding cuts."""
-
-    question: list[str]
-    rests: list[list[str]]  # what is left to write when 0, 1, ... steps are removed
-
-
-def tell(graph: Graph, rng: random.Random, keep: float = 1.0) -> Telling:
-    """A graph in sentences: facts and options in an order drawn from rng; facts beside the chain stay with chance keep.
-
-    >>> t = tell(Graph([[0, 2], [2, 3], [1, 4]], ["Tom", "Max", "lempus", "rempus", "impus"], 0, 3, 4, [0, 2, 3]),
-    ...          random.Random(1))
+    >>> row = {"idx_to_symbol": ["Tom", "Max", "lempus", "rempus", "impus"], "edges": [[0, 2], [2, 3], [1, 4]],
+    ...        "root": 0, "target": 3, "neg_target": 4, "steps": ["Tom is a lempus.", "Every lempus is a rempus."]}
+    >>> t = tell(row, random.Random(1))
     >>> "".join(t.question)
     'Tom is a lempus. Max is a impus. Every lempus is a rempus. Is Tom a rempus or impus?\\n'
     >>> t.rests[0]
     ['Tom is a ', 'lempus.\\nEvery lempus is a ', 'rempus.', '\\n', '### Tom is a ', 'rempus.']
     """
-    names, question, chain = graph.names, [], set(zip(graph.path, graph.path[1:], strict=False))
-    for a, b in rng.sample(graph.edges, len(graph.edges)):
+    own, names = row["idx_to_symbol"], names or row["idx_to_symbol"]
+    nodes = [row["root"], *(own.index(step.rstrip(".").split()[-1]) for step in row["steps"])]
+    question, chain, path = [], set(zip(nodes, nodes[1:], strict=False)), [names[v] for v in nodes]
+    for a, b in rng.sample(row["edges"], len(row["edges"])):
         if keep == 1 or (a, b) in chain or rng.random() < keep:
             question += [" " * bool(question) + subject(names[a]), f"{names[b]}."]
-    one, other = rng.sample([names[graph.target], names[graph.neg_target]], 2)
-    question += [f" Is {names[graph.root]} a ", one, " or ", other, "?\n"]
-    path = [names[v] for v in graph.path]
+    one, other = rng.sample([names[row["target"]], names[row["neg_target"]]], 2)
+    question += [f" Is {path[0]} a ", one, " or ", other, "?\n"]
     answer = [f"### {path[0]} is a ", f"{path[-1]}."]
     links = [f"{name}.\n{subject(name)}" for name in path[:-1]]  # each ends a step and begins the next
     rests = [[subject(path[k]), *links[k + 1 :], f"{path[-1]}.", "\n", *answer] for k in range(len(path) - 1)]
-    return Telling(question, [*rests, answer])
+    return Example(question, [*rests, answer])
 
 
 def subject(name: str) -> str:
     """How a fact begins: with a person by name, with a concept by Every."""
     return f"{name} is a " if name[0].isupper() else f"Every {name} is a "
-
-
-def graph_of(row: dict) -> Graph:
-    """The graph a row of a file was told from; its path is read from its steps."""
-    names = row["idx_to_symbol"]
-    index = {name: i for i, name in enumerate(names)}
-    path = [row["root"], *(index[step.rstrip(".").split()[-1]] for step in row["steps"])]
-    return Graph(row["edges"], names, row["root"], row["target"], row["neg_target"], path)
 
 
 def distances(edges: list[list[int]], root: int) -> dict[int, int]:
@@ -93,10 +78,9 @@ def distances(edges: list[list[int]], root: int) -> dict[int, int]:
         children.setdefault(a, []).append(b)
     distance, queue = {root: 0}, [root]
     for a in queue:  # grows while it is read
-        for b in children.get(a, ()):
-            if b not in distance:
-                distance[b] = distance[a] + 1
-                queue.append(b)
+        new = [b for b in children.get(a, ()) if b not in distance]
+        distance |= dict.fromkeys(new, distance[a] + 1)
+        queue += new
     return distance
 
 
@@ -111,31 +95,39 @@ class Names(NamedTuple):
     concepts: list[str]
 
     @classmethod
-    def of(cls, graphs: list[Graph]) -> "Names":
-        used = sorted({name for graph in graphs for name in graph.names})
+    def of(cls, rows: list[dict]) -> "Names":
+        used = sorted({name for row in rows for name in row["idx_to_symbol"]})
         return cls([n for n in used if n[0].isupper()], [n for n in used if not n[0].isupper()])
 
-    def rename(self, graph: Graph, rng: random.Random) -> Graph:
-        """The same graph under names drawn from rng, persons for persons."""
-        persons = iter(rng.sample(self.persons, sum(name[0].isupper() for name in graph.names)))
+    def draw(self, names: list[str], rng: random.Random) -> list[str]:
+        """Others in place of these names, persons for persons; a name begins with a capital where it is a person's."""
+        persons = iter(rng.sample(self.persons, sum(name[0].isupper() for name in names)))
         concepts = iter(rng.sample(self.concepts, len(self.concepts)))
-        return graph._replace(names=[next(persons if name[0].isupper() else concepts) for name in graph.names])
+        return [next(persons if name[0].isupper() else concepts) for name in names]
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
+def read_text(path: Path) -> str:
+    """What a text file holds. Raises UserError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path} not found") from None
+    except (ValueError, OSError) as error:  # ValueError: not utf-8, no path
+        raise UserError(f"cannot read {path} as text in utf-8 ({error})") from None
+    if text.startswith("version https://git-lfs"):
+        raise UserError(f"{path} is a Git-LFS pointer, not the data; fetch the file itself (git lfs pull)")
+    return text
+
+
 def read_json(path: Path):
     """What a JSON file holds. Raises UserError."""
     try:
-        text = path.read_text(encoding="utf-8")
-        if text.startswith("version https://git-lfs"):
-            raise UserError(f"{path} is a Git-LFS pointer, not the data; run: git lfs pull")
-        return json.loads(text)
-    except FileNotFoundError:
-        raise UserError(f"{path} not found") from None
-    except (ValueError, RecursionError, OSError) as error:  # ValueError: not utf-8, not JSON, no path
-        raise UserError(f"{path} is not a JSON file in utf-8 ({error})") from None
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a JSON file ({error})") from None
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -144,10 +136,13 @@ def read_rows(path: Path) -> list[dict]:
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path} should hold a list of problems like {{question, steps, answer}}, and at least one")
     for i, row in enumerate(rows):
-        problem = row_problem(row)
-        if problem:
+        if problem := row_problem(row):
             raise UserError(f"{path}: row {i}: {problem}")
     return rows
+
+
+def is_texts(value) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def row_problem(row) -> str | None:
@@ -157,16 +152,13 @@ def row_problem(row) -> str | None:
     for field in ("question", "answer"):
         if not isinstance(row.get(field), str) or not row[field]:
             return f"{field!r} should be a text that is not empty"
-    if not isinstance(row.get("steps"), list) or not all(isinstance(step, str) for step in row["steps"]):
+    if not is_texts(row.get("steps")):
         return "'steps' should be a list of texts"
     if has_graph(row):
-        names, edges = row["idx_to_symbol"], row["edges"]
-        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-            return "'idx_to_symbol' should be a list of names"
-        if len(set(names)) < len(names):
-            return "'idx_to_symbol' has a name twice"
+        names, edges, *ends = (row[field] for field in GRAPH_FIELDS)  # a node is a number, an edge [from, to]
+        if not is_texts(names) or "" in names or len(set(names)) < len(names):
+            return "'idx_to_symbol' should be a list of names, each once"
         nodes = range(len(names))
-        ends = [row["root"], row["target"], row["neg_target"]]
         pairs = isinstance(edges, list) and all(isinstance(edge, list) and len(edge) == 2 for edge in edges)
         if not pairs or not all(isinstance(v, int) and v in nodes for v in [*ends, *(v for e in edges for v in e)]):
             return f"edges, root, target and neg_target should be node numbers from 0 to {len(names) - 1}"
@@ -185,8 +177,9 @@ def write_atomically(path: Path, write) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -195,6 +188,48 @@ def write_text(path: Path, text: str) -> None:
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def is_allowed(url: str) -> bool:
+    """https anywhere, http on this machine alone."""
+    here = urllib.parse.urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
+    return url.startswith("https://") or (url.startswith("http://") and here)
+
+
+def fetch(url: str, path: Path, option: str, digest: str | None = None, check=None) -> Path:
+    """path, which now holds what is at an allowed address, whole and with this sha256; else raises UserError.
+
+    option  the setting that takes a path instead, for the message
+    check   function of a path that raises UserError where the file is not what it should be
+    """
+    if not is_allowed(url):
+        raise UserError(f"{url}: only https addresses are fetched")
+
+    def copy(file):
+        try:
+            with urllib.request.urlopen(url, timeout=30) as reply:
+                if not is_allowed(reply.url):  # where it was sent on to
+                    raise UserError(f"{url} leads to {reply.url}: only https addresses are fetched")
+                total, found = int(reply.headers["Content-Length"] or 0), hashlib.sha256()
+                with tqdm(total=total or None, desc=path.name, unit="B", unit_scale=True) as progress:
+                    while file.tell() <= MAX_DOWNLOAD and (part := reply.read(2**20)):
+                        progress.update(file.write(part))
+                        found.update(part)
+            if file.tell() > MAX_DOWNLOAD:
+                raise UserError(f"{url} is larger than {MAX_DOWNLOAD >> 20} MiB")
+            if file.tell() < total:
+                raise OSError(f"the connection broke off after {file.tell()} of {total} bytes")
+            if digest not in (None, found.hexdigest()):
+                raise OSError(f"invalid hash value, expected {digest}")
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise UserError(f"cannot fetch {url} ({error}); download it and give its path as --{option}") from None
+        if check:
+            file.flush()
+            check(Path(file.name))
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, copy)
+    return path
 
 
 def folder_of(parent: str, name: str) -> Path:
@@ -228,33 +263,26 @@ def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, di
     if meta["tokenizer"] == "words":
         texts = [text for row in splits["train"] for text in texts_of(row)]
         if all(map(has_graph, splits["train"])):  # every name in every place, for tellings to come
-            persons, concepts = Names.of([graph_of(row) for row in splits["train"]])
+            persons, concepts = Names.of(splits["train"])
             facts = [(subject(p), subject(c), c, p) for p in persons for c in concepts]
             texts += [f"{one}{c}. {one}{c}. {every}{c}. Is {p} a {c} or {c}?\n" for one, every, c, p in facts]
             texts += [f"{every}{c}.\n{every}{c}.\n### {one}{c}." for one, every, c, p in facts]
         vocabulary = tokenizer.fit(texts)
     encoding = tokenizer.load(meta["tokenizer"], vocabulary)
-    counts, longest = {}, {"question": 0, "chain": 0, "rest": 0}
+    longest = {"question": 0, "chain": 0, "rest": 0}  # tokens
     for split, rows in splits.items():
         lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
         write_text(folder / f"{split}.json", f"[\n{lines}\n]\n")
         arrays = tokenized(encoding, rows)
         write_atomically(folder / f"{split}.npz", lambda file, arrays=arrays: np.savez(file, **arrays))
-        counts[split] = len(rows)
         lengths = np.diff(arrays["texts"])
         first = arrays["rows"]  # text of each row: its question, then the whole rest, at last the answer
-        question, whole, answer = lengths[first[:-1]], lengths[first[:-1] + 1], lengths[first[1:] - 1]
-        for name, found in (("question", question), ("chain", whole - answer), ("rest", whole)):
-            longest[name] = max(longest[name], int(found.max()))
+        question, rest, answer = lengths[first[:-1]], lengths[first[:-1] + 1], lengths[first[1:] - 1]
+        for what, found in (("question", question), ("chain", rest - answer), ("rest", rest)):
+            longest[what] = max(longest[what], int(found.max()))
+    meta = meta | {"counts": {split: len(rows) for split, rows in splits.items()}, "longest": longest}
     files = [f"{split}.{kind}" for split in splits for kind in ("json", "npz")]
-    meta = {
-        "task": meta["task"],
-        **meta,
-        "counts": counts,
-        "longest": longest,  # tokens
-        "vocabulary": vocabulary,
-        "sha256": {file: sha256(folder / file) for file in files},
-    }
+    meta |= {"vocabulary": vocabulary, "sha256": {file: sha256(folder / file) for file in files}}
     write_text(folder / "meta.json", json.dumps(meta, indent=1, ensure_ascii=False) + "\n")
     return folder, meta
 
@@ -267,12 +295,10 @@ class Split:
         arrays = arrays or tokenized(encoding, rows)
         self.tokens, self.texts, self.begins = arrays["tokens"], arrays["texts"].tolist(), arrays["rows"].tolist()
         self.lengths = np.diff(arrays["texts"])[arrays["rows"][:-1]].tolist()  # of the questions
-        self.graphs = [graph_of(row) for row in rows] if all(map(has_graph, rows)) else None
-        self.names = Names.of(self.graphs) if self.graphs else None
-        whole = encoding.name == "words"
-        self.ids = {
-            b.decode(): encoding.encode_single_token(b) for b in encoding.token_byte_values() if whole and len(b) > 1
-        }
+        self.graphs = rows if all(map(has_graph, rows)) else None
+        self.names = Names.of(rows) if self.graphs else None
+        known = encoding.token_byte_values() if encoding.name == "words" else []
+        self.ids = {piece.decode(): encoding.encode_single_token(piece) for piece in known if len(piece) > 1}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -285,7 +311,7 @@ class Split:
     def retold(self, i: int, rng: random.Random, keep: float = 1.0) -> Example:
         """Problem i under fresh names and in a fresh order."""
         # Differs from the paper: its texts are fixed and its weights have read the web; from scratch 17,886 are few.
-        told = tell(self.names.rename(self.graphs[i], rng), rng, keep)
+        told = tell(self.rows[i], rng, self.names.draw(self.rows[i]["idx_to_symbol"], rng), keep)
         return Example(self.encode(told.question), [self.encode(rest) for rest in told.rests])
 
     def encode(self, pieces: list[str]) -> list[int]:
@@ -300,8 +326,8 @@ class Split:
         # One eighth of 8 n sorted by length: neighbours need little padding, and all problems stay equally likely.
         drawn = sorted(rng.choices(range(len(self)), k=8 * n), key=self.lengths.__getitem__)
         start = n * rng.randrange(8)
-        chosen = drawn[start : start + n]
-        return [self.retold(i, rng, keep) if augment and self.graphs else self.example(i) for i in chosen]
+        retells = augment and self.graphs
+        return [self.retold(i, rng, keep) if retells else self.example(i) for i in drawn[start : start + n]]
 
 
 class Dataset:

@@ -10,7 +10,7 @@ The last line on stdout is JSON.
 import json
 import math
 import re
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,10 +64,7 @@ class Run:
 
     def __init__(self, name: str, checkpoint: str = "best", device: str = "auto"):
         self.folder = runs.find_run(name)
-        path = self.folder / ("best.pt" if checkpoint == "best" else "ckpt.pt")
-        if not path.exists():
-            raise UserError(f"{path} not found: the run has saved nothing yet")
-        state = runs.load_state(path)
+        state = runs.load_state(self.folder / ("best.pt" if checkpoint == "best" else "ckpt.pt"))
         self.config, self.stage, self.data = state["config"], state["stage"], state["data"]
         self.model = GPT(GPTConfig(**state["model_config"]))
         self.model.load_state_dict(state["model"])
@@ -75,10 +72,8 @@ class Run:
         self.model.to(self.device).eval()
         self.encoding = tokenizer.load(self.data["tokenizer"], self.data["vocabulary"])
         self.special = tokenizer.special_ids(self.encoding)
-        c = self.config
-        self.plan = plan(
-            c["method"], self.stage, len(c["stage_steps"]) - 1, c["c_thought"], extra=c.get("extra_stage", False)
-        )
+        c, extra = self.config, self.config.get("extra_stage", False)
+        self.plan = plan(c["method"], self.stage, len(c["stage_steps"]) - 1, c["c_thought"], extra=extra)
 
     def split(self, name: str) -> data.Split:
         """A split of the data the run was trained on. Raises UserError where that has changed since."""
@@ -218,6 +213,11 @@ def shortcuts(rows: list[dict]) -> dict[str, float]:
     return {rule: n / len(rows) for rule, n in won.items()}
 
 
+def baselines(rows: list[dict]) -> dict[str, float]:
+    """The accuracy of every way to answer without a model: chance, where it is known, and the shortcuts."""
+    return ({"chance": chance(rows)} if chance(rows) else {}) | shortcuts(rows)
+
+
 def mentions(row: dict) -> float:
     """1 where ProntoQA's answer is what is said of the concept that the question names more often; a tie is a half.
 
@@ -236,24 +236,16 @@ def mentions(row: dict) -> float:
 def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts: int, hidden: bool) -> dict:
     """Accuracy with its interval, mean number of tokens, [right, questions] for each number of hops, and verdicts."""
     right = [is_right(text, row) for text, row in zip(texts, rows, strict=True)]
-    n_hops = [len(row["steps"]) for row in rows]
-    hops = {
-        str(k): [sum(r for r, n in zip(right, n_hops, strict=True) if n == k), n_hops.count(k)]
-        for k in sorted(set(n_hops))
-    }
-    low, high = wilson(sum(right), len(right))
-    found = Counter()
+    by_hops, verdicts = defaultdict(list), {}
+    for row, r in zip(rows, right, strict=True):
+        by_hops[len(row["steps"])].append(r)
     if all(map(data.has_graph, rows)):
-        found = Counter(dict.fromkeys(VERDICTS, 0))
-        found.update(verdict(text, row, hidden) for text, row in zip(texts, rows, strict=True))
-    return {
-        "accuracy": sum(right) / len(right),
-        "low": low,
-        "high": high,
-        "tokens": sum(n_tokens) / len(n_tokens) + n_thoughts,
-        "hops": hops,
-        "verdicts": dict(found),
-    }
+        found = [verdict(text, row, hidden) for text, row in zip(texts, rows, strict=True)]
+        verdicts = {name: found.count(name) for name in VERDICTS}
+    low, high = wilson(sum(right), len(right))
+    hops = {str(k): [sum(mine), len(mine)] for k, mine in sorted(by_hops.items())}
+    numbers = {"accuracy": sum(right) / len(right), "low": low, "high": high}
+    return numbers | {"tokens": sum(n_tokens) / len(n_tokens) + n_thoughts, "hops": hops, "verdicts": verdicts}
 
 
 def measure(run: Run, examples: data.Split, p: Plan, batch_size=250, progress=False, intervene="none"):
@@ -268,18 +260,11 @@ def measure(run: Run, examples: data.Split, p: Plan, batch_size=250, progress=Fa
 
 def main(c: EvaluateConfig) -> None:
     run = Run(c.run, c.checkpoint, c.device)
-    if c.data:
-        rows = data.read_rows(Path(c.data))
-        examples = data.Split(run.encoding, rows)
-    else:
-        examples = run.split(c.split)
-        rows = examples.rows
-    if c.batch_size < 1:
-        raise UserError(f"--batch_size={c.batch_size} should be at least 1")
-    name = c.data or f"data/{run.config['task']}/{c.split}.json"
+    config.demand(c, "batch_size", lambda n: n >= 1, "at least 1")
+    examples = data.Split(run.encoding, data.read_rows(Path(c.data))) if c.data else run.split(c.split)
+    rows, name = examples.rows, c.data or f"data/{run.config['task']}/{c.split}.json"
     print(f"{run.folder.name} ({run.config['method']}, stage {run.stage}) on {name}, {len(rows)} questions")
-    without = ({"chance": chance(rows)} if chance(rows) else {}) | shortcuts(rows)
-    for rule, share in without.items():
+    for rule, share in baselines(rows).items():
         print(f"  without a model, {rule}: {share:.1%}")
     changed = "" if c.intervene == "none" else f" ({c.intervene})"
     results = []
@@ -288,16 +273,14 @@ def main(c: EvaluateConfig) -> None:
         if p is not run.plan:
             print(f"{p.n_thoughts} thoughts instead of the {run.plan.n_thoughts} of training (--latent)")
         result, texts = measure(run, examples, p, c.batch_size, True, c.intervene)
-        print(
-            f"{p.n_thoughts} thoughts{changed}: accuracy {result['accuracy']:.1%} (95 % interval "
-            f"{result['low']:.1%} to {result['high']:.1%}), {result['tokens']:.1f} tokens; right by hops: "
-            + ", ".join(f"{k}: {a}/{b}" for k, (a, b) in result["hops"].items())
-        )
-        counts = ", ".join(f"{v.replace('_', ' ')} {n}" for v, n in result["verdicts"].items() if n)
-        print(f"  verdicts: {counts}" if counts else "", end="\n" if counts else "")
+        interval = f"(95 % interval {result['low']:.1%} to {result['high']:.1%})"
+        hops = ", ".join(f"{k}: {a}/{b}" for k, (a, b) in result["hops"].items())
+        print(f"{p.n_thoughts} thoughts{changed}: accuracy {result['accuracy']:.1%} {interval}, ", end="")
+        print(f"{result['tokens']:.1f} tokens; right by hops: {hops}")
+        if counts := ", ".join(f"{v.replace('_', ' ')} {n}" for v, n in result["verdicts"].items() if n):
+            print(f"  verdicts: {counts}")
         results.append({"latent": p.n_thoughts, "intervene": c.intervene, **result})
-    wrong = [i for i, (text, row) in enumerate(zip(texts, rows, strict=True)) if not is_right(text, row)]
-    for i in wrong[:5]:
+    for i in [i for i, row in enumerate(rows) if not is_right(texts[i], row)][:5]:
         print(f"wrong, {i}: {rows[i]['question'][-60:]}  expected: {rows[i]['answer']}  written: {texts[i]!r}")
     line = {"run": run.folder.name, "data": name, "n": len(rows), "chance": chance(rows)}
     print(json.dumps(line | {"shortcuts": shortcuts(rows), "results": results}))

@@ -4,7 +4,6 @@ The released files keep the weight of a projection as (in, out), transposed to t
 masks as buffers and a `transformer.` before each name. The output head is the token embedding.
 """
 
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from nanococonut import runs
 from nanococonut.config import UserError
-from nanococonut.data import Dataset
+from nanococonut.data import Dataset, fetch
 from nanococonut.model import GPT, GPTConfig
 
 ADDRESS = "https://huggingface.co/openai-community/{}/resolve/main/pytorch_model.bin"
@@ -49,22 +48,12 @@ def read(path: Path) -> dict:
         raise UserError(f"{path} is not a weight file ({type(error).__name__})") from None
 
 
-def download(name: str) -> Path:
-    """data/pretrained/<name>.bin, fetched on first use and kept only whole. Raises UserError."""
-    url, (_, sha256) = ADDRESS.format(name), WEIGHTS[name]
+def released(name: str) -> dict:
+    """The tensors of data/pretrained/<name>.bin, fetched on first use. Raises UserError."""
     path = Path("data/pretrained") / f"{name}.bin"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        try:
-            torch.hub.download_url_to_file(url, str(temporary), hash_prefix=sha256)
-            read(temporary)  # where no checksum is known, a file that was cut off shows here
-            os.replace(temporary, path)
-        except (OSError, RuntimeError) as error:  # no network, no such file, another checksum
-            raise UserError(f"cannot fetch {url} ({error}); or give a file as --init_from=PATH") from None
-        finally:
-            temporary.unlink(missing_ok=True)
-    return path
+        fetch(ADDRESS.format(name), path, "init_from", WEIGHTS[name][1], check=read)
+    return read(path)
 
 
 def start(name: str, n_head: int, dropout: float, dataset: Dataset) -> GPT:
@@ -72,19 +61,18 @@ def start(name: str, n_head: int, dropout: float, dataset: Dataset) -> GPT:
 
     n_head is that of a weight file, which does not say it. New tokens start from the embedding of "<<" [ref run.py].
     """
-    folder = next((f for f in (Path("runs") / name, Path(name)) if (f / "config.json").exists()), None)
-    if folder:
+    if folder := runs.named(name):
         state = runs.load_state(folder / "best.pt")
         if any(state["data"][key] != dataset.meta[key] for key in ("tokenizer", "vocabulary")):
             raise UserError(f"{folder} has another vocabulary than {dataset.folder}; train it on the same data")
-        model = GPT(replace(GPTConfig(**state["model_config"]), dropout=dropout))
+        model = GPT(GPTConfig(**state["model_config"] | {"dropout": dropout}))
         model.load_state_dict(state["model"])
         return model
-    path = download(name) if name in WEIGHTS else Path(name)
+    state, heads = (released(name), WEIGHTS[name][0]) if name in WEIGHTS else (read(Path(name)), n_head)
     try:
-        source = from_state_dict(read(path), WEIGHTS[name][0] if name in WEIGHTS else n_head).float()
+        source = from_state_dict(state, heads).float()
     except (KeyError, ValueError, RuntimeError, AttributeError, AssertionError, TypeError) as error:
-        raise UserError(f"{path} does not hold GPT-2's weights ({type(error).__name__}: {str(error)[:80]})") from None
+        raise UserError(f"{name} does not hold GPT-2's weights ({type(error).__name__}: {str(error)[:80]})") from None
     if dataset.meta["tokenizer"] != "gpt2":
         raise UserError(f"--init_from={name} needs data in GPT-2's tokens; prepare it with --tokenizer=gpt2")
     n_vocab, wte = dataset.encoding.n_vocab, source.wte.weight.detach()

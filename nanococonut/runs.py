@@ -6,6 +6,7 @@ log.csv       step,stage,split,metric,value        best.pt   the weights that di
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -31,45 +32,54 @@ def open_run(c: TrainConfig, steps: list[int]) -> tuple[Path, dict | None]:
 
     A name that exists is refused without --resume: a run is never overwritten, and goes on under its own settings only.
     """
-    name, number = c.name or f"{c.task}-{c.method}", 1
+    name = c.name or f"{c.task}-{c.method}"
     folder = folder_of("runs", name)
     if c.resume:
         if not (folder / "config.json").exists():
             raise UserError(f"{folder} not found: nothing to resume; leave --resume out, or give the run's --name")
-        before = read_json(folder / "config.json")
-        if not isinstance(before, dict):
-            raise UserError(f"{folder}/config.json does not hold a run's settings; start a new run")
-        now = json.loads(json.dumps(dataclasses.asdict(c) | {"stage_steps": steps}))
-        differ = [k for k in now if k not in FREE and now[k] != before.get(k)]
-        if differ:
-            both = ", ".join(f"--{k}={written(before.get(k))} and not {written(now[k])}" for k in differ)
-            raise UserError(f"{folder} was trained with {both}: it goes on with its own settings only")
+        demand_settings(folder, c, steps)
         return folder, load_state(folder / "ckpt.pt") if (folder / "ckpt.pt").exists() else None
-    while not c.name and folder.exists():
-        number += 1
-        folder = folder_of("runs", f"{name}-{number}")
+    if folder.exists() and not c.name:
+        folder = next(f for n in itertools.count(2) if not (f := Path(f"{folder}-{n}")).exists())
     if folder.exists():
         raise UserError(f"{folder} exists; go on with it (--resume=true), choose another --name, or delete it")
     folder.mkdir(parents=True)
     return folder, None
 
 
+def demand_settings(folder: Path, c: TrainConfig, steps: list[int]) -> None:
+    """Raises UserError where a run was trained with other settings; one that it does not name had its default."""
+    before = read_json(folder / "config.json")
+    if not isinstance(before, dict):
+        raise UserError(f"{folder}/config.json does not hold a run's settings; start a new run")
+    before = dataclasses.asdict(TrainConfig()) | before
+    now = json.loads(json.dumps(dataclasses.asdict(c) | {"stage_steps": steps}))
+    differ = [k for k in now if k not in FREE and now[k] != before[k]]
+    if differ:
+        both = ", ".join(f"--{k}={written(before[k])} and not {written(now[k])}" for k in differ)
+        raise UserError(f"{folder} was trained with {both}: it goes on with its own settings only, else delete it")
+
+
+def named(name: str) -> Path | None:
+    """The folder of a run given by name or path, if there is one."""
+    return next((folder for folder in (Path("runs") / name, Path(name)) if (folder / "config.json").exists()), None)
+
+
 def find_run(name: str) -> Path:
     """The folder of a run given by name or path; the newest for "". Raises UserError."""
-    if not name:
-        runs = sorted(Path("runs").glob("*/config.json"), key=lambda path: path.parent.stat().st_mtime)
-        if not runs:
-            raise UserError("no run under runs/ yet; run: python train.py")
-        return runs[-1].parent
-    for folder in (Path("runs") / name, Path(name)):
-        if (folder / "config.json").exists():
-            return folder
-    there = sorted(path.parent.name for path in Path("runs").glob("*/config.json"))
-    raise UserError(f"runs/{name} not found; there is: {', '.join(there) or 'none'}")
+    there = {path.parent.name: path.parent for path in sorted(Path("runs").glob("*/config.json"))}
+    if not name and not there:
+        raise UserError("no run under runs/ yet; run: python train.py")
+    folder = named(name) if name else max(there.values(), key=lambda path: path.stat().st_mtime)
+    if not folder:
+        raise UserError(f"runs/{name} not found; there is: {', '.join(there) or 'none'}")
+    return folder
 
 
 def load_state(path: Path) -> dict:
     """What a checkpoint holds, tensors and plain values alone: no code of its file is run. Raises UserError."""
+    if not path.exists():
+        raise UserError(f"{path} not found: the run has saved nothing yet")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         GPT(GPTConfig(**state["model_config"])).load_state_dict(state["model"])
@@ -94,9 +104,8 @@ def restore(state: dict, model: GPT, optimizers: list[torch.optim.Optimizer], da
 
 def log(path: Path, step: int, stage: int, split: str, **metrics: float) -> None:
     """Appends to log.csv one line a number: step,stage,split,metric,value."""
-    new = not path.exists()
     with open(path, "a", encoding="utf-8") as file:
-        file.write(HEADER * new)
+        file.write(HEADER * (file.tell() == 0))
         file.writelines(f"{step},{stage},{split},{metric},{value:.6g}\n" for metric, value in metrics.items())
 
 
@@ -129,12 +138,10 @@ def stop_signals():
 
 def pick_device(name: str) -> torch.device:
     """auto: CUDA, else Apple's MPS, else the CPU. Raises UserError for what this machine lacks."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
-    if not available.get(name.split(":")[0], False):
-        raise UserError(f"--device={name}: this machine has {', '.join(k for k, there in available.items() if there)}")
-    return torch.device(name)
+    there = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+    if name != "auto" and name.split(":")[0] not in there:
+        raise UserError(f"--device={name}: this machine has {', '.join(there)}")
+    return torch.device(there[0] if name == "auto" else name)
 
 
 def join(name: str) -> tuple[torch.device, int, int]:

@@ -14,10 +14,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from nanococonut import config, data, evaluate, plots, runs
-from nanococonut.config import PRESETS, UserError, written
+from nanococonut.config import CHOICES, PRESETS, TrainConfig, UserError, written
 from nanococonut.curriculum import METHODS
 
 # [Hao24 Table 1]: accuracy in %, +- where printed, newly generated tokens, on each of the three tasks.
@@ -62,47 +60,48 @@ def folder_of(c: Table1Config, task: str, method: str, seed: int) -> Path:
     return Path("runs") / f"table1-{task}-{c.preset}-{method}-{seed}"
 
 
+def words_of(c: Table1Config, task: str, method: str, seed: int) -> list[str]:
+    """What train.py is told about a row."""
+    name = folder_of(c, task, method, seed).name
+    return [c.preset, f"--task={task}", f"--method={method}", f"--seed={seed}", f"--name={name}", *c.options.split()]
+
+
 def start(c: Table1Config, task: str, method: str, seed: int) -> subprocess.Popen:
     """train.py in a process of its own, on a new run or an interrupted one; its words go to runs/<name>.log."""
     folder = folder_of(c, task, method, seed)
     resume = (folder / "config.json").exists()
     if folder.exists() and not resume:
         folder.rmdir()  # made, and nothing written
-    words = [
-        c.preset,
-        f"--task={task}",
-        f"--method={method}",
-        f"--seed={seed}",
-        f"--name={folder.name}",
-        *c.options.split(),
-    ]
-    environment = dict(os.environ, PYTHONUNBUFFERED="1")  # the last line of its log is then the last it said
-    if c.jobs > 1:
-        environment["OMP_NUM_THREADS"] = "1"
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}  # the last line of its log is then the last it said
+    environment |= {"OMP_NUM_THREADS": "1"} if c.jobs > 1 else {}
     folder.parent.mkdir(exist_ok=True)
+    command = [sys.executable, "train.py", *words_of(c, task, method, seed), f"--resume={written(resume)}"]
     with open(f"{folder}.log", "ab") as file:
-        command = [sys.executable, "train.py", *words, f"--resume={written(resume)}"]
         return subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
 
 
 def measured(c: Table1Config, task: str, method: str, seed: int) -> dict:
     """The figures of a finished run on test; measured once, then read from its test.json."""
     folder = folder_of(c, task, method, seed)
-    if not (folder / "test.json").exists():
-        run = evaluate.Run(str(folder))
-        result, _ = evaluate.measure(run, run.split("test"), run.plan)
-        seconds = plots.read_log(folder / "log.csv")["train", "seconds"][-1][2]
-        kept = {"method": method, "seed": seed, "seconds": seconds, **result}
-        data.write_text(folder / "test.json", json.dumps(kept) + "\n")
-    return data.read_json(folder / "test.json")
+    if (folder / "test.json").exists():
+        return data.read_json(folder / "test.json")
+    run = evaluate.Run(str(folder))
+    result, _ = evaluate.measure(run, run.split("test"), run.plan)
+    seconds = plots.read_log(folder / "log.csv")["train", "seconds"][-1][2]
+    kept = {"method": method, "seed": seed, "seconds": seconds, **result}
+    data.write_text(folder / "test.json", json.dumps(kept) + "\n")
+    return kept
 
 
 def is_finished(c: Table1Config, task: str, method: str, seed: int) -> bool:
+    """Whether a row is measured already. Raises UserError where that was with other options or on other data."""
     folder = folder_of(c, task, method, seed)
-    if (folder / "test.json").exists() or not (folder / "ckpt.pt").exists():
-        return (folder / "test.json").exists()
-    state = runs.load_state(folder / "ckpt.pt")
-    return state["step"] == sum(state["config"]["stage_steps"])
+    if not (folder / "test.json").exists():
+        return False  # train.py itself refuses to go on with another run
+    asked = config.parse(TrainConfig, words_of(c, task, method, seed), PRESETS, CHOICES)
+    runs.demand_settings(folder, asked, asked.schedule)
+    data.Dataset(task).demand_unchanged(str(folder), runs.load_state(folder / "best.pt")["data"]["sha256"])
+    return True
 
 
 def table(rows: list[dict], task: str, baselines: dict[str, float]) -> str:
@@ -125,7 +124,7 @@ def write_results(c: Table1Config, task: str, todo: list[tuple[str, int]]) -> st
     """Writes results/ from the runs that are finished and returns the table."""
     rows = [measured(c, task, method, seed) for method, seed in todo]
     test = data.Dataset(task).split("test").rows
-    baselines = ({"chance": evaluate.chance(test)} if evaluate.chance(test) else {}) | evaluate.shortcuts(test)
+    baselines = evaluate.baselines(test)
     text = table(rows, task, baselines)
     stem = Path("results") / f"table1-{task}-{c.preset}"
     stem.parent.mkdir(exist_ok=True)
@@ -139,11 +138,9 @@ def write_results(c: Table1Config, task: str, todo: list[tuple[str, int]]) -> st
 
 def main(c: Table1Config) -> None:
     methods = c.methods.split(",")
-    for method in methods:
-        if method not in METHODS:
-            raise UserError(f"unknown method {method!r}, choose from {', '.join(METHODS)}")
-    if c.jobs < 1:
-        raise UserError(f"--jobs={c.jobs} should be at least 1")
+    if unknown := [method for method in methods if method not in METHODS]:
+        raise UserError(f"unknown method {unknown[0]!r}, choose from {', '.join(METHODS)}")
+    config.demand(c, "jobs", lambda n: n >= 1, "at least 1")
     task = c.task or ("prosqa-small" if c.preset == "laptop" else "prosqa")
     data.Dataset(task)  # a missing one is named before any work
     todo = [(method, seed) for seed in c.seeds for method in methods]  # a whole table for each seed first
@@ -165,10 +162,8 @@ def main(c: Table1Config) -> None:
                 done.append(pair)
                 left = (time.time() - began) / (len(done) - n_before) * (len(todo) - len(done)) / 60
                 result = measured(c, task, *pair)
-                tqdm.write(
-                    f"[{len(done)}/{len(todo)}] {pair[0]}, seed {pair[1]}: {result['accuracy']:.1%} of test right, "
-                    f"{result['seconds']:.0f} s; about {left:.0f} min left"
-                )
+                found = f"{result['accuracy']:.1%} of test right, {result['seconds']:.0f} s"
+                print(f"[{len(done)}/{len(todo)}] {pair[0]}, seed {pair[1]}: {found}; about {left:.0f} min left")
                 write_results(c, task, [pair for pair in todo if pair in done])
     finally:  # an error or Ctrl-C: the others save and end
         for process in running.values():

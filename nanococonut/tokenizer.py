@@ -59,10 +59,9 @@ def gpt2() -> tiktoken.Encoding:
     except OSError as error:  # requests' exceptions are OSErrors
         why = f"fetches GPT-2's vocabulary at first use and could not ({type(error).__name__})"
         raise UserError(f"--tokenizer=gpt2 {why}; go online once, or use --tokenizer=words") from None
-    special = {f"<{name}>": base.n_vocab + i for i, name in enumerate(SPECIAL[:-1])} | {"<eos>": base.eot_token}
-    return tiktoken.Encoding(
-        "gpt2", pat_str=base._pat_str, mergeable_ranks=base._mergeable_ranks, special_tokens=special
-    )
+    ranks, special = base._mergeable_ranks, {f"<{name}>": base.n_vocab + i for i, name in enumerate(SPECIAL[:-1])}
+    special |= {"<eos>": base.eot_token}
+    return tiktoken.Encoding("gpt2", pat_str=base._pat_str, mergeable_ranks=ranks, special_tokens=special)
 
 
 def load(name: str, vocabulary: list[str]) -> tiktoken.Encoding:

@@ -227,7 +227,7 @@ def test_a_folder_is_taken_split_by_split(workspace):
     "content, message",
     [
         (b"", "is not a JSON file"),
-        (b"\xff\xfe\x00", "is not a JSON file"),
+        (b"\xff\xfe\x00", "cannot read bad.json as text in utf-8"),
         (b'[{"question": "a"', "is not a JSON file"),
         (b"[]", "at least one"),
         (b'{"a": 1}', "should hold a list"),
