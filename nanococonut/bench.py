@@ -1,15 +1,15 @@
 """How fast the loop is, and against what: a table, results/bench-<preset>-<device>.{json,png}, last line JSON.
 
-A training step for K = 0, 1, 2, ... thoughts, whole and cut into its phases; the share of the machine's own rate of
-matrix products that it reaches (MFU); the paper's loop, and one-by-one answers without a cache, on the same numbers.
-Weights and tokens are random: nothing here depends on what they say. Times are medians, memory is the peak.
+A training step for K = 0, 1, 2, ... thoughts, whole and cut into its phases, and the share of the machine's own rate of
+matrix products that it reaches (MFU); beside it the paper's loop, torch.compile, and answers without a cache.
+Weights and tokens are random: nothing here depends on what they say. Times are medians in seconds, memory is the peak.
 """
 
+import contextlib
 import json
 import resource
 import statistics
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,19 +18,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nanococonut import coconut, config, data, plots, runs
-from nanococonut.config import UserError
 from nanococonut.curriculum import Batch
 from nanococonut.model import GPT, GPTConfig
 
-# examples B, prompt P, suffix S, new tokens of an answer; and the model
-SIZES = {
+SIZES = {  # examples B, prompt P, suffix S, new tokens of an answer; the model
     "smoke": ((4, 16, 4, 2), GPTConfig(64, 64, 2, 2, 32, 0.0)),
     "laptop": ((64, 28, 8, 3), GPTConfig(520, 64, 2, 4, 128, 0.0)),
-    "cpu": ((32, 200, 20, 8), GPTConfig(320, 256, 4, 4, 256, 0.0)),  # where the paper's code takes 22.6 s a step
+    "cpu": ((32, 200, 20, 8), GPTConfig(320, 256, 4, 4, 256, 0.0)),
     "gpt2": ((128, 256, 24, 8), GPTConfig(50260, 512, 12, 12, 768, 0.0)),
 }
-EOT, NEVER = 0, -1  # the id that ends the thoughts, and an <eos> that no answer holds: all are equally long
 PHASES = ("prefill", "think", "decode", "backward", "optimizer")
+EOT, NEVER = 0, -1  # the id that ends the thoughts, and an <eos> that no answer holds: all are equally long
 
 
 @dataclass(frozen=True)
@@ -40,76 +38,76 @@ class BenchConfig:
     preset: str = "cpu"  # sizes of model and batch
     max_thoughts: int = 6  # K goes from 0 to this
     repeats: int = 5  # of each measurement; the median counts
-    questions: int = 500  # answered in batches of 250, against one of them alone and without a cache
+    questions: int = 500  # answered in batches of 250
     device: str = "auto"  # where to run; auto: cuda, else mps, else cpu
     dtype: str = "auto"  # of the arithmetic; auto: bfloat16 on cuda, float32 elsewhere
 
 
 class Bench:
-    """A model, its optimizer and a clock that waits for the device."""
+    """A model, its optimizer, and a clock that waits for the device."""
 
     def __init__(self, c: BenchConfig):
-        self.c, self.device = c, runs.pick_device(c.device)
-        self.bf16 = c.dtype == "bfloat16" or (c.dtype == "auto" and self.device.type == "cuda")
-        self.sizes, self.shape = SIZES[c.preset]
+        self.repeats, self.device = c.repeats, runs.pick_device(c.device)
+        self.cuda = self.device.type == "cuda"
+        self.dtype = torch.bfloat16 if c.dtype == "bfloat16" or (c.dtype == "auto" and self.cuda) else torch.float32
+        self.sizes, shape = SIZES[c.preset]
         torch.manual_seed(0)
-        self.model = GPT(self.shape).to(self.device)
+        self.model = GPT(shape).to(self.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-4, fused=True)
 
     def clock(self) -> float:
         """Seconds, once everything that was asked of the device is done."""
-        if self.device.type == "cuda":
+        if self.cuda:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def seconds(self, work, repeats: int | None = None) -> float:
+    def seconds(self, work, repeats: int = 0) -> float:
         """Median seconds of work(), after one call that does not count."""
         work()
         marks = [self.clock()]
-        for _ in range(repeats or self.c.repeats):
+        for _ in range(repeats or self.repeats):
             work()
             marks.append(self.clock())
         return statistics.median(b - a for a, b in zip(marks, marks[1:], strict=False))
 
     def batch(self, n_thoughts: int) -> Batch:
-        B, P, S, _ = self.sizes
-        prompt, suffix, targets = (torch.randint(self.shape.vocab_size, (B, n), device=self.device) for n in (P, S, S))
+        (B, P, S, _), V = self.sizes, self.model.config.vocab_size
+        prompt, suffix, targets = (torch.randint(V, (B, n), device=self.device) for n in (P, S, S))
         return Batch(prompt, torch.randint(P * 4 // 5, P + 1, (B,), device=self.device), suffix, targets, n_thoughts)
 
-    def arithmetic(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+    def step(self, batch: Batch, mark=lambda: None) -> None:
+        """A training step that calls mark() before and between its PHASES, and at its end.
 
-    def step(self, batch: Batch, forward=coconut.forward) -> None:
-        with self.arithmetic():
-            loss = forward(self.model, batch).loss
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def phases(self, batch: Batch) -> list[float]:
-        """Seconds of each of PHASES in one step. On CUDA the prompt must go through the flash kernel, or this fails."""
-        flash = sdpa_kernel(SDPBackend.FLASH_ATTENTION) if self.bf16 and self.device.type == "cuda" else nullcontext()
-        marks = [self.clock()]
-        with self.arithmetic():
-            with flash:
+        On CUDA in bfloat16 the prompt must go through the flash kernel, or this fails.
+        """
+        mark()
+        half, flash = self.dtype == torch.bfloat16, sdpa_kernel(SDPBackend.FLASH_ATTENTION)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            with flash if half and self.cuda else contextlib.nullcontext():
                 hidden, cache = coconut.prefill(self.model, batch.prompt, batch.prompt_len)
-            marks.append(self.clock())
+            mark()
             _, cache = coconut.think(self.model, hidden, batch.prompt_len, cache, batch.n_thoughts)
-            marks.append(self.clock())
+            mark()
             logits, _ = coconut.decode(self.model, batch.suffix, batch.prompt_len + batch.n_thoughts, cache)
             loss = coconut.cross_entropy(logits, batch.targets)
-        marks.append(self.clock())
+        mark()
         loss.backward()
-        marks.append(self.clock())
+        mark()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        marks.append(self.clock())
-        return [b - a for a, b in zip(marks, marks[1:], strict=False)]
+        mark()
+
+    def phases(self, batch: Batch) -> list[float]:
+        """Median seconds of each phase."""
+        steps = [[] for _ in range(self.repeats)]
+        for marks in steps:
+            self.step(batch, lambda marks=marks: marks.append(self.clock()))
+        return [statistics.median(marks[i + 1] - marks[i] for marks in steps) for i in range(len(PHASES))]
 
     def matmul_rate(self) -> float:
         """FLOP/s of a large square matrix product in the dtype of the arithmetic: what this machine can do."""
-        n = 8192 if self.device.type == "cuda" else 2048
-        a = torch.randn(n, n, device=self.device, dtype=torch.bfloat16 if self.bf16 else torch.float32)
+        n = 8192 if self.cuda else 2048
+        a = torch.randn(n, n, device=self.device, dtype=self.dtype)
         return 2 * n**3 / self.seconds(lambda: a @ a, 10)
 
     def flops(self, batch: Batch) -> int:
@@ -118,9 +116,13 @@ class Bench:
             self.step(batch)
         return counter.get_total_flops()
 
+    def generate(self, batch: Batch) -> list[list[int]]:
+        """Answers, batched and cached."""
+        return coconut.generate(self.model, *batch[:2], batch.n_thoughts, EOT, NEVER, self.sizes[3])
+
     @torch.no_grad()
     def one_by_one(self, batch: Batch) -> list[list[int]]:
-        """coconut.generate without a cache, as the paper's code evaluates: a whole pass for each thought and token."""
+        """The same without a cache, as the paper's code evaluates: a whole pass for each thought and each token."""
         rows, last = [], lambda x: self.model(x, torch.arange(x.size(1), device=x.device))[0][:, -1:]
         for prompt, length in zip(batch.prompt, batch.prompt_len, strict=True):
             x, tokens = self.model.wte(prompt[:length])[None], [torch.tensor([[EOT]], device=self.device)]
@@ -132,57 +134,54 @@ class Bench:
             rows.append(torch.cat(tokens[1:], dim=1)[0].tolist())
         return rows
 
-    def generate(self, batch: Batch) -> list[list[int]]:
-        """The same tokens, batched and cached."""
-        return coconut.generate(self.model, batch.prompt, batch.prompt_len, batch.n_thoughts, EOT, NEVER, self.sizes[3])
-
 
 def main(c: BenchConfig) -> None:
-    if c.max_thoughts < 0 or min(c.repeats, c.questions) < 1:
-        raise UserError("expected --max_thoughts of 0 or more, --repeats and --questions of 1 or more")
+    config.demand(c, "repeats questions", lambda n: n >= 1, "at least 1")
+    config.demand(c, "max_thoughts", lambda n: n >= 0, "0 or more")
     bench = Bench(c)
     (B, P, S, _), rate = bench.sizes, bench.matmul_rate()
-    name = torch.cuda.get_device_name() if bench.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    about = dict(preset=c.preset, device=name, dtype="bfloat16" if bench.bf16 else "float32", torch=torch.__version__)
-    about |= dict(B=B, P=P, S=S, n_layer=bench.shape.n_layer, n_embd=bench.shape.n_embd, matmul_gflops=rate / 1e9)
-    print(", ".join(f"{k} {v:.0f}" if isinstance(v, float) else f"{k} {v}" for k, v in about.items()))
-    print("K   ms/step  " + "".join(f"{phase:>10}" for phase in PHASES) + "  examples/s  tokens/s    MFU")
-    rows, batches = [], [bench.batch(K) for K in range(c.max_thoughts + 1)]
+    where = torch.cuda.get_device_name() if bench.cuda else f"{torch.get_num_threads()} threads of {bench.device}"
+    found = dict(preset=c.preset, device=where, torch=torch.__version__, dtype=str(bench.dtype))
+    found |= dict(B=B, P=P, S=S, matmul_gflops=round(rate / 1e9))
+    print(", ".join(f"{key} {value}" for key, value in found.items()) + "; milliseconds:")
+    print("".join(f"{name:>10}" for name in ("K", "step", *PHASES, "examples/s", "tokens/s", "MFU")))
+    batches, rows = [bench.batch(K) for K in range(c.max_thoughts + 1)], []
     for K, batch in enumerate(batches):
-        whole = bench.seconds(lambda batch=batch: bench.step(batch))
-        cut = [statistics.median(times) for times in zip(*(bench.phases(batch) for _ in range(c.repeats)), strict=True)]
-        row = dict(thoughts=K, step=whole, **dict(zip(PHASES, cut, strict=True)), examples_per_second=B / whole)
-        row |= dict(tokens_per_second=B * (P + K + S) / whole, mfu=bench.flops(batch) / whole / rate)
-        rows.append(row)
-        times = "".join(f"{1e3 * seconds:10.1f}" for seconds in cut)
-        print(f"{K:<2}{1e3 * whole:9.1f}   {times}{B / whole:12.0f}{row['tokens_per_second']:10.0f}{row['mfu']:7.1%}")
-    cuda = bench.device.type == "cuda"
-    memory = torch.cuda.max_memory_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    facts = dict(memory_mib=memory / 2**20, last_over_first=rows[-1]["step"] / rows[0]["step"])
-    last = batches[-1]
-    few = last._replace(**{field: getattr(last, field)[:4] for field in last._fields[:-1]})
-    alone = few._replace(prompt=few.prompt[:1], prompt_len=few.prompt_len[:1])
-    reference = bench.seconds(lambda: bench.step(few, coconut.forward_reference), 1) * B / len(few.prompt)
-    facts |= dict(reference_step=reference, times_faster_than_reference=reference / rows[-1]["step"])
-    slow = bench.seconds(lambda: bench.one_by_one(alone), 20)
+        step = bench.seconds(lambda batch=batch: bench.step(batch))
+        row = dict(
+            thoughts=K, step=step, **dict(zip(PHASES, bench.phases(batch), strict=True)), examples_per_s=B / step
+        )
+        rows.append(row | dict(tokens_per_s=B * (P + K + S) / step, mfu=bench.flops(batch) / step / rate))
+        _, *times, examples, tokens, mfu = rows[-1].values()
+        print(f"{K:10}" + "".join(f"{1e3 * t:10.1f}" for t in times) + f"{examples:10.0f}{tokens:10.0f}{mfu:10.1%}")
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found |= dict(memory_mib=torch.cuda.max_memory_allocated() / 2**20 if bench.cuda else kib / 2**10)
+    first, last, n = batches[0], batches[-1], min(B, 4)
+    few, alone = (last._replace(**{f: getattr(last, f)[:n] for f in Batch._fields[:-1]}) for n in (n, 1))
+    reference = bench.seconds(lambda: coconut.forward_reference(bench.model, few).loss.backward(), 1) * B / n
+    found |= dict(reference_step=reference, times_faster_than_reference=reference / rows[-1]["step"])
     drawn = torch.randint(B, (c.questions,), device=bench.device).split(250)
     many = [last._replace(prompt=last.prompt[i], prompt_len=last.prompt_len[i]) for i in drawn]
+    slow = bench.seconds(lambda: bench.one_by_one(alone), 20)
     fast = bench.seconds(lambda: [bench.generate(part) for part in many], 3) / c.questions
-    facts |= dict(answer_one_by_one=slow, answer_batched=fast, times_faster_than_one_by_one=slow / fast)
-    facts |= dict(answer_alone_cached=bench.seconds(lambda: bench.generate(alone), 20))
+    found |= dict(answer_one_by_one=slow, answer_batched=fast, times_faster_than_one_by_one=slow / fast)
+    found |= dict(answer_alone_cached=bench.seconds(lambda: bench.generate(alone), 20))
     bench.model.compile_blocks()
     began = bench.clock()
     for batch in batches:
         bench.step(batch)
-    facts |= dict(compile=bench.clock() - began - sum(row["step"] for row in rows))
-    facts |= dict(compiled_first=bench.seconds(lambda: bench.step(batches[0])))
-    facts |= dict(compiled_last=bench.seconds(lambda: bench.step(last)))
-    print("\n".join(f"{key.replace('_', ' ')}: {value:.4g}" for key, value in facts.items()))
+    found |= dict(compile=bench.clock() - began - sum(row["step"] for row in rows))
+    found |= dict(compiled_first=bench.seconds(lambda: bench.step(first)))
+    found |= dict(
+        compiled_last=bench.seconds(lambda: bench.step(last)), last_over_first=rows[-1]["step"] / rows[0]["step"]
+    )
+    print("\n".join(f"{key.replace('_', ' ')}: {value:.4g}" for key, value in list(found.items())[8:]))
     stem = Path("results") / f"bench-{c.preset}-{bench.device.type}"
     stem.parent.mkdir(exist_ok=True)
-    plots.phases(rows, PHASES, stem.with_suffix(".png"))
-    data.write_text(stem.with_suffix(".json"), json.dumps(about | facts | {"rows": rows}, indent=1) + "\n")
-    print(json.dumps(about | facts | {"rows": rows}))
+    bars = {phase: [(row["thoughts"], 1e3 * row[phase]) for row in rows] for phase in PHASES}
+    plots.lines([("thoughts", "milliseconds a step", bars, True)], stem.with_suffix(".png"))
+    data.write_text(stem.with_suffix(".json"), json.dumps(found | {"rows": rows}, indent=1) + "\n")
+    print(json.dumps(found | {"rows": rows}))
 
 
 if __name__ == "__main__":

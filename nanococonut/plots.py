@@ -108,15 +108,3 @@ def verdicts(cells: list[dict], out: Path) -> None:
     axes.set(xlabel="thoughts", ylabel="share of problems", xticks=x, ylim=(0, 1.02))
     axes.legend(frameon=False, fontsize=8, bbox_to_anchor=(1, 0.5), loc="center left")
     finish(fig, out)
-
-
-def phases(rows: list[dict], names: tuple[str, ...], out: Path) -> None:
-    """Stacked bars: milliseconds of each phase of a training step against the number of thoughts."""
-    fig, axes = plt.subplots(figsize=(7.5, 3.4), layout="constrained")
-    x, bottom = [row["thoughts"] for row in rows], [0.0] * len(rows)
-    for colour, name in zip(COLOURS, names, strict=False):
-        axes.bar(x, [1e3 * row[name] for row in rows], 0.7, bottom, color=colour, label=name)
-        bottom = [a + 1e3 * row[name] for a, row in zip(bottom, rows, strict=True)]
-    axes.set(xlabel="thoughts", ylabel="milliseconds a step", xticks=x)
-    axes.legend(frameon=False, fontsize=8, bbox_to_anchor=(1, 0.5), loc="center left")
-    finish(fig, out)

@@ -28,9 +28,9 @@ def test_one_by_one_without_a_cache_gives_the_tokens_of_generate():
 
 def test_flops_are_those_of_the_matrix_products():
     b = bench.Bench(parsed())
-    (B, P, S, _), C, V = b.sizes, b.shape.n_embd, b.shape.vocab_size
-    D = C // b.shape.n_head
-    attention = 2 * 2 * b.shape.n_head * D  # scores and values, for each query and key
+    (B, P, S, _), C, V = b.sizes, b.model.config.n_embd, b.model.config.vocab_size
+    H, D = b.model.config.n_head, C // b.model.config.n_head
+    attention = 2 * 2 * H * D  # scores and values, for each query and key
     first = 24 * C * C * B * P + attention * B * P * P  # a whole block
     last = 2 * 2 * C * C * B * P  # keys and values alone
     thought = (24 - 4) * C * C * B + attention * B * P  # one query a row: the first thought, which K = 0 never uses
