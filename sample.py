@@ -34,8 +34,8 @@ def outline(row: dict, values, v: int) -> list[str]:
     """Values of node v after 1, 2, ... thoughts and its name; below it what shortest ways lead to; * on the chain."""
     depth, mark = data.distances(row["edges"], row["root"]), " *" * (v in data.graph_of(row).path)
     line = " ".join(f"{x:.2f}" for x in values[v, 1:]) + "   " * depth[v] + f"  {row['idx_to_symbol'][v]}{mark}"
-    below = [b for a, b in row["edges"] if a == v and depth[b] == depth[v] + 1]
-    return [f"  {line}", *(text for b in below for text in outline(row, values, b))]
+    edges = [(a, b) for a, b in row["edges"] if a == v and depth[b] == depth[v] + 1]
+    return [f"  {line}", *(text for _, b in edges for text in outline(row, values, b))]
 
 
 def main(c: SampleConfig) -> None:

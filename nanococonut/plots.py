@@ -112,23 +112,24 @@ def lines(panels: list[tuple], out: Path) -> None:
 
 
 def tree(row: dict, values, out: Path) -> None:
-    """What the root reaches, a line for each depth d; above a node its value after d thoughts; the chain is orange."""
-    fig, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
+    """What the root reaches, a line for each depth d; over a node its value after d thoughts; the chain is orange."""
     depth, path = data.distances(row["edges"], row["root"]), data.graph_of(row).path
     levels = [[v for v in depth if depth[v] == d] for d in range(max(depth.values()) + 1)]
     at = {v: (i - (len(level) - 1) / 2, -d) for d, level in enumerate(levels) for i, v in enumerate(level)}
-    for a, b in (edge for edge in row["edges"] if edge[0] in depth):
-        colour = ORANGE if (a, b) in zip(path, path[1:], strict=False) else GREY
-        bow = f"arc3,rad={0 if depth[b] == depth[a] + 1 else 0.3}"
-        arrow = dict(arrowstyle="-|>", color=colour, shrinkA=9, shrinkB=9, connectionstyle=bow)
-        axes.annotate("", at[b], at[a], arrowprops=arrow)
+    (fig, axes), boxes = plt.subplots(figsize=(7.5, 1 + 0.75 * len(levels)), layout="constrained"), {}
     for v, (x, y) in at.items():
         box = dict(boxstyle="round,pad=0.25", facecolor="white", edgecolor=ORANGE if v in path else GREY)
-        axes.text(x, y, row["idx_to_symbol"][v], ha="center", va="center", bbox=box)
+        boxes[v] = axes.text(x, y, row["idx_to_symbol"][v], ha="center", va="center", bbox=box).get_bbox_patch()
         if 0 < depth[v] < values.shape[1]:
-            box = dict(facecolor="white", edgecolor="none", pad=0.5)
-            axes.text(x, y + 0.3, f"{values[v, depth[v]]:.2f}", ha="center", va="center", color=BLUE, bbox=box)
+            above = dict(ha="center", zorder=5, bbox=dict(facecolor="white", edgecolor="none", pad=0.5))
+            axes.text(x, y + 0.27, f"{values[v, depth[v]]:.2f}", color=BLUE, **above)
+    for a, b in (edge for edge in row["edges"] if edge[0] in depth):
+        style = dict(color=ORANGE if (a, b) in zip(path, path[1:], strict=False) else GREY, arrowstyle="-|>", shrinkA=0)
+        bow = f"arc3,rad={0 if depth[b] == depth[a] + 1 else 0.3}"
+        style |= dict(connectionstyle=bow, shrinkB=1, patchA=boxes[a], patchB=boxes[b])
+        axes.annotate("", at[b], at[a], arrowprops=style)
     half, n = max(map(len, levels)) / 2, len(levels)
     axes.set(xlim=(-half, half), ylim=(0.4 - n, 0.4), xticks=[], yticks=range(0, -n, -1), yticklabels=range(n))
-    axes.set(ylabel="steps from the root = thoughts")
+    axes.set_ylabel("steps from the root = thoughts")
+    axes.set_xlabel("orange: the shortest chain; blue: how likely the chain goes on from there, not renormalised")
     finish(fig, out)

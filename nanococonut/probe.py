@@ -105,10 +105,7 @@ def values(run: evaluate.Run, examples, texts: list[list[str]], n_thoughts: int)
 
 @torch.no_grad()
 def trace(run: evaluate.Run, example, n_thoughts: int) -> tuple[torch.Tensor, np.ndarray]:
-    """Of one example each layer's state, through ln_f, where a thought is made (K, layers, C): the last layer's is it.
-
-    And the last layer's attention from there to the prompt (K, P), summed over heads.
-    """
+    """Each layer's state, through ln_f, where thoughts are made (K, layers, C), and the last layer's attention (K, P)."""
     (ids,), _ = evaluate.prompts([example], run.plan, run.special)
     prompt, length = torch.tensor([ids], device=run.device), torch.tensor([len(ids)], device=run.device)
     hidden, cache = coconut.prefill(run.model, prompt, length)
@@ -118,6 +115,7 @@ def trace(run: evaluate.Run, example, n_thoughts: int) -> tuple[torch.Tensor, np
     run.model(x, torch.arange(x.size(1), device=run.device), maps=maps)  # once more as a whole, to look inside
     for hook in hooks:
         hook.remove()
+    # the last layer's state is the thought itself; its attention to the prompt is summed over heads
     return run.model.ln_f(torch.stack(states, dim=1)), maps[-1][0, :, -n_thoughts:, : len(ids)].sum(dim=0).cpu().numpy()
 
 
@@ -139,10 +137,10 @@ def node_embeddings(run: evaluate.Run, names: list[str]) -> torch.Tensor:
 
 
 def means(cells: dict[tuple, list]) -> dict[str, list]:
-    """{(label, x): numbers} -> {label: [(x, mean, low, high)]}, with 95 % intervals; a label stays, empty or not."""
+    """{(label, x): numbers} -> {label: [(x, mean, low, high)]}, 95 % intervals; fewer than 5 numbers give no point."""
     curves = {label: [] for label, _ in cells}
     for (label, x), numbers in cells.items():
-        if numbers:
+        if len(numbers) >= 5:
             mean, half = float(np.mean(numbers)), float(1.96 * np.std(numbers) / len(numbers) ** 0.5)
             curves[label].append((x, mean, mean - half, mean + half))
     return curves
@@ -169,7 +167,7 @@ def geometry(run: evaluate.Run, examples: data.Split, n_thoughts: int) -> dict[s
                 cells["inner product"][group, k + 1] += [float(inner[k, v]) for v in nodes]
                 seen = [attention[k, 2 * j : 2 * j + 2].sum() for j, v in enumerate(told) if v in nodes]
                 cells["attention to facts"][group, k + 1] += seen
-    return {what: means(by) for what, by in cells.items()}
+    return {what: means(by) for what, by in sorted(cells.items())}
 
 
 def best(searches: list[Search], found: list[np.ndarray], k: int) -> np.ndarray:
@@ -255,10 +253,10 @@ def main(c: ProbeConfig) -> None:
         starts = [[data.subject(name) for name in row["idx_to_symbol"]] for row in examples.rows]
         found = values(run, [examples.example(i) for i in range(n)], starts, K)
         searches, ks = list(map(search, examples.rows)), range(1, min(2, K) + 1)
-        tops = {f"problems, sorted (%), after {k}": parallelism(searches, found, k) for k in ks}
-        plots.lines([(x, "value of the best nodes", by) for x, by in tops.items()], folder / "parallelism.png")
+        tops = {f"problems, sorted (%), thought {k}": parallelism(searches, found, k) for k in ks}
+        plots.lines([(x, "sum of the highest values", by) for x, by in tops.items()], folder / "parallelism.png")
         ways = [(which, k) for which in ("shortest", "longest") for k in ks]
-        heights = {f"{way} way to a leaf (steps), after {k}": by_height(searches, found, k, way) for way, k in ways}
+        heights = {f"{way} way to a leaf (steps), thought {k}": by_height(searches, found, k, way) for way, k in ways}
         plots.lines([(x, "mean value", by) for x, by in heights.items()], folder / "height.png")
         shown = int(np.argmax(best(searches, found, 1)[:, 1]))
         plots.tree(examples.rows[shown], found[shown], folder / "tree.png")

@@ -59,16 +59,15 @@ def test_sums_and_means_of_known_values():
     assert tops["top 1"] == [(0, 0.35), (100, 0.7)]
     assert [round(y, 9) for _, y in tops["top 2"]] == [0.45, 0.9] == [round(y, 9) for _, y in tops["top 3"]]
     one = {"correct": [(0, 0.5, 0.5, 0.5), (1, 0.1, 0.1, 0.1)], "wrong": [(0, 0.3, 0.3, 0.3)]}
-    assert probe.by_height([s], [x], 2, "shortest") == one
-    assert [point[:2] for point in probe.by_height([s], [x], 1, "longest")["correct"]] == [(1, 0.2), (2, 0.7)]
+    assert probe.by_height([s] * 5, [x] * 5, 2, "shortest") == one
+    assert [point[:2] for point in probe.by_height([s] * 5, [x] * 5, 1, "longest")["correct"]] == [(1, 0.2), (2, 0.7)]
     np.testing.assert_array_equal(probe.best([s], [x], 2), [[0.5, 0.3, 0.1]])
     np.testing.assert_array_equal(probe.best([s], [x], 1), [[0.7, 0.2, 0]])
 
 
 def test_means_have_the_textbooks_interval():
-    curves = probe.means({("a", 1): [0, 2], ("b", 1): [], ("b", 2): [3]})
-    half = 1.96 * 1 / 2**0.5
-    assert curves == {"a": [(1, 1, 1 - half, 1 + half)], "b": [(2, 3, 3, 3)]}
+    curves = probe.means({("a", 1): [0, 2] * 8, ("b", 1): [], ("b", 2): [3] * 5, ("c", 1): [3] * 4})
+    assert curves == {"a": [(1, 1, 0.51, 1.49)], "b": [(2, 3, 3, 3)], "c": []}, "four are too few for an interval"
 
 
 @pytest.fixture
