@@ -105,7 +105,7 @@ def values(run: evaluate.Run, examples, texts: list[list[str]], n_thoughts: int)
 
 @torch.no_grad()
 def trace(run: evaluate.Run, example, n_thoughts: int) -> tuple[torch.Tensor, np.ndarray]:
-    """Each layer's state, through ln_f, where thoughts are made (K, layers, C), and the last layer's attention (K, P)."""
+    """Each layer's state, through ln_f, where thoughts begin (K, layers, C), and the last layer's attention (K, P)."""
     (ids,), _ = evaluate.prompts([example], run.plan, run.special)
     prompt, length = torch.tensor([ids], device=run.device), torch.tensor([len(ids)], device=run.device)
     hidden, cache = coconut.prefill(run.model, prompt, length)
