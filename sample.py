@@ -8,12 +8,10 @@ A thought is a vector; read through the output head it leans to words. That is a
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
-import torch
-
-from nanococonut import coconut, config, data, evaluate
+from nanococonut import config, data, evaluate, plots, probe
 from nanococonut.config import UserError
-from nanococonut.curriculum import Example
 
 
 @dataclass(frozen=True)
@@ -26,50 +24,54 @@ class SampleConfig:
     index: int = 0  # which question of the split, from 0
     latent: int = -1  # number of thoughts; -1: as many as in training
     words: int = 4  # words shown for each thought
+    layers: bool = False  # read every layer where a thought is made, through ln_f and the head, not the last alone
+    plot: str = ""  # FILE.png: draw the search tree
     checkpoint: str = "best"  # which checkpoint of the run
     device: str = "auto"  # where to run; auto: cuda, else mps, else cpu
 
 
-@torch.no_grad()
-def readings(run: evaluate.Run, example: Example, p, n_words: int) -> list[str]:
-    """For each thought the words it leans to, with their probabilities, and its norm."""
-    (ids,), _ = evaluate.prompts([example], p, run.special)
-    prompt, length = torch.tensor([ids], device=run.device), torch.tensor([len(ids)], device=run.device)
-    hidden, cache = coconut.prefill(run.model, prompt, length)
-    thoughts, _ = coconut.think(run.model, hidden, length, cache, p.n_thoughts)
-    lines = []
-    for thought, probabilities in zip(thoughts[0], run.model.logits(thoughts)[0].softmax(-1), strict=True):
-        top = probabilities.topk(n_words)
-        words = [
-            " ".join(text.split()) or repr(text) for text in map(run.encoding.decode, top.indices[:, None].tolist())
-        ]
-        shown = ", ".join(f"{word} {value:.2f}" for word, value in zip(words, top.values.tolist(), strict=True))
-        lines.append(f"{shown}   (norm {thought.norm():.1f})")
-    return lines
+def outline(row: dict, values, v: int) -> list[str]:
+    """Values of node v after 1, 2, ... thoughts and its name; below it what shortest ways lead to; * on the chain."""
+    depth, mark = data.distances(row["edges"], row["root"]), " *" * (v in data.graph_of(row).path)
+    line = " ".join(f"{x:.2f}" for x in values[v, 1:]) + "   " * depth[v] + f"  {row['idx_to_symbol'][v]}{mark}"
+    edges = [(a, b) for a, b in row["edges"] if a == v and depth[b] == depth[v] + 1]
+    return [f"  {line}", *(text for _, b in edges for text in outline(row, values, b))]
 
 
 def main(c: SampleConfig) -> None:
     run = evaluate.Run(c.run, c.checkpoint, c.device)
     if not 1 <= c.words <= run.encoding.n_vocab:
         raise UserError(f"--words={c.words} should be from 1 to {run.encoding.n_vocab}")
-    row = None
     if c.question:
         examples, i = data.Split(run.encoding, [{"question": c.question, "steps": [], "answer": "?"}]), 0
     else:
         examples, i = run.split(c.split), c.index
         if not 0 <= i < len(examples):
             raise UserError(f"--index={i}: {c.split} has questions 0 to {len(examples) - 1}")
-        row = examples.rows[i]
-    example = examples.example(i)
+    row, example = None if c.question else examples.rows[i], examples.example(i)
     p = run.plan_for(None if c.latent < 0 else c.latent)
+    searched = p.n_thoughts and row is not None and data.has_graph(row)
+    if c.plot and not (searched and c.plot.endswith(".png")):
+        raise UserError(f"--plot={c.plot}: expected FILE.png, a run with thoughts, and a problem with a graph")
     print(f"{run.folder.name}: {run.config['method']}, stage {run.stage}, {p.n_thoughts} thoughts", end="")
     print("" if p is run.plan else f" instead of the {run.plan.n_thoughts} of training")
     print(f"\n{examples.rows[i]['question']}\n")
     (ids,) = evaluate.answer(run.model, [example], p, run.special, run.data["max_new_tokens"])
     if p.n_thoughts:
-        for k, line in enumerate(readings(run, example, p, c.words), start=1):
-            print(f"  thought {k}  {line}")
+        states, _ = probe.trace(run, example, p.n_thoughts)
+        for k, layers in enumerate(probe.readings(run, states, c.words)):
+            for i, words in enumerate(layers):
+                shown = ", ".join(f"{word} {value:.2f}" for word, value in words)
+                if c.layers or i == len(layers) - 1:
+                    place = f"thought {k + 1}" + f", layer {i + 1}" * c.layers
+                    print(f"  {place}  {shown}   (norm {states[k, i].norm():.1f})")
         print()
+    if searched:
+        (values,) = probe.values(run, [example], [[data.subject(name) for name in row["idx_to_symbol"]]], p.n_thoughts)
+        print("  how likely the chain goes on from a node after 1, 2, ... thoughts; * stands on the chain")
+        print(*outline(row, values, row["root"]), sep="\n", end="\n\n")
+        if c.plot:
+            plots.tree(row, values, Path(c.plot))
     text = run.encoding.decode(ids)
     print(text)
     if row is not None:

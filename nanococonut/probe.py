@@ -1,16 +1,21 @@
 """What the thoughts of a run say, and whether they matter: numbers and figures under runs/<name>/probe/.
 
 k               the same weights after 0, 1, 2, ... thoughts: accuracy and verdicts              [Hao24 5]
-interventions   accuracy with the thoughts zeroed, swapped, reordered, ...: the controls
+interventions   accuracy, and answers that change, with the thoughts zeroed, swapped, reordered, ...: the controls
 values          after k thoughts <eot> is forced; a node's value is the probability that the chain goes on from it,
                 the product over the tokens of "Every lempus is a ", not renormalised           [Hao24 5]
 geometry        inner products of thought i with the nodes' embeddings, and the last layer's attention, summed over
-                heads, from the position that makes thought i to the two tokens of each fact    [Zhu25 5]
+                heads, from the position that makes thought i to the two tokens of each fact    [Zhu25 5]; lengths
+readings        each layer's state where a thought is made, through ln_f and the head: the "logit lens"
 """
 
+import contextlib
+import fnmatch
 import json
 import re
+from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +26,8 @@ from nanococonut import coconut, config, data, evaluate, plots
 from nanococonut.config import UserError
 from nanococonut.curriculum import pad
 
+BESIDE = ("cot", "no_cot", "pause_as_thought", "no_thought")  # rows of Table 1 without thoughts, to compare with
+
 
 @dataclass(frozen=True)
 class ProbeConfig:
@@ -29,6 +36,7 @@ class ProbeConfig:
     run: str = ""  # name or path of a run; default: the newest
     split: str = "test"  # split of the run's own data
     n: int = 300  # problems looked at, at most
+    beside: str = "*"  # names of runs to compare with, * for anything; the newest of each method on the same data count
     device: str = "auto"  # where to run; auto: cuda, else mps, else cpu
 
 
@@ -45,11 +53,8 @@ class Search(NamedTuple):
 def search(row: dict) -> Search:
     """
     >>> row = {"edges": [[0, 1], [1, 2], [0, 3], [3, 4], [4, 2], [3, 5], [6, 5]], "root": 0, "target": 2}
-    >>> s = search(row)
-    >>> s.depth, s.optimal, s.correct
+    >>> search(row)[:3]
     ({0: 0, 1: 1, 3: 1, 2: 2, 4: 2, 5: 2}, {0, 1, 2}, {0, 1, 2, 3, 4})
-    >>> s.shortest[0], s.longest[0], s.longest[2]
-    (2, 3, 0)
     """
     edges, depth = row["edges"], data.distances(row["edges"], row["root"])
     above = data.distances([[b, a] for a, b in edges], row["target"])
@@ -100,18 +105,27 @@ def values(run: evaluate.Run, examples, texts: list[list[str]], n_thoughts: int)
 
 @torch.no_grad()
 def trace(run: evaluate.Run, example, n_thoughts: int) -> tuple[torch.Tensor, np.ndarray]:
-    """Of one example its thoughts (K, C), and the last layer's attention (K, P) from where each is made, over heads."""
+    """Each layer's state, through ln_f, where thoughts begin (K, layers, C), and the last layer's attention (K, P)."""
     (ids,), _ = evaluate.prompts([example], run.plan, run.special)
-    x, positions = run.model.wte(torch.tensor([ids], device=run.device)), torch.arange(len(ids), device=run.device)
-    cache, thoughts, attention = None, [], []
-    for k in range(n_thoughts):
-        maps = []
-        hidden, segments = run.model(x, positions, past=cache, maps=maps)
-        cache = [[new] for new in segments] if k == 0 else list(map(coconut.grow, cache, segments))
-        x, positions = hidden[:, -1:], torch.tensor([[len(ids) + k]], device=run.device)
-        thoughts.append(x[0, 0])
-        attention.append(maps[-1][0, :, -1, : len(ids)].sum(dim=0))
-    return torch.stack(thoughts), torch.stack(attention).cpu().numpy()
+    prompt, length = torch.tensor([ids], device=run.device), torch.tensor([len(ids)], device=run.device)
+    hidden, cache = coconut.prefill(run.model, prompt, length)
+    thoughts, _ = coconut.think(run.model, hidden, length, cache, n_thoughts)
+    x, states, maps = torch.cat([run.model.wte(prompt), thoughts[:, :-1]], dim=1), [], []
+    hooks = [block.register_forward_hook(lambda _, x, y: states.append(y[0][0, -n_thoughts:])) for block in run.model.h]
+    run.model(x, torch.arange(x.size(1), device=run.device), maps=maps)  # once more as a whole, to look inside
+    for hook in hooks:
+        hook.remove()
+    # the last layer's state is the thought itself; its attention to the prompt is summed over heads
+    return run.model.ln_f(torch.stack(states, dim=1)), maps[-1][0, :, -n_thoughts:, : len(ids)].sum(dim=0).cpu().numpy()
+
+
+def readings(run: evaluate.Run, states: torch.Tensor, n_words: int) -> list[list[list[tuple[str, float]]]]:
+    """For each thought and layer of states (K, layers, C) the words it leans to through the head, and how much."""
+    top = run.model.logits(states).detach().softmax(-1).topk(n_words)
+    texts = {i: run.encoding.decode([i]) for i in top.indices.unique().tolist()}
+    words = {i: " ".join(text.split()) or repr(text) for i, text in texts.items()}
+    pairs = torch.stack([top.indices.cpu().double(), top.values.cpu().double()], dim=-1)  # (K, layers, words, 2)
+    return [[[(words[i], p) for i, p in cell] for cell in layers] for layers in pairs.tolist()]
 
 
 def node_embeddings(run: evaluate.Run, names: list[str]) -> torch.Tensor:
@@ -122,64 +136,88 @@ def node_embeddings(run: evaluate.Run, names: list[str]) -> torch.Tensor:
     return torch.stack([run.model.wte.weight.detach()[torch.tensor(mine)].mean(dim=0) for mine in ids])
 
 
-def geometry(run: evaluate.Run, examples: data.Split, n: int, n_thoughts: int) -> dict[str, dict]:
-    """(quantity, group) -> [(thought, mean, low, high)] over nodes or facts of n problems; 95 % intervals."""
-    cells = {}
-    names = [*examples.names.persons, *examples.names.concepts]
-    embeddings = dict(zip(names, node_embeddings(run, names), strict=True))
-    for i in tqdm(range(n), desc="geometry", unit="problem", leave=False):
+def means(cells: dict[tuple, list]) -> dict[str, list]:
+    """{(label, x): numbers} -> {label: [(x, mean, low, high)]}, 95 % intervals; fewer than 5 numbers give no point."""
+    curves = {label: [] for label, _ in cells}
+    for (label, x), numbers in cells.items():
+        if len(numbers) >= 5:
+            mean, half = float(np.mean(numbers)), float(1.96 * np.std(numbers) / len(numbers) ** 0.5)
+            curves[label].append((x, mean, mean - half, mean + half))
+    return curves
+
+
+def geometry(run: evaluate.Run, examples: data.Split, n_thoughts: int) -> dict[str, dict]:
+    """quantity -> means() by group and thought over the nodes, facts, or words of all problems."""
+    cells, names = defaultdict(lambda: defaultdict(list)), [name for kind in examples.names or () for name in kind]
+    embeddings = dict(zip(names, node_embeddings(run, names), strict=True)) if names else {}
+    for i in tqdm(range(len(examples.rows)), desc="geometry", unit="problem", leave=False):
         row, example = examples.rows[i], examples.example(i)
-        thoughts, attention = trace(run, example, n_thoughts)
-        inner = (thoughts @ torch.stack([embeddings[name] for name in row["idx_to_symbol"]]).T).cpu().numpy()
+        states, attention = trace(run, example, n_thoughts)
+        words = run.model.wte.weight.detach()[example.question].norm(dim=-1).tolist()
+        for k in range(n_thoughts):
+            cells["norm"]["thought", k + 1].append(float(states[k, -1].norm()))
+            cells["norm"]["words of the question", k + 1] += words
+        if not names:
+            continue
+        inner = states[:, -1] @ torch.stack([embeddings[name] for name in row["idx_to_symbol"]]).T  # (K, nodes)
         facts = [row["idx_to_symbol"].index(b) for b in re.findall(r" is a (\w+)\.", row["question"])]
         told = facts if 2 * len(facts) == len(example.question) - 5 else []  # two tokens a fact: the words encoding
         for k in range(n_thoughts):
             for group, nodes in groups(row, k + 1).items():
-                cells.setdefault(("inner product", group, k + 1), []).extend(inner[k, v] for v in nodes)
+                cells["inner product"][group, k + 1] += [float(inner[k, v]) for v in nodes]
                 seen = [attention[k, 2 * j : 2 * j + 2].sum() for j, v in enumerate(told) if v in nodes]
-                cells.setdefault(("attention to facts", group, k + 1), []).extend(seen)
-    curves = {}
-    for (what, group, k), x in cells.items():
-        curve = curves.setdefault(what, {}).setdefault(group, [])  # a group keeps its colour, empty or not
-        if x:
-            mean, half = float(np.mean(x)), float(1.96 * np.std(x) / len(x) ** 0.5)
-            curve.append((k, mean, mean - half, mean + half))
-    return curves
+                cells["attention to facts"][group, k + 1] += seen
+    return {what: means(by) for what, by in sorted(cells.items())}
+
+
+def best(searches: list[Search], found: list[np.ndarray], k: int) -> np.ndarray:
+    """(problems, 3): after k thoughts the values of the best three nodes at depth k; 0 for a node that is not there."""
+    each = zip(searches, found, strict=True)
+    return np.array([sorted([0, 0, 0, *(x[v, k] for v in s.depth if s.depth[v] == k)])[:-4:-1] for s, x in each])
 
 
 def parallelism(searches: list[Search], found: list[np.ndarray], k: int) -> dict[str, list]:
     """[(problems in %, sum)]: values of the best 1, 2, 3 nodes at depth k after k thoughts, sorted over problems."""
-    best = [
-        sorted((x[v, k] for v, d in s.depth.items() if d == k), reverse=True)
-        for s, x in zip(searches, found, strict=True)
-    ]
-    sums = np.sort([np.cumsum([*x, 0, 0, 0])[:3] for x in best], axis=0).T.tolist()
-    return {
-        f"top {j + 1}": list(zip(np.linspace(0, 100, len(best)).tolist(), x, strict=True)) for j, x in enumerate(sums)
-    }
+    sums = np.sort(best(searches, found, k).cumsum(axis=1), axis=0).T.tolist()
+    return {f"top {j}": list(zip(np.linspace(0, 100, len(x)).tolist(), x, strict=True)) for j, x in enumerate(sums, 1)}
 
 
 def by_height(searches: list[Search], found: list[np.ndarray], k: int, which: str) -> dict[str, list]:
-    """[(height, mean value)] after k thoughts of the nodes at depth k, from where the target can be reached or not."""
-    cells = {"correct": {}, "wrong": {}}
+    """means() by height of the values, after k thoughts, of the nodes at depth k that lead to the target or do not."""
+    cells = defaultdict(list)
     for s, x in zip(searches, found, strict=True):
-        for v in (v for v, d in s.depth.items() if d == k):
-            cells["correct" if v in s.correct else "wrong"].setdefault(getattr(s, which)[v], []).append(x[v, k])
-    return {side: [(h, float(np.mean(x))) for h, x in sorted(at.items())] for side, at in cells.items()}
+        for v in (v for v in s.depth if s.depth[v] == k):
+            cells["correct" if v in s.correct else "wrong", getattr(s, which)[v]].append(x[v, k])
+    return means(dict(sorted(cells.items())))
 
 
-def sweep(run: evaluate.Run, examples: data.Split, n_thoughts: int) -> list[dict]:
-    """What evaluate.measure finds for each intervention and number of thoughts, and how many answers it flips."""
-    cells, plain = [], {}
+def beside(run: evaluate.Run, pattern: str, device: str) -> list[evaluate.Run]:
+    """Of each of BESIDE the newest run on the same data whose name fits and whose last stage has begun."""
+    found = {}
+    for path in sorted(Path("runs").glob("*/config.json"), key=lambda path: -path.parent.stat().st_mtime):
+        with contextlib.suppress(UserError, KeyError, TypeError):  # one that has saved nothing yet, or is damaged
+            method = data.read_json(path)["method"]
+            if method in BESIDE and method not in found and fnmatch.fnmatch(path.parent.name, pattern):
+                other = evaluate.Run(str(path.parent), device=device)
+                if other.data["sha256"] == run.data["sha256"] and other.stage == len(other.config["stage_steps"]) - 1:
+                    found[method] = other
+    return [found[method] for method in BESIDE if method in found]
+
+
+def sweep(run: evaluate.Run, others: list[evaluate.Run], examples: data.Split, n_thoughts: int) -> list[dict]:
+    """What evaluate.measure finds by intervention and number of thoughts, how many answers flip; then of the others."""
+    rows, plain = [], {}
     room = run.model.config.block_size - max(examples.lengths) - 2 - run.data["max_new_tokens"]  # two markers
-    todo = [("none", k) for k in range(min(n_thoughts + 2, room) + 1)]
-    todo += [(name, k) for name in evaluate.INTERVENTIONS if name != "none" for k in range(1, n_thoughts + 1)]
-    for name, k in tqdm(todo, desc="answers", unit="pass", leave=False):
-        result, texts = evaluate.measure(run, examples, run.plan_for(k), intervene=name)
+    todo = [(run, "none", k) for k in range(min(n_thoughts + 2, room) + 1)]
+    todo += [(run, name, k) for name in evaluate.INTERVENTIONS if name != "none" for k in range(1, n_thoughts + 1)]
+    todo += [(other, None, None) for other in others]
+    for who, name, k in tqdm(todo, desc="answers", unit="pass", leave=False):
+        result, texts = evaluate.measure(who, examples, who.plan_for(k), intervene=name or "none")
         answers = list(map(evaluate.final_answer, texts))
-        flipped = sum(a != b for a, b in zip(answers, plain.setdefault(k, answers), strict=True))
-        cells.append(result | {"intervene": name, "latent": k, "flipped": flipped})
-    return cells
+        n_flipped = sum(a != b for a, b in zip(answers, plain.setdefault((who, k), answers), strict=True))
+        about = dict(run=who.folder.name, method=who.config["method"], intervene=name, latent=k, flipped=n_flipped)
+        rows.append(about | result)
+    return rows
 
 
 def main(c: ProbeConfig) -> None:
@@ -187,30 +225,44 @@ def main(c: ProbeConfig) -> None:
     if not run.plan.n_thoughts:
         raise UserError(f"{run.folder.name} ({run.config['method']}, stage {run.stage}) has no thoughts to probe")
     examples, folder, K = run.split(c.split), run.folder / "probe", run.plan.n_thoughts
-    examples.rows = examples.rows[: max(1, c.n)]
-    n = len(examples.rows)
+    others = beside(run, c.beside, c.device)
+    print("beside it: " + (", ".join(other.folder.name for other in others) or "no other run on this data"))
+    n = min(len(examples.rows), max(1, c.n))
+    examples.rows = examples.rows[:n]
     folder.mkdir(exist_ok=True)
-    cells = sweep(run, examples, K)
-    plots.verdicts([cell for cell in cells if cell["intervene"] == "none"], folder / "k.png")
-    at = ("latent", "accuracy", "low", "high")
-    names = evaluate.INTERVENTIONS
-    curves = {name: [tuple(x[k] for k in at) for x in cells if x["intervene"] == name] for name in names}
-    plots.lines([("thoughts", "accuracy", curves)], folder / "interventions.png")
-    numbers = {"n": n, "interventions": cells}
+    numbers = {"n": n, "interventions": sweep(run, others, examples, K), "geometry": geometry(run, examples, K)}
+    curves, flips, said = defaultdict(list), defaultdict(list), defaultdict(list)
+    for x in numbers["interventions"]:
+        name, k = x["intervene"], x["latent"]
+        curves[name or x["method"]].append((k, x["accuracy"], x["low"], x["high"]))
+        if name:
+            flips[name].append((k, x["flipped"] / n, *evaluate.wilson(x["flipped"], n)))
+        for verdict, many in x["verdicts"].items() if name == "none" else ():
+            said[verdict].append((k, many / n))
+    bars = [("thoughts", "share of problems", said, True)] if said else []
+    levels = {"accuracy": curves["none"]} | {name: curves[name] for name in BESIDE if name in curves}
+    plots.lines([*bars, ("thoughts", "accuracy", levels)], folder / "k.png")
+    like = {name: points for name, points in curves.items() if name not in ("cot", "no_cot")}  # a curriculum as here
+    changed = ("thoughts", "share of answers that flip", flips)
+    plots.lines([("thoughts", "accuracy", like), changed], folder / "interventions.png")
+    plots.lines([("thought", what, by) for what, by in numbers["geometry"].items()], folder / "geometry.png")
+    shown = 0
     if examples.graphs is None:
-        print("these problems have no graph: geometry, parallelism and height are left out")
+        print("these problems have no graph: groups of nodes, parallelism, height and tree are left out")
     else:
-        numbers["geometry"] = geometry(run, examples, n, K)
-        plots.lines([("thought", what, by) for what, by in numbers["geometry"].items()], folder / "geometry.png")
-        texts = [[data.subject(name) for name in row["idx_to_symbol"]] for row in examples.rows]
-        found = values(run, [examples.example(i) for i in range(n)], texts, K)
+        starts = [[data.subject(name) for name in row["idx_to_symbol"]] for row in examples.rows]
+        found = values(run, [examples.example(i) for i in range(n)], starts, K)
         searches, ks = list(map(search, examples.rows)), range(1, min(2, K) + 1)
-        tops = {f"problems, sorted (%), after {k}": parallelism(searches, found, k) for k in ks}
-        plots.lines([(x, "value of the best nodes", by) for x, by in tops.items()], folder / "parallelism.png")
-        height = {(which, k): by_height(searches, found, k, which) for which in ("shortest", "longest") for k in ks}
-        heights = {f"{which} way to a leaf (steps), after {k}": by for (which, k), by in height.items()}
+        tops = {f"problems, sorted (%), thought {k}": parallelism(searches, found, k) for k in ks}
+        plots.lines([(x, "sum of the highest values", by) for x, by in tops.items()], folder / "parallelism.png")
+        ways = [(which, k) for which in ("shortest", "longest") for k in ks]
+        heights = {f"{way} way to a leaf (steps), thought {k}": by_height(searches, found, k, way) for way, k in ways}
         plots.lines([(x, "mean value", by) for x, by in heights.items()], folder / "height.png")
-        numbers |= dict(parallelism=tops, height=heights)
+        shown = int(np.argmax(best(searches, found, 1)[:, 1]))
+        plots.tree(examples.rows[shown], found[shown], folder / "tree.png")
+        print(f"tree.png shows problem {shown}, whose second best first step has the highest value after one thought")
+        numbers |= dict(parallelism=tops, height=heights, tree=found[shown].tolist())
+    numbers |= dict(problem=shown, readings=readings(run, trace(run, examples.example(shown), K)[0], 4))
     data.write_text(folder / "probe.json", json.dumps(numbers, indent=1) + "\n")
     print(f"{folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))
 

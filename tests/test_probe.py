@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import prepare
+import sample
 import train
 from nanococonut import coconut, config, data, evaluate, probe
 from nanococonut.config import CHOICES, PRESETS, TrainConfig, UserError
@@ -23,8 +24,8 @@ def made(*words):
     prepare.main(config.parse(prepare.PrepareConfig, [*small, *words]))
 
 
-def trained(*words):
-    train.main(config.parse(TrainConfig, ["smoke", "--name=run", *words], PRESETS, CHOICES))
+def trained(*words, name="run"):
+    train.main(config.parse(TrainConfig, ["smoke", f"--name={name}", *words], PRESETS, CHOICES))
 
 
 def test_groups_of_a_hand_made_graph():
@@ -57,8 +58,56 @@ def test_sums_and_means_of_known_values():
     assert list(tops) == ["top 1", "top 2", "top 3"]
     assert tops["top 1"] == [(0, 0.35), (100, 0.7)]
     assert [round(y, 9) for _, y in tops["top 2"]] == [0.45, 0.9] == [round(y, 9) for _, y in tops["top 3"]]
-    assert probe.by_height([s], [x], 2, "shortest") == {"correct": [(0, 0.5), (1, 0.1)], "wrong": [(0, 0.3)]}
-    assert probe.by_height([s], [x], 1, "longest")["correct"] == [(1, 0.2), (2, 0.7)]
+    one = {"correct": [(0, 0.5, 0.5, 0.5), (1, 0.1, 0.1, 0.1)], "wrong": [(0, 0.3, 0.3, 0.3)]}
+    assert probe.by_height([s] * 5, [x] * 5, 2, "shortest") == one
+    assert [point[:2] for point in probe.by_height([s] * 5, [x] * 5, 1, "longest")["correct"]] == [(1, 0.2), (2, 0.7)]
+    np.testing.assert_array_equal(probe.best([s], [x], 2), [[0.5, 0.3, 0.1]])
+    np.testing.assert_array_equal(probe.best([s], [x], 1), [[0.7, 0.2, 0]])
+
+
+def test_means_have_the_textbooks_interval():
+    curves = probe.means({("a", 1): [0, 2] * 8, ("b", 1): [], ("b", 2): [3] * 5, ("c", 1): [3] * 4})
+    assert curves == {"a": [(1, 1, 0.51, 1.49)], "b": [(2, 3, 3, 3)], "c": []}, "four are too few for an interval"
+
+
+@pytest.fixture
+def asked(workspace):
+    """A run of two thoughts, and its test split."""
+    made()
+    trained()
+    run = evaluate.Run("run")
+    return run, run.split("test")
+
+
+def test_a_model_that_knows_nothing_values_a_text_at_one_in_v_for_each_token(asked):
+    run, examples = asked
+    with torch.no_grad():
+        run.model.wte.weight.zero_()  # the head is the embedding: all logits are 0
+    texts = ["Every zzz is a ", data.subject(examples.rows[0]["idx_to_symbol"][2])]
+    (found,) = probe.values(run, [examples.example(0)], [texts], 2)
+    lengths = [len(run.encoding.encode_ordinary(text)) for text in texts]
+    expected = [[float(run.encoding.n_vocab) ** -n] * 3 for n in lengths]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_interventions_that_change_nothing(asked):
+    run, examples = asked
+    with torch.no_grad():  # a model that says many things, and other things for other thoughts
+        for p in run.model.h.parameters():
+            p.mul_(30)
+    _, plain = evaluate.measure(run, examples, run.plan)
+    todo = [examples.example(i) for i in range(len(examples))]
+
+    def changed(name, p=run.plan, examples=todo):
+        return evaluate.answer(run.model, examples, p, run.special, 8, change=evaluate.INTERVENTIONS[name])
+
+    bare = evaluate.answer(run.model, todo, run.plan, run.special, 8)
+    assert changed("none") == bare, "the loop that may change thoughts is the plain one where it does not"
+    assert evaluate.measure(run, examples, run.plan, intervene="none")[1] == plain
+    assert changed("permute", run.plan_for(1)) == evaluate.answer(run.model, todo, run.plan_for(1), run.special, 8)
+    assert changed("swap", examples=todo[:1] * 3) == bare[:1] * 3, "swapped with its own twin"
+    assert changed("mean", examples=todo[:1] * 3) == bare[:1] * 3
+    assert any(changed(name) != bare for name in ("zero", "noise", "swap")), "and others do change something"
 
 
 def test_values_are_products_of_token_probabilities(workspace):
@@ -87,13 +136,22 @@ def test_a_trace_is_what_the_loop_thinks(workspace):
     trained()
     run = evaluate.Run("run")
     example = run.split("test").example(0)
-    thoughts, attention = probe.trace(run, example, 2)
+    states, attention = probe.trace(run, example, 2)
+    thoughts = states[:, -1]
     (ids,), eot = evaluate.prompts([example], run.plan, run.special)
     batch = coconut.Batch(torch.tensor([ids]), torch.tensor([len(ids)]), torch.tensor([[eot]]), torch.tensor([[0]]), 2)
     torch.testing.assert_close(thoughts, coconut.forward_reference(run.model, batch).thoughts[0].detach())
     assert attention.shape == (2, len(ids))
     np.testing.assert_allclose(attention[0].sum(), run.model.config.n_head, rtol=1e-4)
     assert attention[1].sum() < run.model.config.n_head, "the second looks at the first too"
+    model, x = run.model, run.model.wte(torch.tensor([ids])) + run.model.wpe(torch.arange(len(ids)))
+    torch.testing.assert_close(states[0, 0], model.ln_f(model.h[0](x)[0])[0, -1].detach())  # a layer below the thought
+    read = probe.readings(run, states, 3)
+    assert [len(read), len(read[0]), len(read[0][0])] == [2, 2, 3]
+    probabilities = model.logits(thoughts[1]).softmax(-1)
+    ((word, p), *_) = read[1][-1]
+    assert math.isclose(p, probabilities.max().item(), rel_tol=1e-5)
+    assert word == " ".join(run.encoding.decode([probabilities.argmax().item()]).split()) or word.startswith("'")
 
 
 def test_a_nodes_embedding_is_the_mean_of_the_pieces_that_say_it(workspace):
@@ -115,7 +173,7 @@ def test_the_command_makes_every_figure(workspace, capsys):
     probe.main(probe.ProbeConfig())
     folder = Path("runs/run/probe")
     figures = {path.stem for path in folder.glob("*.png") if path.read_bytes().startswith(b"\x89PNG")}
-    assert figures == {"k", "interventions", "geometry", "parallelism", "height"}
+    assert figures == {"k", "interventions", "geometry", "parallelism", "height", "tree"}
     numbers = json.loads((folder / "probe.json").read_text())
     cells = {(x["intervene"], x["latent"]): x for x in numbers["interventions"]}
     assert {k for name, k in cells if name == "none"} >= {0, 1, 2}, "and as many more as fit"
@@ -124,15 +182,69 @@ def test_the_command_makes_every_figure(workspace, capsys):
     }
     assert cells["none", 2]["flipped"] == cells["permute", 1]["flipped"] == 0
     assert cells["permute", 1]["accuracy"] == cells["none", 1]["accuracy"]
-    assert set(numbers["geometry"]) == {"inner product", "attention to facts"}
+    assert set(numbers["geometry"]) == {"norm", "inner product", "attention to facts"}
+    assert [len(layers) for layers in numbers["readings"]] == [2, 2]
+    assert 0 <= numbers["problem"] < 8
+    assert "beside it: no other run on this data" in capsys.readouterr().out
+
+
+def test_other_runs_stand_beside(workspace, capsys):
+    made()
+    for method in ("coconut", "cot", "no_thought", "pause"):
+        trained(f"--method={method}", name=method)
+    trained("--method=cot", name="newer")
+    made("--seed=9")
+    trained("--method=no_cot", name="elsewhere")
+    made()
+    trained("--method=pause_as_thought", name="unfinished")
+    state = torch.load("runs/unfinished/best.pt", weights_only=True)
+    torch.save(state | {"stage": 1}, "runs/unfinished/best.pt")
+    Path("runs/damaged").mkdir()
+    Path("runs/damaged/config.json").write_text("[]")
+    found = probe.beside(evaluate.Run("coconut"), "*", "cpu")
+    assert [run.folder.name for run in found] == ["newer", "no_thought"]
+    assert [run.folder.name for run in probe.beside(evaluate.Run("coconut"), "[cn]o*", "cpu")] == ["cot", "no_thought"]
+    probe.main(probe.ProbeConfig("coconut"))
+    assert "beside it: newer, no_thought\n" in capsys.readouterr().out
+    numbers = json.loads(Path("runs/coconut/probe/probe.json").read_text())
+    beside = {x["method"]: x for x in numbers["interventions"] if x["intervene"] is None}
+    run = evaluate.Run("newer")
+    assert beside["cot"]["accuracy"] == evaluate.measure(run, run.split("test"), run.plan)[0]["accuracy"]
+    assert set(beside) == {"cot", "no_thought"}
+
+
+def test_the_tree_in_words_and_drawn(asked, capsys):
+    row = ROW | {"steps": ["Tom is a b.", "Every b is a c."]}
+    row["neg_target"] = 5
+    known = np.arange(21).reshape(7, 3) / 100
+    assert sample.outline(row, known, 0) == [
+        "  0.01 0.02  Tom *",
+        "  0.04 0.05     b *",
+        "  0.07 0.08        c *",
+        "  0.10 0.11     d",
+        "  0.13 0.14        e",
+        "  0.16 0.17        f",
+    ]
+    sample.main(sample.SampleConfig(layers=True, plot="tree.png"))
+    assert Path("tree.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert "  thought 2, layer 1  " in printed and "  thought 2, layer 2  " in printed
+    assert " *\n" in printed
+    for wrong in (dict(plot="tree.pdf"), dict(plot="t.png", latent=0), dict(plot="t.png", question="Is Tom a x or y?")):
+        with pytest.raises(UserError, match=r"expected FILE\.png, a run with thoughts, and a problem with a graph"):
+            sample.main(sample.SampleConfig(**wrong))
 
 
 def test_a_run_without_graphs_gets_what_makes_sense(workspace, capsys):
     made("prontoqa")
     trained("--task=prontoqa")
     probe.main(probe.ProbeConfig())
-    assert "these problems have no graph: geometry, parallelism and height are left out" in capsys.readouterr().out
-    assert {path.name for path in Path("runs/run/probe").iterdir()} == {"k.png", "interventions.png", "probe.json"}
+    printed = capsys.readouterr().out
+    assert "these problems have no graph: groups of nodes, parallelism, height and tree are left out\n" in printed
+    made_files = {path.name for path in Path("runs/run/probe").iterdir()}
+    assert made_files == {"k.png", "interventions.png", "geometry.png", "probe.json"}
+    numbers = json.loads(Path("runs/run/probe/probe.json").read_text())
+    assert set(numbers["geometry"]) == {"norm"} and len(numbers["readings"]) == 2
 
 
 def test_a_run_without_thoughts_is_refused(workspace):
