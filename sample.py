@@ -32,7 +32,7 @@ class SampleConfig:
 
 def outline(row: dict, values, v: int) -> list[str]:
     """Values of node v after 1, 2, ... thoughts and its name; below it what shortest ways lead to; * on the chain."""
-    depth, mark = data.distances(row["edges"], row["root"]), " *" * (v in data.graph_of(row).path)
+    depth, mark = data.distances(row["edges"], row["root"]), " *" * (v in data.chain_of(row))
     line = " ".join(f"{x:.2f}" for x in values[v, 1:]) + "   " * depth[v] + f"  {row['idx_to_symbol'][v]}{mark}"
     edges = [(a, b) for a, b in row["edges"] if a == v and depth[b] == depth[v] + 1]
     return [f"  {line}", *(text for _, b in edges for text in outline(row, values, b))]

@@ -31,18 +31,9 @@ N_EVAL = 300  # questions of valid at most, each time: ProsQA's whole split
 SLACK = 8  # tokens that an answer may be longer than the longest chain in the data
 
 
-def schedule(c: TrainConfig) -> list[int]:
-    """Steps of each stage 0..max_stage.
-
-    >>> schedule(TrainConfig(stage_steps=(20,), max_stage=2)), schedule(TrainConfig(stage_steps=(50, 5)))
-    ([20, 20, 20], [50, 5])
-    """
-    return list(c.stage_steps) * (c.max_stage + 1) if len(c.stage_steps) == 1 else list(c.stage_steps)
-
-
 def plan(c: TrainConfig, stage: int, chain: int = 0, behind: float = 0.0) -> curriculum.Plan:
     """The run's plan of a stage, as in curriculum.plan."""
-    return curriculum.plan(c.method, stage, len(schedule(c)) - 1, c.c_thought, chain, behind, c.extra_stage)
+    return curriculum.plan(c.method, stage, len(c.schedule) - 1, c.c_thought, chain, behind, c.extra_stage)
 
 
 def print_schedule(c: TrainConfig, steps: list[int]) -> None:
@@ -178,7 +169,7 @@ def main(c: TrainConfig) -> None:
         torch.set_float32_matmul_precision("high")  # TF32 where a matrix product is still in float32
     dataset = data.Dataset(c.task)
     problems, valid = dataset.split("train"), dataset.split("valid")
-    steps = schedule(c)
+    steps = c.schedule
     ends = list(itertools.accumulate(steps))  # of the stages, in steps
     plans = [plan(c, stage, dataset.meta["longest"]["chain"]) for stage in range(len(steps))]
     if c.batch_size < n_processes:

@@ -48,8 +48,7 @@ def tell(row: dict, rng: random.Random, names: list[str] | None = None, keep: fl
     >>> t.rests[0]
     ['Tom is a ', 'lempus.\\nEvery lempus is a ', 'rempus.', '\\n', '### Tom is a ', 'rempus.']
     """
-    own, names = row["idx_to_symbol"], names or row["idx_to_symbol"]
-    nodes = [row["root"], *(own.index(step.rstrip(".").split()[-1]) for step in row["steps"])]
+    names, nodes = names or row["idx_to_symbol"], chain_of(row)
     question, chain, path = [], set(zip(nodes, nodes[1:], strict=False)), [names[v] for v in nodes]
     for a, b in rng.sample(row["edges"], len(row["edges"])):
         if keep == 1 or (a, b) in chain or rng.random() < keep:
@@ -60,6 +59,11 @@ def tell(row: dict, rng: random.Random, names: list[str] | None = None, keep: fl
     links = [f"{name}.\n{subject(name)}" for name in path[:-1]]  # each ends a step and begins the next
     rests = [[subject(path[k]), *links[k + 1 :], f"{path[-1]}.", "\n", *answer] for k in range(len(path) - 1)]
     return Example(question, [*rests, answer])
+
+
+def chain_of(row: dict) -> list[int]:
+    """The nodes of a problem's steps, root first."""
+    return [row["root"], *(row["idx_to_symbol"].index(step.rstrip(".").split()[-1]) for step in row["steps"])]
 
 
 def subject(name: str) -> str:

@@ -113,7 +113,7 @@ def lines(panels: list[tuple], out: Path) -> None:
 
 def tree(row: dict, values, out: Path) -> None:
     """What the root reaches, a line for each depth d; over a node its value after d thoughts; the chain is orange."""
-    depth, path = data.distances(row["edges"], row["root"]), data.graph_of(row).path
+    depth, path = data.distances(row["edges"], row["root"]), data.chain_of(row)
     levels = [[v for v in depth if depth[v] == d] for d in range(max(depth.values()) + 1)]
     at = {v: (i - (len(level) - 1) / 2, -d) for d, level in enumerate(levels) for i, v in enumerate(level)}
     (fig, axes), boxes = plt.subplots(figsize=(7.5, 1 + 0.75 * len(levels)), layout="constrained"), {}
