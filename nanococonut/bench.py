@@ -148,10 +148,9 @@ def main(c: BenchConfig) -> None:
     batches, rows = [bench.batch(K) for K in range(c.max_thoughts + 1)], []
     for K, batch in enumerate(batches):
         step = bench.seconds(lambda batch=batch: bench.step(batch))
-        row = dict(
-            thoughts=K, step=step, **dict(zip(PHASES, bench.phases(batch), strict=True)), examples_per_s=B / step
-        )
-        rows.append(row | dict(tokens_per_s=B * (P + K + S) / step, mfu=bench.flops(batch) / step / rate))
+        row = dict(thoughts=K, step=step) | dict(zip(PHASES, bench.phases(batch), strict=True))
+        row |= dict(examples_per_s=B / step, tokens_per_s=B * (P + K + S) / step)
+        rows.append(row | dict(mfu=bench.flops(batch) / step / rate))
         _, *times, examples, tokens, mfu = rows[-1].values()
         print(f"{K:10}" + "".join(f"{1e3 * t:10.1f}" for t in times) + f"{examples:10.0f}{tokens:10.0f}{mfu:10.1%}")
     kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -172,9 +171,8 @@ def main(c: BenchConfig) -> None:
         bench.step(batch)
     found |= dict(compile=bench.clock() - began - sum(row["step"] for row in rows))
     found |= dict(compiled_first=bench.seconds(lambda: bench.step(first)))
-    found |= dict(
-        compiled_last=bench.seconds(lambda: bench.step(last)), last_over_first=rows[-1]["step"] / rows[0]["step"]
-    )
+    found |= dict(compiled_last=bench.seconds(lambda: bench.step(last)))
+    found |= dict(last_over_first=rows[-1]["step"] / rows[0]["step"])
     print("\n".join(f"{key.replace('_', ' ')}: {value:.4g}" for key, value in list(found.items())[8:]))
     stem = Path("results") / f"bench-{c.preset}-{bench.device.type}"
     stem.parent.mkdir(exist_ok=True)
