@@ -11,7 +11,7 @@ import pytest
 
 import prepare
 import sample
-from nanococonut import config, evaluate, probe, table1
+from nanococonut import bench, config, evaluate, probe, table1
 
 ROOT = Path(__file__).parents[1]
 RELEASED = ROOT.parent / "shared/data/prosqa_valid_official.json"
@@ -21,15 +21,18 @@ PARSERS = {
     "sample.py": lambda words: config.parse(sample.SampleConfig, words),
     "nanococonut.table1": lambda words: config.parse(table1.Table1Config, words),
     "nanococonut.probe": lambda words: config.parse(probe.ProbeConfig, words),
+    "nanococonut.bench": lambda words: config.parse(bench.BenchConfig, words),
     "nanococonut.evaluate": lambda words: config.parse(evaluate.EvaluateConfig, words),
 }
 
 
 def commands():
-    """Every `python ...` and `make ...` in the README's and RESULTS.md's code."""
+    """Every `python ...` and `make ...` in the README's and RESULTS.md's code, and what the Makefile calls."""
     text = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "RESULTS.md"))
     blocks = re.findall(r"^```sh\n(.+?)^```", text, re.MULTILINE | re.DOTALL) + re.findall(r"`(python [^`]+)`", text)
     blocks = [" ".join(block.split("\n")) if block.startswith("python") else block for block in blocks]
+    makefile = re.findall(r"^\t\$\((?:PYTHON|BIN)\)(?:/python)? (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    blocks += [f"python {line}" for line in makefile if not line.startswith(("-m venv", "-m pip", "-m pytest"))]
     lines = [part.strip() for block in blocks for line in block.splitlines() for part in line.split("#")[0].split("&&")]
     return sorted({line for line in lines if line.startswith(("python ", "make "))})
 
