@@ -55,7 +55,7 @@ def start(*words, code=None):
 
 def finished(*words, code=None):
     process = start(*words, code=code)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out.decode(), err.decode()
 
 
@@ -125,7 +125,7 @@ def test_a_signal_saves_and_says_how_to_go_on(workspace, number):
     while not Path("runs/run/log.csv").exists():
         time.sleep(0.05)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     step = state_of("run")["step"]
     assert process.returncode == 128 + number
     last = f"stopped at step {step}; to go on: the same command with --name=run --resume=true"
@@ -208,7 +208,7 @@ def test_two_processes_go_on_as_one_would(workspace):
     assert state_of("two")["step"] == 2
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*torchrun, str(ROOT / "train.py"), *words, "--name=two", "--resume=true"]
-    done = subprocess.run(command, env=ENV, capture_output=True, timeout=180)
+    done = subprocess.run(command, env=ENV, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stderr.decode()[-3000:]
     assert done.stdout.decode().count("runs/two goes on from step 2") == 1, "the second process is silent"
 
