@@ -283,8 +283,8 @@ def main(c: TrainConfig) -> None:
     progress.close()
     if rank == 0:
         plots.curves(csv, folder / "curves.png")
-        took = f"{folder} after {time.time() - began:.0f} s"
-        print(f"{took}: {best:.1%} of valid right. Next: python sample.py {folder.name}")
+        end = f"{best:.1%} of valid right. Next: python sample.py {folder.name}"
+        print(f"{folder} after {time.time() - began:.0f} s: {end}")
     if n_processes > 1:
         distributed.destroy_process_group()
 

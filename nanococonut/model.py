@@ -103,11 +103,6 @@ def attend(q: Tensor, segments: list[Segment], dropout: float = 0.0) -> tuple[Te
     return sum(Read.apply(part, s.v, s.notes[1], False) for part, s in zip(parts, segments, strict=True)), att
 
 
-def causal_bias(n: int, device: torch.device) -> Tensor:
-    """(n, n): 0 on and below the diagonal, -inf above."""
-    return torch.full((n, n), -math.inf, device=device).triu(1)
-
-
 class CausalSelfAttention(nn.Module):
     """Multi-head attention; c_attn holds the maps to queries, keys and values, one below the other."""
 
@@ -127,15 +122,15 @@ class CausalSelfAttention(nn.Module):
         No past and no reader: every position of x sees itself and what lies before, through the flash kernel.
         `maps`, a list, makes every case take the written-out path and receives the attention map.
         """
-        C = x.size(-1)
+        _, T, C = x.shape
         if reader is None:
             q, k, v = (self.heads(part) for part in self.c_attn(x).split(C, dim=-1))  # (B, H, T, D) each
-            bias = causal_bias(x.size(1), x.device) if x.size(1) > 1 else None
+            bias = torch.full((T, T), -math.inf, device=x.device).triu(1) if T > 1 else None  # later keys are hidden
         else:  # keys and values everywhere, one query a row
             weight, b = self.c_attn.weight, self.c_attn.bias
             q = self.heads(F.linear(rows_at(x, reader), weight[:C], b[:C]))  # (B, H, 1, D)
             k, v = (self.heads(part) for part in F.linear(x, weight[C:], b[C:]).split(C, dim=-1))  # (B, H, T, D) each
-            bias = hide_after(reader, x.size(1))  # (B, 1, 1, T)
+            bias = hide_after(reader, T)  # (B, 1, 1, T)
         if not past and reader is None and maps is None:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout * self.training)
         else:
