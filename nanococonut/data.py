@@ -15,13 +15,11 @@ import json
 import os
 import random
 import re
-import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from nanococonut import tokenizer
 from nanococonut.config import UserError
@@ -31,7 +29,8 @@ TASKS = ("prosqa", "prontoqa", "gsm8k")
 SPLITS = ("train", "valid", "test")
 # A node is a number, with a name and edges from and to it; target is reached from root, neg_target is not.
 GRAPH_FIELDS = ("idx_to_symbol", "edges", "root", "target", "neg_target")
-MAX_DOWNLOAD = 2**31  # bytes
+MAX_DOWNLOAD = 2 * 10**9  # bytes, kept in memory while they are checked
+ALLOWED = re.compile(r"https://|http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)")  # http: this machine alone
 
 
 def tell(row: dict, rng: random.Random, names: list[str] | None = None, keep: float = 1.0) -> Example:
@@ -194,45 +193,23 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def is_allowed(url: str) -> bool:
-    """https anywhere, http on this machine alone."""
-    here = urllib.parse.urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
-    return url.startswith("https://") or (url.startswith("http://") and here)
-
-
-def fetch(url: str, path: Path, option: str, digest: str | None = None, check=None) -> Path:
-    """path, which now holds what is at an allowed address, whole and with this sha256; else raises UserError.
-
-    option  the setting that takes a path instead, for the message
-    check   function of a path that raises UserError where the file is not what it should be
-    """
-    if not is_allowed(url):
-        raise UserError(f"{url}: only https addresses are fetched")
-
-    def copy(file):
-        try:
-            with urllib.request.urlopen(url, timeout=30) as reply:
-                if not is_allowed(reply.url):  # where it was sent on to
-                    raise UserError(f"{url} leads to {reply.url}: only https addresses are fetched")
-                total, found = int(reply.headers["Content-Length"] or 0), hashlib.sha256()
-                with tqdm(total=total or None, desc=path.name, unit="B", unit_scale=True) as progress:
-                    while file.tell() <= MAX_DOWNLOAD and (part := reply.read(2**20)):
-                        progress.update(file.write(part))
-                        found.update(part)
-            if file.tell() > MAX_DOWNLOAD:
-                raise UserError(f"{url} is larger than {MAX_DOWNLOAD >> 20} MiB")
-            if file.tell() < total:
-                raise OSError(f"the connection broke off after {file.tell()} of {total} bytes")
-            if digest not in (None, found.hexdigest()):
-                raise OSError(f"invalid hash value, expected {digest}")
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise UserError(f"cannot fetch {url} ({error}); download it and give its path as --{option}") from None
-        if check:
-            file.flush()
-            check(Path(file.name))
-
+def fetch(url: str, path: Path, option: str, digest: str | None = None) -> Path:
+    """path, which now holds what is at an https address, whole, with this sha256. Raises UserError, naming option."""
+    try:
+        if not ALLOWED.match(url):
+            raise ValueError("only https addresses are fetched")
+        with urllib.request.urlopen(url, timeout=30) as reply:
+            if not ALLOWED.match(reply.url):
+                raise ValueError(f"it leads to {reply.url}; only https addresses are fetched")
+            total, content = int(reply.headers["Content-Length"] or 0), reply.read(MAX_DOWNLOAD + 1)
+        if not total <= len(content) <= MAX_DOWNLOAD:
+            raise ValueError(f"{len(content)} bytes came of {total}, and {MAX_DOWNLOAD} are allowed")
+        if digest not in (None, hashlib.sha256(content).hexdigest()):
+            raise ValueError(f"invalid hash value, expected {digest}")
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise UserError(f"cannot fetch {url} ({error}); download it and give its path as --{option}") from None
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, copy)
+    write_atomically(path, lambda file: file.write(content))
     return path
 
 

@@ -1,5 +1,6 @@
 """The questions: sound, like the released ones, the same for the same seed, and files of others taken as they are."""
 
+import io
 import json
 import random
 from collections import Counter
@@ -267,7 +268,34 @@ def test_mistakes(workspace, words, message):
     assert not Path("data").exists()
 
 
-def test_three_examples_are_printed(workspace, capsys):
+@pytest.mark.parametrize(
+    ("end", "claimed", "message"),
+    [
+        ("https://a.org/x.json", 4, None),
+        ("http://127.0.0.1:80/x.json", 4, None),
+        ("http://a.org/x.json", 4, "it leads to http://a.org/x.json; only https addresses are fetched"),
+        ("http://localhost:80@a.org/x.json", 4, "only https addresses"),
+        ("http://localhost.a.org/x.json", 4, "only https addresses"),
+        ("https://a.org/x.json", 5, "4 bytes came of 5"),
+        ("https://a.org/x.json", 0, "4 bytes came of 0, and 3 are allowed"),
+    ],
+)
+def test_what_is_fetched_is_whole_not_too_large_and_from_an_allowed_address(
+    tmp_path, monkeypatch, end, claimed, message
+):
+    reply = type("Reply", (io.BytesIO,), {"url": end, "headers": {"Content-Length": claimed}})(b"four")
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: reply)
+    monkeypatch.setattr(data, "MAX_DOWNLOAD", 8 if claimed else 3)
+    path = tmp_path / "kept/x.json"
+    if message:
+        with pytest.raises(UserError, match=message):
+            data.fetch("https://here.org/x.json", path, "source")
+        assert not path.parent.exists()
+    else:
+        assert data.fetch("https://here.org/x.json", path, "source").read_bytes() == b"four"
+
+
+def test_an_example_is_printed(workspace, capsys):
     run("prosqa", *SMALL)
     printed = capsys.readouterr().out
     assert printed.count("### ") == 3 and " words, see data/prosqa/preview.txt" in printed
