@@ -19,7 +19,6 @@ was fitted to the released 300 validation and 500 test problems, and tests/test_
 
 import math
 import random
-import urllib.parse
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nanococonut import config, data
-from nanococonut.config import UserError
 from nanococonut.curriculum import layout
 
 PERSONS = "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren".split()
@@ -205,9 +203,8 @@ def generate(c: PrepareConfig) -> dict[str, list[dict]]:
                     rows.append(drawn[0]())
                     progress.update()
                 if n_tries >= 1000 and len(seen) < n_tries / 200:
-                    what = f"chains of {c.min_hops} to {c.max_hops} hops ({len(seen)} distinct in {n_tries})"
-                    rarely = f"graphs of {c.n_nodes} nodes hardly ever have {what}"
-                    raise UserError(f"{rarely}; try more nodes or fewer hops")
+                    rarely = f"graphs of {c.n_nodes} nodes hardly ever have chains of {c.min_hops} to {c.max_hops} hops"
+                    raise config.UserError(f"{rarely}; try more nodes or fewer hops")
     return splits
 
 
@@ -220,44 +217,29 @@ def read_source(c: PrepareConfig) -> dict[str, list[dict]]:
     if c.source.endswith((".json", ".txt")) or Path(c.source).is_file():
         rows = read_file(c.source, c)
         if len(rows) < 10:
-            raise UserError(f"{c.source} has {len(rows)} problems; 10 are needed for 80/10/10")
+            raise config.UserError(f"{c.source} has {len(rows)} problems; 10 are needed for 80/10/10")
         random.Random(f"split {c.seed}").shuffle(rows)
         a, b = len(rows) * 8 // 10, len(rows) * 9 // 10
         return {"train": rows[:a], "valid": rows[a:b], "test": rows[b:]}
     splits = {}
     for split, host in zip(data.SPLITS, GSM8K_HOSTS, strict=True):
-        names = [f"{split}{kind}", f"{c.task}_{split}{kind}"]
-        if not c.source:
-            where = GSM8K.format(host, split)
-        elif "://" in c.source:
-            where = f"{c.source.rstrip('/')}/{names[1]}"
-        else:
-            where = next((path for name in names if (path := Path(c.source) / name).exists()), None)
-            if not where:
-                raise UserError(f"{c.source} has neither {names[0]} nor {names[1]}")
-        splits[split] = read_file(str(where), c)
+        named = f"{c.source.rstrip('/')}/{c.task}_{split}{kind}"  # as the released files are
+        where = named if "://" in named or Path(named).exists() else f"{c.source}/{split}{kind}"
+        splits[split] = read_file(where if c.source else GSM8K.format(host, split), c)
     return splits
 
 
 def read_file(where: str, c: PrepareConfig) -> list[dict]:
-    """The problems of a JSON file, or of lines `question||<<a>> <<b>> #### answer`, on disk or at an address.
-
-    What is fetched is kept under data/<name>/source/. Raises UserError.
-    """
+    """The problems of a JSON file, or of lines `question||<<a>> <<b>> #### answer`, on disk or at an address."""
     path = Path(where)
     if "://" in where:
-        kept = data.folder_of("data", c.name or c.task) / "source"
-        path = data.fetch(where, data.folder_of(str(kept), Path(urllib.parse.urlsplit(where).path).name), "source")
+        path = data.fetch(where, data.folder_of("data", c.name or c.task) / "source" / path.name, "source")
     if path.suffix != ".txt":
         return data.read_rows(path)
-    lines = enumerate(data.read_text(path).splitlines(), start=1)
-    rows = {number: gsm8k_row(line) for number, line in lines if line.strip()}
-    if not rows:
-        raise UserError(f"{path} holds no problem")
-    for number, row in rows.items():
-        if problem := data.row_problem(row):
-            raise UserError(f"{path}: line {number}: {problem}; expected question||<<step>> <<step>> #### answer")
-    return list(rows.values())
+    rows = [gsm8k_row(line) for line in data.read_text(path).rstrip().split("\n")]
+    if bad := [number for number, row in enumerate(rows, start=1) if not data.is_problem(row)]:
+        raise config.UserError(f"{path}: line {bad[0]}: expected question||<<step>> <<step>> #### answer")
+    return rows
 
 
 def gsm8k_row(line: str) -> dict:
@@ -285,8 +267,7 @@ def main(c: PrepareConfig) -> None:
     config.demand(c, "train valid test", lambda n: 0 <= n <= 10**7, f"from 0 to {10**7}")
     config.demand(c, "n_nodes", lambda n: 3 <= n <= n_names, f"from 3 to {n_names}, as many as there are names")
     config.demand(c, "hops", lambda n: 1 <= n <= n_hops, f"from 1 to {n_hops}: there are {len(KINDS)} concepts")
-    if not 1 <= c.min_hops <= c.max_hops:
-        raise UserError(f"--min_hops={c.min_hops} --max_hops={c.max_hops} should be 1 <= min_hops <= max_hops")
+    config.demand(c, "min_hops", lambda n: 1 <= n <= c.max_hops, f"from 1 to --max_hops={c.max_hops}")
     data.folder_of("data", c.name or c.task)  # a name that leads elsewhere is refused before any work
     splits = read_source(c) if c.source or c.task == "gsm8k" else generate(c)
     lengths = Counter(len(row["steps"]) for row in splits["train"])

@@ -116,8 +116,6 @@ def read_text(path: Path) -> str:
     """What a text file holds. Raises UserError."""
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path} not found") from None
     except (ValueError, OSError) as error:  # ValueError: not utf-8, no path
         raise UserError(f"cannot read {path} as text in utf-8 ({error})") from None
     if text.startswith("version https://git-lfs"):
@@ -138,36 +136,26 @@ def read_rows(path: Path) -> list[dict]:
     rows = read_json(path)
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path} should hold a list of problems like {{question, steps, answer}}, and at least one")
-    for i, row in enumerate(rows):
-        if problem := row_problem(row):
-            raise UserError(f"{path}: row {i}: {problem}")
+    if bad := [i for i, row in enumerate(rows) if not is_problem(row)]:
+        graph = "and with a graph each name once, nodes by number, steps that end in a name"
+        raise UserError(f"{path}: row {bad[0]}: expected {{question: text, steps: [text], answer: text}}, {graph}")
     return rows
 
 
-def is_texts(value) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
-
-
-def row_problem(row) -> str | None:
-    """What is wrong with a row, or None."""
-    if not isinstance(row, dict):
-        return "not an object {question, steps, answer}"
-    for field in ("question", "answer"):
-        if not isinstance(row.get(field), str) or not row[field]:
-            return f"{field!r} should be a text that is not empty"
-    if not is_texts(row.get("steps")):
-        return "'steps' should be a list of texts"
-    if has_graph(row):
-        names, edges, *ends = (row[field] for field in GRAPH_FIELDS)  # a node is a number, an edge [from, to]
-        if not is_texts(names) or "" in names or len(set(names)) < len(names):
-            return "'idx_to_symbol' should be a list of names, each once"
-        nodes = range(len(names))
-        pairs = isinstance(edges, list) and all(isinstance(edge, list) and len(edge) == 2 for edge in edges)
-        if not pairs or not all(isinstance(v, int) and v in nodes for v in [*ends, *(v for e in edges for v in e)]):
-            return f"edges, root, target and neg_target should be node numbers from 0 to {len(names) - 1}"
-        if not all(step.rstrip(".").split()[-1:] and step.rstrip(".").split()[-1] in names for step in row["steps"]):
-            return "a step should end in a name of idx_to_symbol"
-    return None
+def is_problem(row) -> bool:
+    """Whether a row follows the schema and its graph, if it has one, holds together."""
+    try:
+        lists, texts = [row["steps"]], [row["question"], row["answer"], *row["steps"]]
+        checks = texts[:2]
+        if has_graph(row):
+            chain_of(row)  # raises where a step ends in no name
+            names, edges, *ends = (row[field] for field in GRAPH_FIELDS)
+            lists, texts = [*lists, names, edges], [*texts, *names]
+            nodes = [*ends, *(v for a, b in edges for v in (a, b))]
+            checks += [*names, len(set(names)) == len(names), *(type(v) is int and 0 <= v < len(names) for v in nodes)]
+        return all(isinstance(x, list) for x in lists) and all(isinstance(x, str) for x in texts) and all(checks)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+        return False
 
 
 def write_atomically(path: Path, write) -> None:

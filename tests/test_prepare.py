@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -235,15 +236,15 @@ def test_a_folder_is_taken_split_by_split(workspace):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git-LFS pointer"),
         (
             json.dumps([*ROWS[:3], {"question": "q", "answer": "a"}]).encode(),
-            "row 3: 'steps' should be a list of texts",
+            "row 3: expected {question: text, steps: [text], answer: text}",
         ),
-        (json.dumps([{"question": "", "steps": [], "answer": "a"}]).encode(), "row 0: 'question'"),
+        (json.dumps([{"question": "", "steps": [], "answer": "a"}]).encode(), "row 0: expected"),
         (json.dumps(ROWS[:5]).encode(), "10 are needed"),
     ],
 )
 def test_bad_files_are_named(workspace, content, message):
     (workspace / "bad.json").write_bytes(content)
-    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+    with pytest.raises(UserError, match=re.escape(message)):
         run("prosqa", "--source=bad.json")
     assert not Path("data").exists()
 
@@ -252,12 +253,12 @@ def test_bad_files_are_named(workspace, content, message):
     "words, message",
     [
         (["nope"], "unknown task 'nope', choose from prosqa"),
-        (["--source=missing"], "missing has neither train.json"),
-        (["--source=missing.json"], "missing.json not found"),
+        (["--source=missing"], "cannot read missing/train.json"),
+        (["--source=missing.json"], "cannot read missing.json"),
         (["--source=http://example.com/x.json"], "only https addresses"),
         (["--name=../x"], "is not a name for data/"),
         (["--n_nodes=60"], "--n_nodes=60 should be from 3 to 40"),
-        (["--min_hops=5", "--max_hops=4"], "should be 1 <= min_hops <= max_hops"),
+        (["--min_hops=5", "--max_hops=4"], "--min_hops=5 should be from 1 to --max_hops=4"),
         (["--n_nodes=5", "--min_hops=6"], "hardly ever"),
         (["--train=-1"], "--train=-1 should be from 0"),
     ],
@@ -266,6 +267,32 @@ def test_mistakes(workspace, words, message):
     with pytest.raises(UserError, match=message):
         run(*words)
     assert not Path("data").exists()
+
+
+GRAPH = {"idx_to_symbol": ["Tom", "a", "b", "Max"], "edges": [[0, 1], [1, 2], [3, 1]], "root": 0, "target": 2}
+GRAPH |= {"question": "q", "answer": "a", "steps": ["Tom is a a.", "Every a is a b."], "neg_target": 1}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("idx_to_symbol", ["Tom", "a", "b", "b"]),
+        ("idx_to_symbol", ["Tom", "a", "b", ""]),
+        ("idx_to_symbol", "Tab"),
+        ("edges", {}),
+        ("edges", [[0, 1, 2]]),
+        ("edges", [[0, 4]]),
+        ("root", "Tom"),
+        ("target", -1),
+        ("neg_target", None),
+        ("steps", ["Tom is a zzz."]),
+        ("steps", ["."]),
+        ("steps", None),
+        ("answer", 3),
+    ],
+)
+def test_a_graph_that_does_not_hold_together_is_refused(field, value):
+    assert data.is_problem(GRAPH) and not data.is_problem(GRAPH | {field: value})
 
 
 @pytest.mark.parametrize(
