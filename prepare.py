@@ -46,7 +46,6 @@ FAMILIES = """large/small bright/dull transparent/opaque slow/fast/moderate hot/
 red/blue/brown/orange sour/sweet/bitter/spicy loud/muffled wooden/metallic/liquid luminous nervous/happy/feisty/shy
 melodic/discordant snowy/overcast/sunny/rainy/windy kind/mean/angry/amenable/aggressive"""
 FAMILIES = [family.split("/") for family in FAMILIES.split()]
-
 CHOICES = {"task": data.TASKS, "tokenizer": ("words", "gpt2")}
 
 
@@ -80,24 +79,18 @@ def draw_graph(n_nodes: int, rng: random.Random) -> list[list[int]]:
         r = rng.random()
         only = 1 if r <= 0.35 else 2 if r <= 0.80 else None  # which root's own nodes may be parents; None: any node
         candidates = [v for v in range(node) if only is None or reached_by[v] == only]
-        n_parents = min(poisson(1.5, rng), len(candidates))
+        n_parents, product = 0, rng.random()  # a Poisson draw of mean 1.5, by multiplying uniform ones (Knuth)
+        while product > math.exp(-1.5):
+            n_parents, product = n_parents + 1, product * rng.random()
         # Weighted sampling without replacement (Efraimidis and Spirakis 2006): deep nodes make likelier parents.
         keys = {v: rng.random() ** (1 / (1.5 * depth[v] + 1)) for v in candidates}
-        parents = sorted(candidates, key=keys.get)[len(candidates) - n_parents :]
+        parents = sorted(candidates, key=keys.get)[max(0, len(candidates) - n_parents) :]
         reached_by.append(0)
         for parent in parents:
             reached_by[node] |= reached_by[parent]
         depth.append(1 + min((depth[parent] for parent in parents), default=-1))
         edges += [[parent, node] for parent in parents]
     return edges
-
-
-def poisson(mean: float, rng: random.Random) -> int:
-    """A Poisson draw, by multiplying uniform ones (Knuth)."""
-    n, product = 0, rng.random()
-    while product > math.exp(-mean):
-        n, product = n + 1, product * rng.random()
-    return n
 
 
 def shortest_path(edges: list[list[int]], distance: dict[int, int], target: int, rng: random.Random) -> list[int]:
@@ -173,12 +166,9 @@ def prontoqa(c: PrepareConfig, rng: random.Random) -> tuple:
     query = f"True or false: {entity} is {'not ' * negated}{asked}."
     used = [facts[link] for link in zip(chain, chain[1:], strict=False)] + [facts[properties[chain[-1]]]]
     steps = [f"{entity} is a {concept}. {fact}" for concept, fact in zip(chain, used, strict=True)]
-    row = {
-        "question": " ".join([*rng.sample(list(facts.values()), len(facts)), *about, query]),
-        "answer": str(has != negated),
-        "steps": [*steps, f"{entity} is {'' if has else 'not '}{asked}."],
-    }
-    return lambda: row, (row["question"],)
+    steps += [f"{entity} is {'' if has else 'not '}{asked}."]
+    question = " ".join([*rng.sample(list(facts.values()), len(facts)), *about, query])
+    return lambda: {"question": question, "answer": str(has != negated), "steps": steps}, question
 
 
 def in_words(concept: str, one: str, many: str, rng: random.Random) -> str:
@@ -189,7 +179,7 @@ def in_words(concept: str, one: str, many: str, rng: random.Random) -> str:
 
 def generate(c: PrepareConfig) -> dict[str, list[dict]]:
     """The three splits. No problem occurs twice, in ProsQA under whatever names: the splits are disjoint."""
-    generator = {"prosqa": prosqa, "prontoqa": prontoqa}[c.task]
+    generator = prosqa if c.task == "prosqa" else prontoqa
     rng, seen, n_tries = random.Random(f"{c.task} {c.seed}"), set(), 0
     sizes = {split: getattr(c, split) or n for split, n in zip(data.SPLITS, RELEASED[c.task], strict=True)}
     splits = {split: [] for split in data.SPLITS}
@@ -255,13 +245,6 @@ def gsm8k_row(line: str) -> dict:
     return {"question": question, "steps": chain.strip().split(" "), "answer": answer.strip().replace(",", "")}
 
 
-# ---- the command ----------------------------------------------------------------------------------------------------
-
-
-def in_lines(row: dict) -> list[str]:
-    return [row["question"], *(f"    {step}" for step in row["steps"]), f"    ### {row['answer']}"]
-
-
 def main(c: PrepareConfig) -> None:
     n_names, n_hops = len(CONCEPTS) + 2, 5 if c.fair else 6
     config.demand(c, "train valid test", lambda n: 0 <= n <= 10**7, f"from 0 to {10**7}")
@@ -275,13 +258,13 @@ def main(c: PrepareConfig) -> None:
     options = {"prosqa": ["n_nodes", "min_hops", "max_hops"], "prontoqa": ["hops", "fair"], "gsm8k": ["source"]}
     meta["options"] = {k: getattr(c, k) for k in (["source"] if c.source else options[c.task])}
     folder, meta = data.save(c.name or c.task, splits, meta)
-    lines = []  # ten examples in words, each with what coconut makes of it at every stage
+    shown = []  # ten examples in words, each with what coconut makes of it at every stage
     for row in splits["train"][:10]:
+        words = [row["question"], *(f"    {step}" for step in row["steps"]), f"    ### {row['answer']}"]
         made = [layout("coconut", s, max(lengths), len(row["steps"])) for s in range(max(lengths) + 1)]
-        lines += [*in_lines(row), *(f"    stage {s} | {line}" for s, line in enumerate(made)), ""]
-    data.write_text(folder / "preview.txt", "\n".join(lines))
-    for row in splits["train"][:3]:
-        print(*in_lines(row), "", sep="\n")
+        shown.append("\n".join([*words, *(f"    stage {s} | {line}" for s, line in enumerate(made)), ""]))
+    data.write_text(folder / "preview.txt", "\n".join(shown))
+    print(shown[0])
     print("steps in a chain (train):", ", ".join(f"{k}: {n}" for k, n in sorted(lengths.items())))
     print(f"{folder}: {meta['counts']}, {len(meta['vocabulary'])} words, see {folder}/preview.txt")
 

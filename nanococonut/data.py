@@ -17,7 +17,6 @@ import random
 import re
 import urllib.request
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -91,22 +90,10 @@ def has_graph(row: dict) -> bool:
     return all(field in row for field in GRAPH_FIELDS)
 
 
-class Names(NamedTuple):
-    """The names that fresh tellings draw from."""
-
-    persons: list[str]
-    concepts: list[str]
-
-    @classmethod
-    def of(cls, rows: list[dict]) -> "Names":
-        used = sorted({name for row in rows for name in row["idx_to_symbol"]})
-        return cls([n for n in used if n[0].isupper()], [n for n in used if not n[0].isupper()])
-
-    def draw(self, names: list[str], rng: random.Random) -> list[str]:
-        """Others in place of these names, persons for persons; a name begins with a capital where it is a person's."""
-        persons = iter(rng.sample(self.persons, sum(name[0].isupper() for name in names)))
-        concepts = iter(rng.sample(self.concepts, len(self.concepts)))
-        return [next(persons if name[0].isupper() else concepts) for name in names]
+def names_of(rows: list[dict]) -> tuple[list[str], list[str]]:
+    """The persons and the concepts of some graphs: a name begins with a capital where it is a person's."""
+    used = sorted({name for row in rows for name in row["idx_to_symbol"]})
+    return [name for name in used if name[0].isupper()], [name for name in used if not name[0].isupper()]
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -232,26 +219,25 @@ def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, di
     if meta["tokenizer"] == "words":
         texts = [text for row in splits["train"] for text in texts_of(row)]
         if all(map(has_graph, splits["train"])):  # every name in every place, for tellings to come
-            persons, concepts = Names.of(splits["train"])
+            persons, concepts = names_of(splits["train"])
             facts = [(subject(p), subject(c), c, p) for p in persons for c in concepts]
             texts += [f"{one}{c}. {one}{c}. {every}{c}. Is {p} a {c} or {c}?\n" for one, every, c, p in facts]
             texts += [f"{every}{c}.\n{every}{c}.\n### {one}{c}." for one, every, c, p in facts]
         vocabulary = tokenizer.fit(texts)
     encoding = tokenizer.load(meta["tokenizer"], vocabulary)
-    longest = {"question": 0, "chain": 0, "rest": 0}  # tokens
+    longest, digests = {}, {}  # in tokens; of each file
     for split, rows in splits.items():
         lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
         write_text(folder / f"{split}.json", f"[\n{lines}\n]\n")
         arrays = tokenized(encoding, rows)
         write_atomically(folder / f"{split}.npz", lambda file, arrays=arrays: np.savez(file, **arrays))
-        lengths = np.diff(arrays["texts"])
-        first = arrays["rows"]  # text of each row: its question, then the whole rest, at last the answer
+        digests |= {file: sha256(folder / file) for file in (f"{split}.json", f"{split}.npz")}
+        lengths, first = np.diff(arrays["texts"]), arrays["rows"]  # a row: question, whole rest, ..., answer alone
         question, rest, answer = lengths[first[:-1]], lengths[first[:-1] + 1], lengths[first[1:] - 1]
         for what, found in (("question", question), ("chain", rest - answer), ("rest", rest)):
-            longest[what] = max(longest[what], int(found.max()))
+            longest[what] = max(longest.get(what, 0), int(found.max()))
     meta = meta | {"counts": {split: len(rows) for split, rows in splits.items()}, "longest": longest}
-    files = [f"{split}.{kind}" for split in splits for kind in ("json", "npz")]
-    meta |= {"vocabulary": vocabulary, "sha256": {file: sha256(folder / file) for file in files}}
+    meta |= {"vocabulary": vocabulary, "sha256": digests}
     write_text(folder / "meta.json", json.dumps(meta, indent=1, ensure_ascii=False) + "\n")
     return folder, meta
 
@@ -265,7 +251,7 @@ class Split:
         self.tokens, self.texts, self.begins = arrays["tokens"], arrays["texts"].tolist(), arrays["rows"].tolist()
         self.lengths = np.diff(arrays["texts"])[arrays["rows"][:-1]].tolist()  # of the questions
         self.graphs = rows if all(map(has_graph, rows)) else None
-        self.names = Names.of(rows) if self.graphs else None
+        self.names = names_of(rows) if self.graphs else None
         known = encoding.token_byte_values() if encoding.name == "words" else []
         self.ids = {piece.decode(): encoding.encode_single_token(piece) for piece in known if len(piece) > 1}
 
@@ -278,9 +264,11 @@ class Split:
         return Example(question, rests)
 
     def retold(self, i: int, rng: random.Random, keep: float = 1.0) -> Example:
-        """Problem i under fresh names and in a fresh order."""
+        """Problem i in a fresh order and under fresh names, persons for persons."""
         # Differs from the paper: its texts are fixed and its weights have read the web; from scratch 17,886 are few.
-        told = tell(self.rows[i], rng, self.names.draw(self.rows[i]["idx_to_symbol"], rng), keep)
+        (persons, concepts), are_persons = self.names, [n[0].isupper() for n in self.rows[i]["idx_to_symbol"]]
+        persons, concepts = iter(rng.sample(persons, sum(are_persons))), iter(rng.sample(concepts, len(concepts)))
+        told = tell(self.rows[i], rng, [next(persons if is_person else concepts) for is_person in are_persons], keep)
         return Example(self.encode(told.question), [self.encode(rest) for rest in told.rests])
 
     def encode(self, pieces: list[str]) -> list[int]:
@@ -312,12 +300,10 @@ class Dataset:
         self.meta = read_json(self.folder / "meta.json")
         try:
             self.encoding = tokenizer.load(self.meta["tokenizer"], self.meta["vocabulary"])
-            sizes = [self.meta["longest"][name] for name in ("question", "chain", "rest")]
-            assert all(isinstance(n, int) and 0 <= n < 10**6 for n in sizes)
+            assert all(self.meta["longest"][part] in range(10**6) for part in ("question", "chain", "rest"))
             assert all(f"{split}.{kind}" in self.meta["sha256"] for split in SPLITS for kind in ("json", "npz"))
-        except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
-            kind = type(error).__name__
-            raise UserError(f"{self.folder}/meta.json is damaged ({kind}); prepare the data again") from None
+        except (KeyError, TypeError, ValueError, AttributeError, AssertionError):
+            raise UserError(f"{self.folder}/meta.json is damaged; prepare the data again") from None
         self.special = tokenizer.special_ids(self.encoding)
 
     def demand_unchanged(self, run: str, sha256: dict[str, str]) -> None:
@@ -327,8 +313,7 @@ class Dataset:
 
     def split(self, name: str) -> Split:
         """One of train, valid, test. Raises UserError for a file that is not as it was prepared."""
-        for kind in ("json", "npz"):
-            file = f"{name}.{kind}"
+        for file in (f"{name}.json", f"{name}.npz"):
             if not (self.folder / file).exists() or sha256(self.folder / file) != self.meta["sha256"][file]:
                 raise UserError(f"{self.folder}/{file} is not as it was prepared (checksum); prepare the data again")
         rows = read_rows(self.folder / f"{name}.json")

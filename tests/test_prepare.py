@@ -325,4 +325,4 @@ def test_what_is_fetched_is_whole_not_too_large_and_from_an_allowed_address(
 def test_an_example_is_printed(workspace, capsys):
     run("prosqa", *SMALL)
     printed = capsys.readouterr().out
-    assert printed.count("### ") == 3 and " words, see data/prosqa/preview.txt" in printed
+    assert printed.count("### ") == 1 and " words, see data/prosqa/preview.txt" in printed
