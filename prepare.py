@@ -19,7 +19,6 @@ was fitted to the released 300 validation and 500 test problems, and tests/test_
 
 import math
 import random
-import urllib.parse
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nanococonut import config, data
-from nanococonut.config import UserError
 from nanococonut.curriculum import layout
 
 PERSONS = "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren".split()
@@ -48,7 +46,6 @@ FAMILIES = """large/small bright/dull transparent/opaque slow/fast/moderate hot/
 red/blue/brown/orange sour/sweet/bitter/spicy loud/muffled wooden/metallic/liquid luminous nervous/happy/feisty/shy
 melodic/discordant snowy/overcast/sunny/rainy/windy kind/mean/angry/amenable/aggressive"""
 FAMILIES = [family.split("/") for family in FAMILIES.split()]
-
 CHOICES = {"task": data.TASKS, "tokenizer": ("words", "gpt2")}
 
 
@@ -82,24 +79,18 @@ def draw_graph(n_nodes: int, rng: random.Random) -> list[list[int]]:
         r = rng.random()
         only = 1 if r <= 0.35 else 2 if r <= 0.80 else None  # which root's own nodes may be parents; None: any node
         candidates = [v for v in range(node) if only is None or reached_by[v] == only]
-        n_parents = min(poisson(1.5, rng), len(candidates))
+        n_parents, product = 0, rng.random()  # a Poisson draw of mean 1.5, by multiplying uniform ones (Knuth)
+        while product > math.exp(-1.5):
+            n_parents, product = n_parents + 1, product * rng.random()
         # Weighted sampling without replacement (Efraimidis and Spirakis 2006): deep nodes make likelier parents.
         keys = {v: rng.random() ** (1 / (1.5 * depth[v] + 1)) for v in candidates}
-        parents = sorted(candidates, key=keys.get)[len(candidates) - n_parents :]
+        parents = sorted(candidates, key=keys.get)[max(0, len(candidates) - n_parents) :]
         reached_by.append(0)
         for parent in parents:
             reached_by[node] |= reached_by[parent]
         depth.append(1 + min((depth[parent] for parent in parents), default=-1))
         edges += [[parent, node] for parent in parents]
     return edges
-
-
-def poisson(mean: float, rng: random.Random) -> int:
-    """A Poisson draw, by multiplying uniform ones (Knuth)."""
-    n, product = 0, rng.random()
-    while product > math.exp(-mean):
-        n, product = n + 1, product * rng.random()
-    return n
 
 
 def shortest_path(edges: list[list[int]], distance: dict[int, int], target: int, rng: random.Random) -> list[int]:
@@ -175,12 +166,9 @@ def prontoqa(c: PrepareConfig, rng: random.Random) -> tuple:
     query = f"True or false: {entity} is {'not ' * negated}{asked}."
     used = [facts[link] for link in zip(chain, chain[1:], strict=False)] + [facts[properties[chain[-1]]]]
     steps = [f"{entity} is a {concept}. {fact}" for concept, fact in zip(chain, used, strict=True)]
-    row = {
-        "question": " ".join([*rng.sample(list(facts.values()), len(facts)), *about, query]),
-        "answer": str(has != negated),
-        "steps": [*steps, f"{entity} is {'' if has else 'not '}{asked}."],
-    }
-    return lambda: row, (row["question"],)
+    steps += [f"{entity} is {'' if has else 'not '}{asked}."]
+    question = " ".join([*rng.sample(list(facts.values()), len(facts)), *about, query])
+    return lambda: {"question": question, "answer": str(has != negated), "steps": steps}, question
 
 
 def in_words(concept: str, one: str, many: str, rng: random.Random) -> str:
@@ -191,7 +179,7 @@ def in_words(concept: str, one: str, many: str, rng: random.Random) -> str:
 
 def generate(c: PrepareConfig) -> dict[str, list[dict]]:
     """The three splits. No problem occurs twice, in ProsQA under whatever names: the splits are disjoint."""
-    generator = {"prosqa": prosqa, "prontoqa": prontoqa}[c.task]
+    generator = prosqa if c.task == "prosqa" else prontoqa
     rng, seen, n_tries = random.Random(f"{c.task} {c.seed}"), set(), 0
     sizes = {split: getattr(c, split) or n for split, n in zip(data.SPLITS, RELEASED[c.task], strict=True)}
     splits = {split: [] for split in data.SPLITS}
@@ -205,9 +193,8 @@ def generate(c: PrepareConfig) -> dict[str, list[dict]]:
                     rows.append(drawn[0]())
                     progress.update()
                 if n_tries >= 1000 and len(seen) < n_tries / 200:
-                    what = f"chains of {c.min_hops} to {c.max_hops} hops ({len(seen)} distinct in {n_tries})"
-                    rarely = f"graphs of {c.n_nodes} nodes hardly ever have {what}"
-                    raise UserError(f"{rarely}; try more nodes or fewer hops")
+                    rarely = f"graphs of {c.n_nodes} nodes hardly ever have chains of {c.min_hops} to {c.max_hops} hops"
+                    raise config.UserError(f"{rarely}; try more nodes or fewer hops")
     return splits
 
 
@@ -220,44 +207,29 @@ def read_source(c: PrepareConfig) -> dict[str, list[dict]]:
     if c.source.endswith((".json", ".txt")) or Path(c.source).is_file():
         rows = read_file(c.source, c)
         if len(rows) < 10:
-            raise UserError(f"{c.source} has {len(rows)} problems; 10 are needed for 80/10/10")
+            raise config.UserError(f"{c.source} has {len(rows)} problems; 10 are needed for 80/10/10")
         random.Random(f"split {c.seed}").shuffle(rows)
         a, b = len(rows) * 8 // 10, len(rows) * 9 // 10
         return {"train": rows[:a], "valid": rows[a:b], "test": rows[b:]}
     splits = {}
     for split, host in zip(data.SPLITS, GSM8K_HOSTS, strict=True):
-        names = [f"{split}{kind}", f"{c.task}_{split}{kind}"]
-        if not c.source:
-            where = GSM8K.format(host, split)
-        elif "://" in c.source:
-            where = f"{c.source.rstrip('/')}/{names[1]}"
-        else:
-            where = next((path for name in names if (path := Path(c.source) / name).exists()), None)
-            if not where:
-                raise UserError(f"{c.source} has neither {names[0]} nor {names[1]}")
-        splits[split] = read_file(str(where), c)
+        named = f"{c.source.rstrip('/')}/{c.task}_{split}{kind}"  # as the released files are
+        where = named if "://" in named or Path(named).exists() else f"{c.source}/{split}{kind}"
+        splits[split] = read_file(where if c.source else GSM8K.format(host, split), c)
     return splits
 
 
 def read_file(where: str, c: PrepareConfig) -> list[dict]:
-    """The problems of a JSON file, or of lines `question||<<a>> <<b>> #### answer`, on disk or at an address.
-
-    What is fetched is kept under data/<name>/source/. Raises UserError.
-    """
+    """The problems of a JSON file, or of lines `question||<<a>> <<b>> #### answer`, on disk or at an address."""
     path = Path(where)
     if "://" in where:
-        kept = data.folder_of("data", c.name or c.task) / "source"
-        path = data.fetch(where, data.folder_of(str(kept), Path(urllib.parse.urlsplit(where).path).name), "source")
+        path = data.fetch(where, data.folder_of("data", c.name or c.task) / "source" / path.name, "source")
     if path.suffix != ".txt":
         return data.read_rows(path)
-    lines = enumerate(data.read_text(path).splitlines(), start=1)
-    rows = {number: gsm8k_row(line) for number, line in lines if line.strip()}
-    if not rows:
-        raise UserError(f"{path} holds no problem")
-    for number, row in rows.items():
-        if problem := data.row_problem(row):
-            raise UserError(f"{path}: line {number}: {problem}; expected question||<<step>> <<step>> #### answer")
-    return list(rows.values())
+    rows = [gsm8k_row(line) for line in data.read_text(path).rstrip().split("\n")]
+    if bad := [number for number, row in enumerate(rows, start=1) if not data.is_problem(row)]:
+        raise config.UserError(f"{path}: line {bad[0]}: expected question||<<step>> <<step>> #### answer")
+    return rows
 
 
 def gsm8k_row(line: str) -> dict:
@@ -273,20 +245,12 @@ def gsm8k_row(line: str) -> dict:
     return {"question": question, "steps": chain.strip().split(" "), "answer": answer.strip().replace(",", "")}
 
 
-# ---- the command ----------------------------------------------------------------------------------------------------
-
-
-def in_lines(row: dict) -> list[str]:
-    return [row["question"], *(f"    {step}" for step in row["steps"]), f"    ### {row['answer']}"]
-
-
 def main(c: PrepareConfig) -> None:
     n_names, n_hops = len(CONCEPTS) + 2, 5 if c.fair else 6
     config.demand(c, "train valid test", lambda n: 0 <= n <= 10**7, f"from 0 to {10**7}")
     config.demand(c, "n_nodes", lambda n: 3 <= n <= n_names, f"from 3 to {n_names}, as many as there are names")
     config.demand(c, "hops", lambda n: 1 <= n <= n_hops, f"from 1 to {n_hops}: there are {len(KINDS)} concepts")
-    if not 1 <= c.min_hops <= c.max_hops:
-        raise UserError(f"--min_hops={c.min_hops} --max_hops={c.max_hops} should be 1 <= min_hops <= max_hops")
+    config.demand(c, "min_hops", lambda n: 1 <= n <= c.max_hops, f"from 1 to --max_hops={c.max_hops}")
     data.folder_of("data", c.name or c.task)  # a name that leads elsewhere is refused before any work
     splits = read_source(c) if c.source or c.task == "gsm8k" else generate(c)
     lengths = Counter(len(row["steps"]) for row in splits["train"])
@@ -294,13 +258,13 @@ def main(c: PrepareConfig) -> None:
     options = {"prosqa": ["n_nodes", "min_hops", "max_hops"], "prontoqa": ["hops", "fair"], "gsm8k": ["source"]}
     meta["options"] = {k: getattr(c, k) for k in (["source"] if c.source else options[c.task])}
     folder, meta = data.save(c.name or c.task, splits, meta)
-    lines = []  # ten examples in words, each with what coconut makes of it at every stage
+    shown = []  # ten examples in words, each with what coconut makes of it at every stage
     for row in splits["train"][:10]:
+        words = [row["question"], *(f"    {step}" for step in row["steps"]), f"    ### {row['answer']}"]
         made = [layout("coconut", s, max(lengths), len(row["steps"])) for s in range(max(lengths) + 1)]
-        lines += [*in_lines(row), *(f"    stage {s} | {line}" for s, line in enumerate(made)), ""]
-    data.write_text(folder / "preview.txt", "\n".join(lines))
-    for row in splits["train"][:3]:
-        print(*in_lines(row), "", sep="\n")
+        shown.append("\n".join([*words, *(f"    stage {s} | {line}" for s, line in enumerate(made)), ""]))
+    data.write_text(folder / "preview.txt", "\n".join(shown))
+    print(shown[0])
     print("steps in a chain (train):", ", ".join(f"{k}: {n}" for k, n in sorted(lengths.items())))
     print(f"{folder}: {meta['counts']}, {len(meta['vocabulary'])} words, see {folder}/preview.txt")
 

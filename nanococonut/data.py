@@ -15,13 +15,10 @@ import json
 import os
 import random
 import re
-import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from nanococonut import tokenizer
 from nanococonut.config import UserError
@@ -31,7 +28,8 @@ TASKS = ("prosqa", "prontoqa", "gsm8k")
 SPLITS = ("train", "valid", "test")
 # A node is a number, with a name and edges from and to it; target is reached from root, neg_target is not.
 GRAPH_FIELDS = ("idx_to_symbol", "edges", "root", "target", "neg_target")
-MAX_DOWNLOAD = 2**31  # bytes
+MAX_DOWNLOAD = 2 * 10**9  # bytes, kept in memory while they are checked
+ALLOWED = re.compile(r"https://|http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)")  # http: this machine alone
 
 
 def tell(row: dict, rng: random.Random, names: list[str] | None = None, keep: float = 1.0) -> Example:
@@ -92,22 +90,10 @@ def has_graph(row: dict) -> bool:
     return all(field in row for field in GRAPH_FIELDS)
 
 
-class Names(NamedTuple):
-    """The names that fresh tellings draw from."""
-
-    persons: list[str]
-    concepts: list[str]
-
-    @classmethod
-    def of(cls, rows: list[dict]) -> "Names":
-        used = sorted({name for row in rows for name in row["idx_to_symbol"]})
-        return cls([n for n in used if n[0].isupper()], [n for n in used if not n[0].isupper()])
-
-    def draw(self, names: list[str], rng: random.Random) -> list[str]:
-        """Others in place of these names, persons for persons; a name begins with a capital where it is a person's."""
-        persons = iter(rng.sample(self.persons, sum(name[0].isupper() for name in names)))
-        concepts = iter(rng.sample(self.concepts, len(self.concepts)))
-        return [next(persons if name[0].isupper() else concepts) for name in names]
+def names_of(rows: list[dict]) -> tuple[list[str], list[str]]:
+    """The persons and the concepts of some graphs: a name begins with a capital where it is a person's."""
+    used = sorted({name for row in rows for name in row["idx_to_symbol"]})
+    return [name for name in used if name[0].isupper()], [name for name in used if not name[0].isupper()]
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -117,8 +103,6 @@ def read_text(path: Path) -> str:
     """What a text file holds. Raises UserError."""
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path} not found") from None
     except (ValueError, OSError) as error:  # ValueError: not utf-8, no path
         raise UserError(f"cannot read {path} as text in utf-8 ({error})") from None
     if text.startswith("version https://git-lfs"):
@@ -139,36 +123,26 @@ def read_rows(path: Path) -> list[dict]:
     rows = read_json(path)
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path} should hold a list of problems like {{question, steps, answer}}, and at least one")
-    for i, row in enumerate(rows):
-        if problem := row_problem(row):
-            raise UserError(f"{path}: row {i}: {problem}")
+    if bad := [i for i, row in enumerate(rows) if not is_problem(row)]:
+        graph = "and with a graph each name once, nodes by number, steps that end in a name"
+        raise UserError(f"{path}: row {bad[0]}: expected {{question: text, steps: [text], answer: text}}, {graph}")
     return rows
 
 
-def is_texts(value) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
-
-
-def row_problem(row) -> str | None:
-    """What is wrong with a row, or None."""
-    if not isinstance(row, dict):
-        return "not an object {question, steps, answer}"
-    for field in ("question", "answer"):
-        if not isinstance(row.get(field), str) or not row[field]:
-            return f"{field!r} should be a text that is not empty"
-    if not is_texts(row.get("steps")):
-        return "'steps' should be a list of texts"
-    if has_graph(row):
-        names, edges, *ends = (row[field] for field in GRAPH_FIELDS)  # a node is a number, an edge [from, to]
-        if not is_texts(names) or "" in names or len(set(names)) < len(names):
-            return "'idx_to_symbol' should be a list of names, each once"
-        nodes = range(len(names))
-        pairs = isinstance(edges, list) and all(isinstance(edge, list) and len(edge) == 2 for edge in edges)
-        if not pairs or not all(isinstance(v, int) and v in nodes for v in [*ends, *(v for e in edges for v in e)]):
-            return f"edges, root, target and neg_target should be node numbers from 0 to {len(names) - 1}"
-        if not all(step.rstrip(".").split()[-1:] and step.rstrip(".").split()[-1] in names for step in row["steps"]):
-            return "a step should end in a name of idx_to_symbol"
-    return None
+def is_problem(row) -> bool:
+    """Whether a row follows the schema and its graph, if it has one, holds together."""
+    try:
+        lists, texts = [row["steps"]], [row["question"], row["answer"], *row["steps"]]
+        checks = texts[:2]
+        if has_graph(row):
+            chain_of(row)  # raises where a step ends in no name
+            names, edges, *ends = (row[field] for field in GRAPH_FIELDS)
+            lists, texts = [*lists, names, edges], [*texts, *names]
+            nodes = [*ends, *(v for a, b in edges for v in (a, b))]
+            checks += [*names, len(set(names)) == len(names), *(type(v) is int and 0 <= v < len(names) for v in nodes)]
+        return all(isinstance(x, list) for x in lists) and all(isinstance(x, str) for x in texts) and all(checks)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+        return False
 
 
 def write_atomically(path: Path, write) -> None:
@@ -194,45 +168,23 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def is_allowed(url: str) -> bool:
-    """https anywhere, http on this machine alone."""
-    here = urllib.parse.urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
-    return url.startswith("https://") or (url.startswith("http://") and here)
-
-
-def fetch(url: str, path: Path, option: str, digest: str | None = None, check=None) -> Path:
-    """path, which now holds what is at an allowed address, whole and with this sha256; else raises UserError.
-
-    option  the setting that takes a path instead, for the message
-    check   function of a path that raises UserError where the file is not what it should be
-    """
-    if not is_allowed(url):
-        raise UserError(f"{url}: only https addresses are fetched")
-
-    def copy(file):
-        try:
-            with urllib.request.urlopen(url, timeout=30) as reply:
-                if not is_allowed(reply.url):  # where it was sent on to
-                    raise UserError(f"{url} leads to {reply.url}: only https addresses are fetched")
-                total, found = int(reply.headers["Content-Length"] or 0), hashlib.sha256()
-                with tqdm(total=total or None, desc=path.name, unit="B", unit_scale=True) as progress:
-                    while file.tell() <= MAX_DOWNLOAD and (part := reply.read(2**20)):
-                        progress.update(file.write(part))
-                        found.update(part)
-            if file.tell() > MAX_DOWNLOAD:
-                raise UserError(f"{url} is larger than {MAX_DOWNLOAD >> 20} MiB")
-            if file.tell() < total:
-                raise OSError(f"the connection broke off after {file.tell()} of {total} bytes")
-            if digest not in (None, found.hexdigest()):
-                raise OSError(f"invalid hash value, expected {digest}")
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise UserError(f"cannot fetch {url} ({error}); download it and give its path as --{option}") from None
-        if check:
-            file.flush()
-            check(Path(file.name))
-
+def fetch(url: str, path: Path, option: str, digest: str | None = None) -> Path:
+    """path, which now holds what is at an https address, whole, with this sha256. Raises UserError, naming option."""
+    try:
+        if not ALLOWED.match(url):
+            raise ValueError("only https addresses are fetched")
+        with urllib.request.urlopen(url, timeout=30) as reply:
+            if not ALLOWED.match(reply.url):
+                raise ValueError(f"it leads to {reply.url}; only https addresses are fetched")
+            total, content = int(reply.headers["Content-Length"] or 0), reply.read(MAX_DOWNLOAD + 1)
+        if not total <= len(content) <= MAX_DOWNLOAD:
+            raise ValueError(f"{len(content)} bytes came of {total}, and {MAX_DOWNLOAD} are allowed")
+        if digest not in (None, hashlib.sha256(content).hexdigest()):
+            raise ValueError(f"invalid hash value, expected {digest}")
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise UserError(f"cannot fetch {url} ({error}); download it and give its path as --{option}") from None
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, copy)
+    write_atomically(path, lambda file: file.write(content))
     return path
 
 
@@ -267,26 +219,25 @@ def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, di
     if meta["tokenizer"] == "words":
         texts = [text for row in splits["train"] for text in texts_of(row)]
         if all(map(has_graph, splits["train"])):  # every name in every place, for tellings to come
-            persons, concepts = Names.of(splits["train"])
+            persons, concepts = names_of(splits["train"])
             facts = [(subject(p), subject(c), c, p) for p in persons for c in concepts]
             texts += [f"{one}{c}. {one}{c}. {every}{c}. Is {p} a {c} or {c}?\n" for one, every, c, p in facts]
             texts += [f"{every}{c}.\n{every}{c}.\n### {one}{c}." for one, every, c, p in facts]
         vocabulary = tokenizer.fit(texts)
     encoding = tokenizer.load(meta["tokenizer"], vocabulary)
-    longest = {"question": 0, "chain": 0, "rest": 0}  # tokens
+    longest, digests = {}, {}  # in tokens; of each file
     for split, rows in splits.items():
         lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
         write_text(folder / f"{split}.json", f"[\n{lines}\n]\n")
         arrays = tokenized(encoding, rows)
         write_atomically(folder / f"{split}.npz", lambda file, arrays=arrays: np.savez(file, **arrays))
-        lengths = np.diff(arrays["texts"])
-        first = arrays["rows"]  # text of each row: its question, then the whole rest, at last the answer
+        digests |= {file: sha256(folder / file) for file in (f"{split}.json", f"{split}.npz")}
+        lengths, first = np.diff(arrays["texts"]), arrays["rows"]  # a row: question, whole rest, ..., answer alone
         question, rest, answer = lengths[first[:-1]], lengths[first[:-1] + 1], lengths[first[1:] - 1]
         for what, found in (("question", question), ("chain", rest - answer), ("rest", rest)):
-            longest[what] = max(longest[what], int(found.max()))
+            longest[what] = max(longest.get(what, 0), int(found.max()))
     meta = meta | {"counts": {split: len(rows) for split, rows in splits.items()}, "longest": longest}
-    files = [f"{split}.{kind}" for split in splits for kind in ("json", "npz")]
-    meta |= {"vocabulary": vocabulary, "sha256": {file: sha256(folder / file) for file in files}}
+    meta |= {"vocabulary": vocabulary, "sha256": digests}
     write_text(folder / "meta.json", json.dumps(meta, indent=1, ensure_ascii=False) + "\n")
     return folder, meta
 
@@ -300,7 +251,7 @@ class Split:
         self.tokens, self.texts, self.begins = arrays["tokens"], arrays["texts"].tolist(), arrays["rows"].tolist()
         self.lengths = np.diff(arrays["texts"])[arrays["rows"][:-1]].tolist()  # of the questions
         self.graphs = rows if all(map(has_graph, rows)) else None
-        self.names = Names.of(rows) if self.graphs else None
+        self.names = names_of(rows) if self.graphs else None
         known = encoding.token_byte_values() if encoding.name == "words" else []
         self.ids = {piece.decode(): encoding.encode_single_token(piece) for piece in known if len(piece) > 1}
 
@@ -313,9 +264,11 @@ class Split:
         return Example(question, rests)
 
     def retold(self, i: int, rng: random.Random, keep: float = 1.0) -> Example:
-        """Problem i under fresh names and in a fresh order."""
+        """Problem i in a fresh order and under fresh names, persons for persons."""
         # Differs from the paper: its texts are fixed and its weights have read the web; from scratch 17,886 are few.
-        told = tell(self.rows[i], rng, self.names.draw(self.rows[i]["idx_to_symbol"], rng), keep)
+        (persons, concepts), are_persons = self.names, [n[0].isupper() for n in self.rows[i]["idx_to_symbol"]]
+        persons, concepts = iter(rng.sample(persons, sum(are_persons))), iter(rng.sample(concepts, len(concepts)))
+        told = tell(self.rows[i], rng, [next(persons if is_person else concepts) for is_person in are_persons], keep)
         return Example(self.encode(told.question), [self.encode(rest) for rest in told.rests])
 
     def encode(self, pieces: list[str]) -> list[int]:
@@ -347,12 +300,10 @@ class Dataset:
         self.meta = read_json(self.folder / "meta.json")
         try:
             self.encoding = tokenizer.load(self.meta["tokenizer"], self.meta["vocabulary"])
-            sizes = [self.meta["longest"][name] for name in ("question", "chain", "rest")]
-            assert all(isinstance(n, int) and 0 <= n < 10**6 for n in sizes)
+            assert all(self.meta["longest"][part] in range(10**6) for part in ("question", "chain", "rest"))
             assert all(f"{split}.{kind}" in self.meta["sha256"] for split in SPLITS for kind in ("json", "npz"))
-        except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
-            kind = type(error).__name__
-            raise UserError(f"{self.folder}/meta.json is damaged ({kind}); prepare the data again") from None
+        except (KeyError, TypeError, ValueError, AttributeError, AssertionError):
+            raise UserError(f"{self.folder}/meta.json is damaged; prepare the data again") from None
         self.special = tokenizer.special_ids(self.encoding)
 
     def demand_unchanged(self, run: str, sha256: dict[str, str]) -> None:
@@ -362,8 +313,7 @@ class Dataset:
 
     def split(self, name: str) -> Split:
         """One of train, valid, test. Raises UserError for a file that is not as it was prepared."""
-        for kind in ("json", "npz"):
-            file = f"{name}.{kind}"
+        for file in (f"{name}.json", f"{name}.npz"):
             if not (self.folder / file).exists() or sha256(self.folder / file) != self.meta["sha256"][file]:
                 raise UserError(f"{self.folder}/{file} is not as it was prepared (checksum); prepare the data again")
         rows = read_rows(self.folder / f"{name}.json")

@@ -21,7 +21,6 @@ WEIGHTS = {  # heads, sha256 where it is known
     "gpt2": (12, "7c5d3f4b8b76583b422fcb9189ad6c89d5d97a094541ce8932dce3ecabde1421"),
     "gpt2-medium": (16, None),
 }
-
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
@@ -38,22 +37,18 @@ def from_state_dict(state: dict[str, Tensor], n_head: int) -> GPT:
     return model
 
 
-def read(path: Path) -> dict:
-    """The tensors of a weight file; no code of it is run. Raises UserError."""
+def read(name: str) -> dict:
+    """The tensors of released weights, fetched on first use, or of a file; no code of it is run. Raises UserError."""
+    path = Path(f"data/pretrained/{name}.bin" if name in WEIGHTS else name)
+    if fresh := name in WEIGHTS and not path.exists():
+        fetch(ADDRESS.format(name), path, "init_from", WEIGHTS[name][1])
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"--init_from: {path} not found; expected {', '.join(WEIGHTS)}, a run or a file") from None
     except Exception as error:  # torch.load raises a dozen kinds for a file that is cut, foreign or malicious
-        raise UserError(f"{path} is not a weight file ({type(error).__name__})") from None
-
-
-def released(name: str) -> dict:
-    """The tensors of data/pretrained/<name>.bin, fetched on first use. Raises UserError."""
-    path = Path("data/pretrained") / f"{name}.bin"
-    if not path.exists():
-        fetch(ADDRESS.format(name), path, "init_from", WEIGHTS[name][1], check=read)
-    return read(path)
+        if fresh:
+            path.unlink()
+        wanted = f"expected {', '.join(WEIGHTS)}, a run or a file"
+        raise UserError(f"--init_from: {path} is not a weight file ({type(error).__name__}); {wanted}") from None
 
 
 def start(name: str, n_head: int, dropout: float, dataset: Dataset) -> GPT:
@@ -68,9 +63,9 @@ def start(name: str, n_head: int, dropout: float, dataset: Dataset) -> GPT:
         model = GPT(GPTConfig(**state["model_config"] | {"dropout": dropout}))
         model.load_state_dict(state["model"])
         return model
-    state, heads = (released(name), WEIGHTS[name][0]) if name in WEIGHTS else (read(Path(name)), n_head)
+    state = read(name)
     try:
-        source = from_state_dict(state, heads).float()
+        source = from_state_dict(state, WEIGHTS.get(name, [n_head])[0]).float()
     except (KeyError, ValueError, RuntimeError, AttributeError, AssertionError, TypeError) as error:
         raise UserError(f"{name} does not hold GPT-2's weights ({type(error).__name__}: {str(error)[:80]})") from None
     if dataset.meta["tokenizer"] != "gpt2":

@@ -7,11 +7,10 @@ The words encoding cuts a text into phrases, words and glue; a piece that its vo
 >>> pieces("Tom is a lempus.\\nEvery lempus is a rempus.\\n### Tom is a rempus.")
 ['Tom is a ', 'lempus.\\nEvery lempus is a ', 'rempus.', '\\n', '### Tom is a ', 'rempus.']
 
-A fact of ProsQA is two tokens side by side, so looking an edge up is the plainest induction there is: find the subject,
-read what follows. And a step is one token: where a chain says a word twice, at the end of one step and as the subject
-of the next, both are one piece. A thought stands for a step, so it can be like a token from the start. RESULTS.md has
-what other cuts cost. Glue is a run of function words, full stops and blanks. What the vocabulary lacks falls back to
-bytes, so every text comes back unchanged. Digits stand alone, as arithmetic wants.
+A fact of ProsQA is two tokens side by side, so an edge is looked up by plain induction: find the subject, read what
+follows. And a step is one token, its object and the next one's subject together: a thought, which stands for a step,
+can be like a token from the start. RESULTS.md has what other cuts cost. Glue is a run of function words, full stops and
+blanks. What the vocabulary lacks falls back to bytes, so every text comes back. Digits stand alone.
 """
 
 import collections
@@ -56,12 +55,11 @@ def gpt2() -> tiktoken.Encoding:
     """GPT-2's encoding with <bot>, <eot> and <pause> behind it; its <|endoftext|> is <eos>. Downloads on first use."""
     try:
         base = tiktoken.get_encoding("gpt2")
-    except OSError as error:  # requests' exceptions are OSErrors
-        why = f"fetches GPT-2's vocabulary at first use and could not ({type(error).__name__})"
-        raise UserError(f"--tokenizer=gpt2 {why}; go online once, or use --tokenizer=words") from None
-    ranks, special = base._mergeable_ranks, {f"<{name}>": base.n_vocab + i for i, name in enumerate(SPECIAL[:-1])}
-    special |= {"<eos>": base.eot_token}
-    return tiktoken.Encoding("gpt2", pat_str=base._pat_str, mergeable_ranks=ranks, special_tokens=special)
+    except OSError:  # requests' exceptions are OSErrors
+        raise UserError("--tokenizer=gpt2 fetches GPT-2's vocabulary at first use: go online, or use words") from None
+    special = {f"<{name}>": base.n_vocab + i for i, name in enumerate(SPECIAL[:-1])} | {"<eos>": base.eot_token}
+    ranks, pattern = base._mergeable_ranks, base._pat_str
+    return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
 
 
 def load(name: str, vocabulary: list[str]) -> tiktoken.Encoding:

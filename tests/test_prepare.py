@@ -1,7 +1,9 @@
 """The questions: sound, like the released ones, the same for the same seed, and files of others taken as they are."""
 
+import io
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -234,15 +236,15 @@ def test_a_folder_is_taken_split_by_split(workspace):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git-LFS pointer"),
         (
             json.dumps([*ROWS[:3], {"question": "q", "answer": "a"}]).encode(),
-            "row 3: 'steps' should be a list of texts",
+            "row 3: expected {question: text, steps: [text], answer: text}",
         ),
-        (json.dumps([{"question": "", "steps": [], "answer": "a"}]).encode(), "row 0: 'question'"),
+        (json.dumps([{"question": "", "steps": [], "answer": "a"}]).encode(), "row 0: expected"),
         (json.dumps(ROWS[:5]).encode(), "10 are needed"),
     ],
 )
 def test_bad_files_are_named(workspace, content, message):
     (workspace / "bad.json").write_bytes(content)
-    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+    with pytest.raises(UserError, match=re.escape(message)):
         run("prosqa", "--source=bad.json")
     assert not Path("data").exists()
 
@@ -251,12 +253,12 @@ def test_bad_files_are_named(workspace, content, message):
     "words, message",
     [
         (["nope"], "unknown task 'nope', choose from prosqa"),
-        (["--source=missing"], "missing has neither train.json"),
-        (["--source=missing.json"], "missing.json not found"),
+        (["--source=missing"], "cannot read missing/train.json"),
+        (["--source=missing.json"], "cannot read missing.json"),
         (["--source=http://example.com/x.json"], "only https addresses"),
         (["--name=../x"], "is not a name for data/"),
         (["--n_nodes=60"], "--n_nodes=60 should be from 3 to 40"),
-        (["--min_hops=5", "--max_hops=4"], "should be 1 <= min_hops <= max_hops"),
+        (["--min_hops=5", "--max_hops=4"], "--min_hops=5 should be from 1 to --max_hops=4"),
         (["--n_nodes=5", "--min_hops=6"], "hardly ever"),
         (["--train=-1"], "--train=-1 should be from 0"),
     ],
@@ -267,7 +269,60 @@ def test_mistakes(workspace, words, message):
     assert not Path("data").exists()
 
 
-def test_three_examples_are_printed(workspace, capsys):
+GRAPH = {"idx_to_symbol": ["Tom", "a", "b", "Max"], "edges": [[0, 1], [1, 2], [3, 1]], "root": 0, "target": 2}
+GRAPH |= {"question": "q", "answer": "a", "steps": ["Tom is a a.", "Every a is a b."], "neg_target": 1}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("idx_to_symbol", ["Tom", "a", "b", "b"]),
+        ("idx_to_symbol", ["Tom", "a", "b", ""]),
+        ("idx_to_symbol", "Tab"),
+        ("edges", {}),
+        ("edges", [[0, 1, 2]]),
+        ("edges", [[0, 4]]),
+        ("root", "Tom"),
+        ("target", -1),
+        ("neg_target", None),
+        ("steps", ["Tom is a zzz."]),
+        ("steps", ["."]),
+        ("steps", None),
+        ("answer", 3),
+    ],
+)
+def test_a_graph_that_does_not_hold_together_is_refused(field, value):
+    assert data.is_problem(GRAPH) and not data.is_problem(GRAPH | {field: value})
+
+
+@pytest.mark.parametrize(
+    ("end", "claimed", "message"),
+    [
+        ("https://a.org/x.json", 4, None),
+        ("http://127.0.0.1:80/x.json", 4, None),
+        ("http://a.org/x.json", 4, "it leads to http://a.org/x.json; only https addresses are fetched"),
+        ("http://localhost:80@a.org/x.json", 4, "only https addresses"),
+        ("http://localhost.a.org/x.json", 4, "only https addresses"),
+        ("https://a.org/x.json", 5, "4 bytes came of 5"),
+        ("https://a.org/x.json", 0, "4 bytes came of 0, and 3 are allowed"),
+    ],
+)
+def test_what_is_fetched_is_whole_not_too_large_and_from_an_allowed_address(
+    tmp_path, monkeypatch, end, claimed, message
+):
+    reply = type("Reply", (io.BytesIO,), {"url": end, "headers": {"Content-Length": claimed}})(b"four")
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: reply)
+    monkeypatch.setattr(data, "MAX_DOWNLOAD", 8 if claimed else 3)
+    path = tmp_path / "kept/x.json"
+    if message:
+        with pytest.raises(UserError, match=message):
+            data.fetch("https://here.org/x.json", path, "source")
+        assert not path.parent.exists()
+    else:
+        assert data.fetch("https://here.org/x.json", path, "source").read_bytes() == b"four"
+
+
+def test_an_example_is_printed(workspace, capsys):
     run("prosqa", *SMALL)
     printed = capsys.readouterr().out
-    assert printed.count("### ") == 3 and " words, see data/prosqa/preview.txt" in printed
+    assert printed.count("### ") == 1 and " words, see data/prosqa/preview.txt" in printed

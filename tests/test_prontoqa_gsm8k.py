@@ -132,8 +132,9 @@ def test_gsm8k_lines(workspace):
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 87\n", "is a Git-LFS pointer"),
         (b"\xff\xfe\x00", "cannot read bad.txt"),
-        (b"\n\n", "bad.txt holds no problem"),
-        (b"fine?||<<1+1=2>> #### 2\n\nno bars #### 3\n", "bad.txt: line 3: 'answer' should be a text"),
+        (b"no bars #### 3\n", "bad.txt: line 1: expected question"),
+        (b"\n\n", "bad.txt: line 1: expected question"),
+        (b"fine?||<<1+1=2>> #### 2\n\nno bars #### 3\n", "bad.txt: line 2: expected question"),
     ],
 )
 def test_files_that_are_not_gsm8k(workspace, content, message):
