@@ -173,6 +173,7 @@ def fetch(url: str, path: Path, option: str, digest: str | None = None) -> Path:
     try:
         if not ALLOWED.match(url):
             raise ValueError("only https addresses are fetched")
+        print(f"fetching {url}")
         with urllib.request.urlopen(url, timeout=30) as reply:
             if not ALLOWED.match(reply.url):
                 raise ValueError(f"it leads to {reply.url}; only https addresses are fetched")
@@ -267,7 +268,8 @@ class Split:
         """Problem i in a fresh order and under fresh names, persons for persons."""
         # Differs from the paper: its texts are fixed and its weights have read the web; from scratch 17,886 are few.
         (persons, concepts), are_persons = self.names, [n[0].isupper() for n in self.rows[i]["idx_to_symbol"]]
-        persons, concepts = iter(rng.sample(persons, sum(are_persons))), iter(rng.sample(concepts, len(concepts)))
+        n, n_persons = len(are_persons), sum(are_persons)
+        persons, concepts = iter(rng.sample(persons, n_persons)), iter(rng.sample(concepts, n - n_persons))
         told = tell(self.rows[i], rng, [next(persons if is_person else concepts) for is_person in are_persons], keep)
         return Example(self.encode(told.question), [self.encode(rest) for rest in told.rests])
 
