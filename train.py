@@ -184,11 +184,11 @@ def main(c: TrainConfig) -> None:
     how = f"{'bfloat16' if bf16 else 'float32'}, {'compiled' if compiled else 'eager'}"
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}, {how}")
 
-    folder, state = runs.open_run(c, steps) if rank == 0 or c.resume else (None, None)
+    folder, state = runs.open_run(c, dataset) if rank == 0 or c.resume else (None, None)
     optimizers, step, best, seconds, recent, last_saved = [], 0, -1.0, 0.0, [], "There is no checkpoint yet"
     if state:
         optimizers = make_optimizers(model, c)
-        runs.restore(state, model, optimizers, dataset)
+        runs.restore(state, model, optimizers)
         step, best, seconds = state["step"], state["best"], state["seconds"]
         recent = list((state["recent"] / torch.tensor([n_processes, n_processes, 1, 1])).to(device))
         last_saved = f"{folder}/ckpt.pt holds step {step}"

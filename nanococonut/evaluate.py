@@ -10,26 +10,22 @@ The last line on stdout is JSON.
 import json
 import math
 import re
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from nanococonut import coconut, config, data, runs, tokenizer
-from nanococonut.config import UserError
 from nanococonut.curriculum import METHODS, Example, Plan, pad, plan, split
 from nanococonut.model import GPT, GPTConfig
 
 
-def permute(thoughts: Tensor) -> Tensor:
+def permute(thoughts: torch.Tensor) -> torch.Tensor:
     order = torch.rand(thoughts.shape[:2], generator=torch.Generator().manual_seed(0)).argsort(dim=1)
     return thoughts.gather(1, order.to(thoughts.device)[:, :, None].expand_as(thoughts))
 
 
-def noise(thoughts: Tensor) -> Tensor:
+def noise(thoughts: torch.Tensor) -> torch.Tensor:
     drawn = torch.randn(thoughts.shape, generator=torch.Generator().manual_seed(0)).to(thoughts)
     return drawn / drawn.norm(dim=-1, keepdim=True) * thoughts.norm(dim=-1, keepdim=True)
 
@@ -66,10 +62,9 @@ class Run:
         self.folder = runs.find_run(name)
         state = runs.load_state(self.folder / ("best.pt" if checkpoint == "best" else "ckpt.pt"))
         self.config, self.stage, self.data = state["config"], state["stage"], state["data"]
-        self.model = GPT(GPTConfig(**state["model_config"]))
-        self.model.load_state_dict(state["model"])
         self.device = runs.pick_device(device)
-        self.model.to(self.device).eval()
+        self.model = GPT(GPTConfig(**state["model_config"])).to(self.device).eval()
+        self.model.load_state_dict(state["model"])
         self.encoding = tokenizer.load(self.data["tokenizer"], self.data["vocabulary"])
         self.special = tokenizer.special_ids(self.encoding)
         c, extra = self.config, self.config.get("extra_stage", False)
@@ -82,13 +77,12 @@ class Run:
         return dataset.split(name)
 
     def plan_for(self, n_thoughts: int | None) -> Plan:
-        """The run's own plan, or the same with another number of thoughts, which must fit. Raises UserError."""
-        if n_thoughts is None or n_thoughts == self.plan.n_thoughts:
+        """The run's own plan, or the same with another number of thoughts. Raises UserError."""
+        if n_thoughts in (None, self.plan.n_thoughts):
             return self.plan
-        if METHODS[self.config["method"]].filler != "thought":
-            raise UserError(f"{self.folder.name} was trained with method {self.config['method']}: it has no thoughts")
-        if n_thoughts < 0:
-            raise UserError(f"{n_thoughts} thoughts: expected 0 or more")
+        if n_thoughts < 0 or METHODS[self.config["method"]].filler != "thought":
+            about = f"{self.folder.name} was trained with method {self.config['method']}"
+            raise config.UserError(f"--latent={n_thoughts}: expected 0 or more, and a run with thoughts; {about}")
         return self.plan._replace(n_thoughts=n_thoughts)
 
 
@@ -99,27 +93,23 @@ def prompts(examples: list[Example], p: Plan, special: dict[str, int]) -> tuple[
     return [example.question for example in examples], None
 
 
-def answer(model: GPT, examples, p: Plan, special, max_new_tokens: int, batch_size=250, progress=False, change=None):
+def answer(model: GPT, examples, p: Plan, special, max_new_tokens: int, batch_size=250, change=None) -> list[list[int]]:
     """What the model writes after the thoughts, ids without eos, one list an example, in the order given."""
     rows, eot = prompts(examples, p, special)
-    longest, after = max(map(len, rows)), p.n_thoughts + p.markers + max_new_tokens
-    if longest + after > model.config.block_size:
-        fits = f"do not fit into the model's {model.config.block_size} positions; --block_size={longest + after} would"
-        raise UserError(f"a question of {longest} tokens, {p.n_thoughts} thoughts and an answer {fits}")
-    device = next(model.parameters()).device
+    room, need = model.config.block_size, max(map(len, rows)) + p.n_thoughts + p.markers + max_new_tokens
+    if need > room:
+        raise config.UserError(f"{need} tokens exceed the model's {room} positions; train with --block_size={need}")
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # rows of like length together: little padding
-    answers = [None] * len(rows)
-    training = model.training
+    answers, training, device = {}, model.training, model.wte.weight.device
     model.eval()
-    for start in tqdm(range(0, len(rows), batch_size), desc="answers", unit="batch", disable=not progress, leave=False):
+    for start in range(0, len(rows), batch_size):
         chosen = order[start : start + batch_size]
         lengths = torch.tensor([len(rows[i]) for i in chosen], device=device)
         prompt = pad([rows[i] for i in chosen], special["eos"]).to(device)
         written = coconut.generate(model, prompt, lengths, p.n_thoughts, eot, special["eos"], max_new_tokens, change)
-        for i, ids in zip(chosen, written, strict=True):
-            answers[i] = ids
+        answers |= zip(chosen, written, strict=True)
     model.train(training)
-    return answers
+    return [answers[i] for i in range(len(rows))]
 
 
 def final_answer(text: str) -> str:
@@ -151,11 +141,6 @@ def wilson(n_right: int, n: int) -> tuple[float, float]:
     return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
 
 
-def chance(rows: list[dict]) -> float | None:
-    """What guessing gets: 0.5 where each question offers two answers, unknown elsewhere."""
-    return 0.5 if all(data.has_graph(row) or row["answer"] in ("True", "False") for row in rows) else None
-
-
 VERDICTS = ("correct_path", "longer_path", "hallucination", "wrong_target", "correct_label", "incorrect_label")
 
 
@@ -175,13 +160,11 @@ def verdict(text: str, row: dict, hidden: bool) -> str:
     steps = (head if mark else tail).strip().split("\n")
     if steps == [""]:
         return "correct_label" if is_right(text, row) else "incorrect_label"
-    index = {name: i for i, name in enumerate(row["idx_to_symbol"])}
-    said = [re.fullmatch(r"(?:Every )?(\w+) is a (\w+)\.", step) for step in steps]
-    edges = [[index.get(word) for word in fact.groups()] if fact else None for fact in said]
-    from_root = data.distances(row["edges"], row["root"])
-    follows = all(a and b and a[1] == b[0] for a, b in zip(edges, edges[1:], strict=False))
-    begins = from_root if hidden else [row["root"]]
-    if not follows or not all(edge in row["edges"] for edge in edges) or edges[0][0] not in begins:
+    names, from_root = row["idx_to_symbol"], data.distances(row["edges"], row["root"])
+    facts = {f"{data.subject(names[a])}{names[b]}.": [a, b] for a, b in row["edges"]}
+    edges = [facts.get(step) for step in steps]
+    follows = all(edges) and all(a[1] == b[0] for a, b in zip(edges, edges[1:], strict=False))
+    if not follows or edges[0][0] not in (from_root if hidden else [row["root"]]):
         return "hallucination"
     if edges[-1][1] != row["target"]:
         return "wrong_target"
@@ -189,33 +172,29 @@ def verdict(text: str, row: dict, hidden: bool) -> str:
     return "correct_path" if shortest else "longer_path"
 
 
-def shortcuts(rows: list[dict]) -> dict[str, float]:
-    """How often a rule that never looks for a path finds the answer; where it cannot tell, half is counted.
+def baselines(rows: list[dict]) -> dict[str, float]:
+    """How often one is right without a model: chance, where there are two answers, and rules that look for no path.
 
     ProntoQA: see mentions(). Of ProsQA's two options: the one that no other person reaches within two steps, the one
-    with more ancestors, the one farther from its nearest person.
+    with more ancestors, the one farther from its nearest person; where a rule cannot tell, half is counted.
     """
+    graphs = all(map(data.has_graph, rows))
+    found = {"chance": 0.5} if graphs or all(row["answer"] in ("True", "False") for row in rows) else {}
     if all(row["question"].rpartition(". ")[2].startswith("True or false: ") for row in rows):
-        return {"more often mentioned concept": sum(map(mentions, rows)) / len(rows)}
-    if not all(map(data.has_graph, rows)):
-        return {}
+        return found | {"more often mentioned concept": sum(map(mentions, rows)) / len(rows)}
+    if not graphs:
+        return found
     won = {"no other person within 2 steps back": 0.0, "more ancestors": 0.0, "farther from the nearest person": 0.0}
     for row in rows:
-        backwards = [[b, a] for a, b in row["edges"]]
         scores = []
         for option in (row["target"], row["neg_target"]):
-            above = data.distances(backwards, option)  # of every ancestor
+            above = data.distances([[b, a] for a, b in row["edges"]], option)  # of every ancestor
             persons = {v: d for v, d in above.items() if row["idx_to_symbol"][v][0].isupper()}
             alone = all(d > 2 or v == row["root"] for v, d in persons.items())
             scores.append((alone, len(above), min(persons.values(), default=math.inf)))
         for rule, right, wrong in zip(won, *scores, strict=True):
             won[rule] += (right > wrong) + (right == wrong) / 2
-    return {rule: n / len(rows) for rule, n in won.items()}
-
-
-def baselines(rows: list[dict]) -> dict[str, float]:
-    """The accuracy of every way to answer without a model: chance, where it is known, and the shortcuts."""
-    return ({"chance": chance(rows)} if chance(rows) else {}) | shortcuts(rows)
+    return found | {rule: n / len(rows) for rule, n in won.items()}
 
 
 def mentions(row: dict) -> float:
@@ -235,24 +214,20 @@ def mentions(row: dict) -> float:
 
 def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts: int, hidden: bool) -> dict:
     """Accuracy with its interval, mean number of tokens, [right, questions] for each number of hops, and verdicts."""
-    right = [is_right(text, row) for text, row in zip(texts, rows, strict=True)]
-    by_hops, verdicts = defaultdict(list), {}
-    for row, r in zip(rows, right, strict=True):
-        by_hops[len(row["steps"])].append(r)
-    if all(map(data.has_graph, rows)):
-        found = [verdict(text, row, hidden) for text, row in zip(texts, rows, strict=True)]
-        verdicts = {name: found.count(name) for name in VERDICTS}
-    low, high = wilson(sum(right), len(right))
-    hops = {str(k): [sum(mine), len(mine)] for k, mine in sorted(by_hops.items())}
-    numbers = {"accuracy": sum(right) / len(right), "low": low, "high": high}
-    return numbers | {"tokens": sum(n_tokens) / len(n_tokens) + n_thoughts, "hops": hops, "verdicts": verdicts}
+    n_hops = [len(row["steps"]) for row in rows]
+    won = [n for n, text, row in zip(n_hops, texts, rows, strict=True) if is_right(text, row)]
+    hops = {str(n): [won.count(n), n_hops.count(n)] for n in sorted(set(n_hops))}
+    found = [verdict(*pair, hidden) for pair in zip(texts, rows, strict=True)] if all(map(data.has_graph, rows)) else []
+    verdicts = {name: found.count(name) for name in VERDICTS if found}
+    (low, high), tokens = wilson(len(won), len(rows)), sum(n_tokens) / len(rows) + n_thoughts
+    return dict(accuracy=len(won) / len(rows), low=low, high=high, tokens=tokens, hops=hops, verdicts=verdicts)
 
 
-def measure(run: Run, examples: data.Split, p: Plan, batch_size=250, progress=False, intervene="none"):
-    """The summary (dict) of a run's answers to a split under a plan, and the answers in words (list[str])."""
+def measure(run: Run, examples: data.Split, p: Plan, batch_size=250, intervene="none") -> tuple[dict, list[str]]:
+    """The summary of a run's answers to a split under a plan, and the answers in words."""
     change = None if intervene == "none" else INTERVENTIONS[intervene]
     todo = [examples.example(i) for i in range(len(examples))]
-    ids = answer(run.model, todo, p, run.special, run.data["max_new_tokens"], batch_size, progress, change)
+    ids = answer(run.model, todo, p, run.special, run.data["max_new_tokens"], batch_size, change)
     texts = run.encoding.decode_batch(ids)
     hidden = p.n_thoughts > 0 if METHODS[run.config["method"]].filler == "thought" else p.n_removed != 0
     return summary(texts, list(map(len, ids)), examples.rows, p.n_thoughts, hidden), texts
@@ -262,28 +237,26 @@ def main(c: EvaluateConfig) -> None:
     run = Run(c.run, c.checkpoint, c.device)
     config.demand(c, "batch_size", lambda n: n >= 1, "at least 1")
     examples = data.Split(run.encoding, data.read_rows(Path(c.data))) if c.data else run.split(c.split)
-    rows, name = examples.rows, c.data or f"data/{run.config['task']}/{c.split}.json"
+    rows, name, results = examples.rows, c.data or f"data/{run.config['task']}/{c.split}.json", []
     print(f"{run.folder.name} ({run.config['method']}, stage {run.stage}) on {name}, {len(rows)} questions")
-    for rule, share in baselines(rows).items():
+    without = baselines(rows)
+    for rule, share in without.items():
         print(f"  without a model, {rule}: {share:.1%}")
-    changed = "" if c.intervene == "none" else f" ({c.intervene})"
-    results = []
     for n_thoughts in c.latent or (None,):
         p = run.plan_for(n_thoughts)
-        if p is not run.plan:
-            print(f"{p.n_thoughts} thoughts instead of the {run.plan.n_thoughts} of training (--latent)")
-        result, texts = measure(run, examples, p, c.batch_size, True, c.intervene)
-        interval = f"(95 % interval {result['low']:.1%} to {result['high']:.1%})"
+        result, texts = measure(run, examples, p, c.batch_size, c.intervene)
+        about = f" instead of the {run.plan.n_thoughts} of training" * (p is not run.plan)
+        about += f" ({c.intervene})" * (c.intervene != "none")
+        found = "{accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}), {tokens:.1f} tokens".format(**result)
         hops = ", ".join(f"{k}: {a}/{b}" for k, (a, b) in result["hops"].items())
-        print(f"{p.n_thoughts} thoughts{changed}: accuracy {result['accuracy']:.1%} {interval}, ", end="")
-        print(f"{result['tokens']:.1f} tokens; right by hops: {hops}")
+        print(f"{p.n_thoughts} thoughts{about}: accuracy {found}; right by hops: {hops}")
         if counts := ", ".join(f"{v.replace('_', ' ')} {n}" for v, n in result["verdicts"].items() if n):
             print(f"  verdicts: {counts}")
         results.append({"latent": p.n_thoughts, "intervene": c.intervene, **result})
     for i in [i for i, row in enumerate(rows) if not is_right(texts[i], row)][:5]:
         print(f"wrong, {i}: {rows[i]['question'][-60:]}  expected: {rows[i]['answer']}  written: {texts[i]!r}")
-    line = {"run": run.folder.name, "data": name, "n": len(rows), "chance": chance(rows)}
-    print(json.dumps(line | {"shortcuts": shortcuts(rows), "results": results}))
+    line = {"run": run.folder.name, "data": name, "n": len(rows), "chance": without.pop("chance", None)}
+    print(json.dumps(line | {"shortcuts": without, "results": results}))
 
 
 if __name__ == "__main__":

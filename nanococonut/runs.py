@@ -5,13 +5,12 @@ log.csv       step,stage,split,metric,value        best.pt   the weights that di
 """
 
 import contextlib
-import dataclasses
 import itertools
-import json
 import os
 import re
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -20,25 +19,20 @@ from torch import distributed
 from nanococonut import tokenizer
 from nanococonut.config import TrainConfig, UserError, written
 from nanococonut.curriculum import plan
-from nanococonut.data import Dataset, folder_of, read_json, write_text
+from nanococonut.data import Dataset, folder_of, write_text
 from nanococonut.model import GPT, GPTConfig
 
 HEADER = "step,stage,split,metric,value\n"
 FREE = ("preset", "name", "resume", "compile", "log_every", "eval_every", "save_every")  # may differ when a run goes on
 
 
-def open_run(c: TrainConfig, steps: list[int]) -> tuple[Path, dict | None]:
-    """The run's folder under runs/, and the state it goes on from. Raises UserError.
-
-    A name that exists is refused without --resume: a run is never overwritten, and goes on under its own settings only.
-    """
-    name = c.name or f"{c.task}-{c.method}"
-    folder = folder_of("runs", name)
+def open_run(c: TrainConfig, dataset: Dataset) -> tuple[Path, dict | None]:
+    """The run's folder under runs/, and the state it goes on from. Raises UserError: a run is never overwritten."""
+    folder = folder_of("runs", c.name or f"{c.task}-{c.method}")
     if c.resume:
         if not (folder / "config.json").exists():
             raise UserError(f"{folder} not found: nothing to resume; leave --resume out, or give the run's --name")
-        demand_settings(folder, c, steps)
-        return folder, load_state(folder / "ckpt.pt") if (folder / "ckpt.pt").exists() else None
+        return folder, load_same(folder / "ckpt.pt", c, dataset) if (folder / "ckpt.pt").exists() else None
     if folder.exists() and not c.name:
         folder = next(f for n in itertools.count(2) if not (f := Path(f"{folder}-{n}")).exists())
     if folder.exists():
@@ -47,17 +41,16 @@ def open_run(c: TrainConfig, steps: list[int]) -> tuple[Path, dict | None]:
     return folder, None
 
 
-def demand_settings(folder: Path, c: TrainConfig, steps: list[int]) -> None:
-    """Raises UserError where a run was trained with other settings; one that it does not name had its default."""
-    before = read_json(folder / "config.json")
-    if not isinstance(before, dict):
-        raise UserError(f"{folder}/config.json does not hold a run's settings; start a new run")
-    before = dataclasses.asdict(TrainConfig()) | before
-    now = json.loads(json.dumps(dataclasses.asdict(c) | {"stage_steps": steps}))
-    differ = [k for k in now if k not in FREE and now[k] != before[k]]
+def load_same(path: Path, c: TrainConfig, dataset: Dataset) -> dict:
+    """A checkpoint. Raises UserError where its settings (one that it lacks had its default) or data are not these."""
+    state, asked = load_state(path), asdict(c) | {"stage_steps": c.schedule}
+    before = asdict(TrainConfig()) | state["config"]
+    differ = [k for k in asked if k not in FREE and asked[k] != before[k]]
     if differ:
-        both = ", ".join(f"--{k}={written(before[k])} and not {written(now[k])}" for k in differ)
-        raise UserError(f"{folder} was trained with {both}: it goes on with its own settings only, else delete it")
+        both = ", ".join(f"--{k}={written(before[k])} and not {written(asked[k])}" for k in differ)
+        raise UserError(f"{path.parent} was trained with {both}: it goes on with its own settings only, else delete it")
+    dataset.demand_unchanged(str(path.parent), state["data"]["sha256"])
+    return state
 
 
 def named(name: str) -> Path | None:
@@ -67,33 +60,29 @@ def named(name: str) -> Path | None:
 
 def find_run(name: str) -> Path:
     """The folder of a run given by name or path; the newest for "". Raises UserError."""
-    there = {path.parent.name: path.parent for path in sorted(Path("runs").glob("*/config.json"))}
-    if not name and not there:
-        raise UserError("no run under runs/ yet; run: python train.py")
-    folder = named(name) if name else max(there.values(), key=lambda path: path.stat().st_mtime)
+    there = [path.parent for path in sorted(Path("runs").glob("*/config.json"))]
+    folder = named(name) if name else max(there, key=lambda path: path.stat().st_mtime, default=None)
     if not folder:
-        raise UserError(f"runs/{name} not found; there is: {', '.join(there) or 'none'}")
+        known = ", ".join(path.name for path in there) or "none yet; run: python train.py"
+        raise UserError(f"runs/{name} not found; there is: {known}")
     return folder
 
 
 def load_state(path: Path) -> dict:
     """What a checkpoint holds, tensors and plain values alone: no code of its file is run. Raises UserError."""
-    if not path.exists():
-        raise UserError(f"{path} not found: the run has saved nothing yet")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         GPT(GPTConfig(**state["model_config"])).load_state_dict(state["model"])
         tokenizer.load(state["data"]["tokenizer"], state["data"]["vocabulary"])
         plan(state["config"]["method"], state["stage"], len(state["config"]["stage_steps"]) - 1)
     except Exception as error:  # torch.load raises a dozen kinds for a file that is cut, foreign or malicious
-        reason = str(error).partition("\n")[0][:80]
-        raise UserError(f"{path} is not a checkpoint of nanococonut ({type(error).__name__}: {reason})") from None
+        kind, reason = type(error).__name__, str(error).partition("\n")[0][:80]
+        raise UserError(f"{path} is not a checkpoint of nanococonut ({kind}: {reason}); run: python train.py") from None
     return state
 
 
-def restore(state: dict, model: GPT, optimizers: list[torch.optim.Optimizer], dataset: Dataset) -> None:
-    """Puts a checkpoint's weights, moments and random numbers back. Raises UserError where the data has changed."""
-    dataset.demand_unchanged("this run", state["data"]["sha256"])
+def restore(state: dict, model: GPT, optimizers: list[torch.optim.Optimizer]) -> None:
+    """Puts a checkpoint's weights, moments and random numbers back."""
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
@@ -139,8 +128,8 @@ def stop_signals():
 def pick_device(name: str) -> torch.device:
     """auto: CUDA, else Apple's MPS, else the CPU. Raises UserError for what this machine lacks."""
     there = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
-    if name != "auto" and name.split(":")[0] not in there:
-        raise UserError(f"--device={name}: this machine has {', '.join(there)}")
+    if name not in ("auto", *there):
+        raise UserError(f"--device={name}: choose from auto, {', '.join(there)}, which this machine has")
     return torch.device(there[0] if name == "auto" else name)
 
 

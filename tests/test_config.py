@@ -38,6 +38,7 @@ def parse(*words):
         (["b"], "lr", 0.5),
         (["b", "--lr=2"], "lr", 2.0),
         (["--preset=b"], "seed", 3),
+        (["-seed=3"], "seed", 3),
         ([], "lr", 0.0001),
     ],
 )
@@ -58,8 +59,9 @@ def test_values(words, field, value):
         (["--compile=maybe"], "--compile=maybe is not true or false"),
         (["--stage_steps=5,x"], "--stage_steps=5,x is not numbers like 20 or 20,5,5"),
         (["nope"], "unknown preset 'nope', choose from a, b"),
-        (["a", "b"], "cannot read 'b'"),
-        (["-x"], "cannot read '-x'"),
+        (["a", "b"], "--preset is given twice"),
+        (["-x"], "unknown option -x, see --help"),
+        (["-lrs=1"], "unknown option -lrs=1, did you mean --lr=... ?"),
         (["--zzz=1"], "unknown option --zzz=1, see --help"),
     ],
 )

@@ -95,15 +95,16 @@ def test_sentences_are_as_often_as_in_the_released_file(workspace):
     assert all(prove(row["question"])[0] == row["answer"] for row in theirs)
     for key, expected in statistics(theirs).items():  # sentences a problem, of 25
         assert abs(own[key] - expected) < 0.35, (key, own[key], expected)
-    assert evaluate.shortcuts(theirs) == {"more often mentioned concept": 1.0}
+    assert evaluate.baselines(theirs) == {"chance": 0.5, "more often mentioned concept": 1.0}
 
 
 def test_the_shortcut_and_the_way_without(workspace):
     run("prontoqa", "--train=300", "--valid=20", "--test=20")
-    assert evaluate.shortcuts(data.read_rows(Path("data/prontoqa/train.json"))) == {"more often mentioned concept": 1.0}
+    rows = data.read_rows(Path("data/prontoqa/train.json"))
+    assert evaluate.baselines(rows) == {"chance": 0.5, "more often mentioned concept": 1.0}
     run("prontoqa", "--name=fair", "--fair=true", "--train=300", "--valid=20", "--test=20")
     rows = data.read_rows(Path("data/fair/train.json"))
-    assert evaluate.shortcuts(rows) == {"more often mentioned concept": 0.5}
+    assert evaluate.baselines(rows) == {"chance": 0.5, "more often mentioned concept": 0.5}
     assert all(prove(row["question"])[0] == row["answer"] for row in rows)
     run("prontoqa", "--name=short", "--hops=2", "--train=20", "--valid=5", "--test=5")
     rows = data.read_rows(Path("data/short/train.json"))

@@ -152,7 +152,7 @@ def test_resume_goes_on_with_the_same_settings_only(workspace, capsys):
     trained("--name=run", "--resume=true")  # nothing left to do
     assert all(torch.equal(before[name], weight) for name, weight in state_of("run")["model"].items())
     prepared("--seed=1")
-    with pytest.raises(UserError, match="data/prosqa is not the data this run was trained on"):
+    with pytest.raises(UserError, match="data/prosqa is not the data runs/run was trained on"):
         trained("--name=run", "--resume=true")
 
 

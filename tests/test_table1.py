@@ -34,10 +34,10 @@ def test_a_table_is_trained_once_and_resumed(small, capsys, monkeypatch):
     assert len(times) == 2
     started = []
     real = table1.start
-    monkeypatch.setattr(table1, "start", lambda c, task, *pair: started.append(pair) or real(c, task, *pair))
+    monkeypatch.setattr(table1, "start", lambda row, jobs: started.append(row.method) or real(row, jobs))
     capsys.readouterr()
     run("--methods=cot,coconut", "--seeds=0", "--jobs=2", "--options=--save_every=1")
-    assert started == [("coconut", 0)], "the finished row is not repeated"
+    assert started == ["coconut"], "the finished row is not repeated"
     assert all(p.stat().st_mtime_ns == before for p, before in times.items())
     printed = capsys.readouterr().out
     assert "2 runs of prosqa with preset smoke: 1 are finished" in printed
@@ -47,8 +47,8 @@ def test_a_table_is_trained_once_and_resumed(small, capsys, monkeypatch):
     assert [(row["method"], row["seed"]) for row in kept["rows"]] == [("cot", 0), ("coconut", 0)]
     lines = stem.with_suffix(".md").read_text().splitlines()
     coconut = [cell.strip() for cell in lines[3].strip("|").split("|")]
-    assert coconut[0] == "coconut" and coconut[1] == f"{100 * kept['rows'][1]['accuracy']:.1f} ± 0.0"
-    assert coconut[-2:] == ["97.0 ± 0.3", "14.2"], "the paper's figures stand beside"
+    assert coconut[0] == "coconut" and coconut[1] == f"{100 * kept['rows'][1]['accuracy']:.1f}±0.0"
+    assert coconut[-2:] == ["97.0±0.3", "14.2"], "the paper's figures stand beside"
     assert lines[4] == "| *chance* | 50.0 | - | - | - | - | - |" and len(lines) == 8, "and what no model gets"
     assert stem.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
@@ -79,11 +79,14 @@ def test_mistakes(small):
         run("--methods=cot,magic")
     with pytest.raises(UserError, match="data/nothing not found"):
         table1.main(table1.Table1Config("smoke", task="nothing"))
-    with pytest.raises(UserError, match=r"cot, seed 0 did not finish, see runs/.*cot-0.log: .*--lr=-1.0 should be"):
+    with pytest.raises(UserError, match=r"--lr=-1.0 should be"):
         run("--methods=cot", "--seeds=0", "--options=--lr=-1")
+    assert not Path("runs").exists(), "what cannot be trained is not started"
+    with pytest.raises(UserError, match=r"cot, seed 0 did not finish, see runs/.*cot-0.log: .*--block_size=16 is too"):
+        run("--methods=cot", "--seeds=0", "--options=--block_size=16")
 
 
 def test_the_paper_has_a_figure_for_every_row():
     for task in ("gsm8k", "prontoqa", "prosqa"):
         assert set(table1.paper(task)) == set(table1.METHODS)
-    assert table1.paper("gsm8k")["icot"] == ("30.0", "-", "2.2")
+    assert table1.paper("gsm8k")["icot"] == ["30.0", "2.2"]

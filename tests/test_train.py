@@ -84,7 +84,7 @@ def test_the_number_of_thoughts_is_the_checkpoints_and_latent_overrides_it(works
     evaluate.main(evaluate.EvaluateConfig("a", latent=(1,)))
     assert "1 thoughts instead of the 4 of training" in capsys.readouterr().out
     trained("--name=b", "--method=cot")
-    with pytest.raises(UserError, match="trained with method cot: it has no thoughts"):
+    with pytest.raises(UserError, match="expected 0 or more, and a run with thoughts; b was trained with method cot"):
         answered(capsys, "b", "--latent=2")
 
 
@@ -186,7 +186,7 @@ def test_mistakes(workspace, words, message):
 
 
 def test_mistakes_of_evaluate_and_sample(workspace, capsys):
-    with pytest.raises(UserError, match=r"no run under runs/ yet; run: python train\.py"):
+    with pytest.raises(UserError, match=r"runs/ not found; there is: none yet; run: python train\.py"):
         evaluate.Run("")
     prepared()
     trained("--name=a")
@@ -195,7 +195,7 @@ def test_mistakes_of_evaluate_and_sample(workspace, capsys):
             evaluate.Run(name)
     with pytest.raises(UserError, match="test has questions 0 to 9"):
         sample.main(sample.SampleConfig(index=10))
-    with pytest.raises(UserError, match="do not fit into the model's"):
+    with pytest.raises(UserError, match="exceed the model's"):
         sample.main(sample.SampleConfig(question="Tom is a lempus. " * 99))
     Path("runs/a/best.pt").write_bytes(Path("runs/a/best.pt").read_bytes()[:1000])
     with pytest.raises(UserError, match=r"best\.pt is not a checkpoint of nanococonut"):
