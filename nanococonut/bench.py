@@ -1,18 +1,17 @@
 """How fast the loop is, and against what: a table, results/bench-<preset>-<device>.{json,png}, last line JSON.
 
-A training step for K = 0, 1, 2, ... thoughts, whole and cut into its phases, and the share of the machine's own rate of
-matrix products that it reaches (MFU); beside it the paper's loop, torch.compile, and answers without a cache.
-Weights and tokens are random: nothing here depends on what they say. Times are medians in seconds, memory is the peak.
+A training step for K = 0, 1, 2, ... thoughts, whole and by phase, and its share of the machine's own rate of matrix
+products (MFU); beside it the paper's loop, torch.compile, answers without a cache. Median seconds, random tokens.
 """
 
 import contextlib
 import json
 import resource
-import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,7 +20,7 @@ from nanococonut import coconut, config, data, plots, runs
 from nanococonut.curriculum import Batch
 from nanococonut.model import GPT, GPTConfig
 
-SIZES = {  # examples B, prompt P, suffix S, new tokens of an answer; the model
+SIZES = {  # examples B (4 or more), prompt P, suffix S, new tokens of an answer; the model
     "smoke": ((4, 16, 4, 2), GPTConfig(64, 64, 2, 2, 32, 0.0)),
     "laptop": ((64, 28, 8, 3), GPTConfig(520, 64, 2, 4, 128, 0.0)),
     "cpu": ((32, 200, 20, 8), GPTConfig(320, 256, 4, 4, 256, 0.0)),
@@ -47,7 +46,7 @@ class Bench:
     """A model, its optimizer, and a clock that waits for the device."""
 
     def __init__(self, c: BenchConfig):
-        self.repeats, self.device = c.repeats, runs.pick_device(c.device)
+        self.device = runs.pick_device(c.device)
         self.cuda = self.device.type == "cuda"
         self.dtype = torch.bfloat16 if c.dtype == "bfloat16" or (c.dtype == "auto" and self.cuda) else torch.float32
         self.sizes, shape = SIZES[c.preset]
@@ -57,58 +56,40 @@ class Bench:
 
     def clock(self) -> float:
         """Seconds, once everything that was asked of the device is done."""
-        if self.cuda:
-            torch.cuda.synchronize()
+        getattr(torch, self.device.type).synchronize()
         return time.perf_counter()
 
-    def seconds(self, work, repeats: int = 0) -> float:
-        """Median seconds of work(), after one call that does not count."""
-        work()
-        marks = [self.clock()]
-        for _ in range(repeats or self.repeats):
-            work()
+    def seconds(self, repeats: int, work, *args) -> float:
+        """Median seconds of work(*args), after one call that does not count."""
+        marks = []
+        for _ in range(1 + repeats):
+            work(*args)
             marks.append(self.clock())
-        return statistics.median(b - a for a, b in zip(marks, marks[1:], strict=False))
+        return float(np.median(np.diff(marks)))
 
     def batch(self, n_thoughts: int) -> Batch:
         (B, P, S, _), V = self.sizes, self.model.config.vocab_size
         prompt, suffix, targets = (torch.randint(V, (B, n), device=self.device) for n in (P, S, S))
         return Batch(prompt, torch.randint(P * 4 // 5, P + 1, (B,), device=self.device), suffix, targets, n_thoughts)
 
-    def step(self, batch: Batch, mark=lambda: None) -> None:
-        """A training step that calls mark() before and between its PHASES, and at its end.
-
-        On CUDA in bfloat16 the prompt must go through the flash kernel, or this fails.
-        """
-        mark()
-        half, flash = self.dtype == torch.bfloat16, sdpa_kernel(SDPBackend.FLASH_ATTENTION)
+    def step(self, batch: Batch, clock=lambda: None) -> list:
+        """A training step: what clock() says before it, between its PHASES and after it."""
+        half, marks = self.dtype == torch.bfloat16, [clock()]
+        flash = sdpa_kernel(SDPBackend.FLASH_ATTENTION) if half and self.cuda else contextlib.nullcontext()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            with flash if half and self.cuda else contextlib.nullcontext():
+            with flash:  # this kernel, or an error
                 hidden, cache = coconut.prefill(self.model, batch.prompt, batch.prompt_len)
-            mark()
+            marks.append(clock())
             _, cache = coconut.think(self.model, hidden, batch.prompt_len, cache, batch.n_thoughts)
-            mark()
+            marks.append(clock())
             logits, _ = coconut.decode(self.model, batch.suffix, batch.prompt_len + batch.n_thoughts, cache)
             loss = coconut.cross_entropy(logits, batch.targets)
-        mark()
+        marks.append(clock())
         loss.backward()
-        mark()
+        marks.append(clock())
         self.optimizer.step()
         self.optimizer.zero_grad()
-        mark()
-
-    def phases(self, batch: Batch) -> list[float]:
-        """Median seconds of each phase."""
-        steps = [[] for _ in range(self.repeats)]
-        for marks in steps:
-            self.step(batch, lambda marks=marks: marks.append(self.clock()))
-        return [statistics.median(marks[i + 1] - marks[i] for marks in steps) for i in range(len(PHASES))]
-
-    def matmul_rate(self) -> float:
-        """FLOP/s of a large square matrix product in the dtype of the arithmetic: what this machine can do."""
-        n = 8192 if self.cuda else 2048
-        a = torch.randn(n, n, device=self.device, dtype=self.dtype)
-        return 2 * n**3 / self.seconds(lambda: a @ a, 10)
+        return [*marks, clock()]
 
     def flops(self, batch: Batch) -> int:
         """Of the matrix products of one step, as they are done; attention counts whole squares."""
@@ -139,7 +120,8 @@ def main(c: BenchConfig) -> None:
     config.demand(c, "repeats questions", lambda n: n >= 1, "at least 1")
     config.demand(c, "max_thoughts", lambda n: n >= 0, "0 or more")
     bench = Bench(c)
-    (B, P, S, _), rate = bench.sizes, bench.matmul_rate()
+    (B, P, S, _), n = bench.sizes, 8192 if bench.cuda else 2048
+    rate = 2 * n**3 / bench.seconds(10, lambda x: x @ x, torch.randn(n, n, device=bench.device, dtype=bench.dtype))
     where = torch.cuda.get_device_name() if bench.cuda else f"{torch.get_num_threads()} threads of {bench.device}"
     found = dict(preset=c.preset, device=where, torch=torch.__version__, dtype=str(bench.dtype))
     found |= dict(B=B, P=P, S=S, matmul_gflops=round(rate / 1e9))
@@ -147,39 +129,41 @@ def main(c: BenchConfig) -> None:
     print("".join(f"{name:>10}" for name in ("K", "step", *PHASES, "examples/s", "tokens/s", "MFU")))
     batches, rows = [bench.batch(K) for K in range(c.max_thoughts + 1)], []
     for K, batch in enumerate(batches):
-        step = bench.seconds(lambda batch=batch: bench.step(batch))
-        row = dict(thoughts=K, step=step) | dict(zip(PHASES, bench.phases(batch), strict=True))
-        row |= dict(examples_per_s=B / step, tokens_per_s=B * (P + K + S) / step)
-        rows.append(row | dict(mfu=bench.flops(batch) / step / rate))
-        _, *times, examples, tokens, mfu = rows[-1].values()
-        print(f"{K:10}" + "".join(f"{1e3 * t:10.1f}" for t in times) + f"{examples:10.0f}{tokens:10.0f}{mfu:10.1%}")
-    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found |= dict(memory_mib=torch.cuda.max_memory_allocated() / 2**20 if bench.cuda else kib / 2**10)
-    first, last, n = batches[0], batches[-1], min(B, 4)
-    few, alone = (last._replace(**{f: getattr(last, f)[:n] for f in Batch._fields[:-1]}) for n in (n, 1))
-    reference = bench.seconds(lambda: coconut.forward_reference(bench.model, few).loss.backward(), 1) * B / n
-    found |= dict(reference_step=reference, times_faster_than_reference=reference / rows[-1]["step"])
-    drawn = torch.randint(B, (c.questions,), device=bench.device).split(250)
-    many = [last._replace(prompt=last.prompt[i], prompt_len=last.prompt_len[i]) for i in drawn]
-    slow = bench.seconds(lambda: bench.one_by_one(alone), 20)
-    fast = bench.seconds(lambda: [bench.generate(part) for part in many], 3) / c.questions
-    found |= dict(answer_one_by_one=slow, answer_batched=fast, times_faster_than_one_by_one=slow / fast)
-    found |= dict(answer_alone_cached=bench.seconds(lambda: bench.generate(alone), 20))
+        step = bench.seconds(c.repeats, bench.step, batch)
+        marks = [bench.step(batch, bench.clock) for _ in range(c.repeats)]
+        times = dict(zip(("step", *PHASES), (step, *np.median(np.diff(marks), axis=0).tolist()), strict=True))
+        examples, tokens, mfu = B / step, B * (P + K + S) / step, bench.flops(batch) / step / rate
+        print(f"{K:10}" + "".join(f"{1e3 * t:10.1f}" for t in times.values()), end="")
+        print(f"{examples:10.0f}{tokens:10.0f}{mfu:10.1%}")
+        rows.append(dict(thoughts=K, **times, examples_per_second=examples, tokens_per_second=tokens, mfu=mfu))
+    last, step, kib = batches[-1], rows[-1]["step"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    few, alone = (Batch(*(x[:n] for x in last[:4]), last.n_thoughts) for n in (4, 1))
+    many = [Batch(last.prompt[i], last.prompt_len[i], *last[2:]) for i in torch.randint(B, (c.questions,)).split(250)]
+    measured = dict(
+        memory_mib=torch.cuda.max_memory_allocated() / 2**20 if bench.cuda else kib / 2**10,
+        reference_step=B / 4 * bench.seconds(1, lambda: coconut.forward_reference(bench.model, few).loss.backward()),
+        answer_one_by_one=bench.seconds(20, bench.one_by_one, alone),
+        answer_batched=bench.seconds(3, lambda: [bench.generate(part) for part in many]) / c.questions,
+        answer_alone_cached=bench.seconds(20, bench.generate, alone),
+    )
     bench.model.compile_blocks()
-    began = bench.clock()
-    for batch in batches:
-        bench.step(batch)
-    found |= dict(compile=bench.clock() - began - sum(row["step"] for row in rows))
-    found |= dict(compiled_first=bench.seconds(lambda: bench.step(first)))
-    found |= dict(compiled_last=bench.seconds(lambda: bench.step(last)))
-    found |= dict(last_over_first=rows[-1]["step"] / rows[0]["step"])
-    print("\n".join(f"{key.replace('_', ' ')}: {value:.4g}" for key, value in list(found.items())[8:]))
+    marks = np.ravel([bench.step(batch, bench.clock) for batch in batches])
+    measured |= dict(
+        compile=marks[-1] - marks[0] - sum(row["step"] for row in rows),
+        compiled_first=bench.seconds(c.repeats, bench.step, batches[0]),
+        compiled_last=bench.seconds(c.repeats, bench.step, last),
+        last_over_first=step / rows[0]["step"],
+        times_faster_than_reference=measured["reference_step"] / step,
+        times_faster_than_one_by_one=measured["answer_one_by_one"] / measured["answer_batched"],
+    )
+    print("\n".join(f"{key.replace('_', ' ')}: {value:.4g}" for key, value in measured.items()))
     stem = Path("results") / f"bench-{c.preset}-{bench.device.type}"
     stem.parent.mkdir(exist_ok=True)
     bars = {phase: [(row["thoughts"], 1e3 * row[phase]) for row in rows] for phase in PHASES}
     plots.lines([("thoughts", "milliseconds a step", bars, True)], stem.with_suffix(".png"))
-    data.write_text(stem.with_suffix(".json"), json.dumps(found | {"rows": rows}, indent=1) + "\n")
-    print(json.dumps(found | {"rows": rows}))
+    found |= measured | {"rows": rows}
+    data.write_text(stem.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
