@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanococonut import config, data, evaluate, plots, probe
-from nanococonut.config import UserError
 
 
 @dataclass(frozen=True)
@@ -40,41 +39,36 @@ def outline(row: dict, values, v: int) -> list[str]:
 
 def main(c: SampleConfig) -> None:
     run = evaluate.Run(c.run, c.checkpoint, c.device)
-    if not 1 <= c.words <= run.encoding.n_vocab:
-        raise UserError(f"--words={c.words} should be from 1 to {run.encoding.n_vocab}")
-    if c.question:
-        examples, i = data.Split(run.encoding, [{"question": c.question, "steps": [], "answer": "?"}]), 0
-    else:
-        examples, i = run.split(c.split), c.index
-        if not 0 <= i < len(examples):
-            raise UserError(f"--index={i}: {c.split} has questions 0 to {len(examples) - 1}")
-    row, example = None if c.question else examples.rows[i], examples.example(i)
+    config.demand(c, "words", lambda n: 1 <= n <= run.encoding.n_vocab, f"from 1 to {run.encoding.n_vocab}")
+    given = [{"question": c.question, "steps": [], "answer": "?"}]
+    examples, i = (data.Split(run.encoding, given), 0) if c.question else (run.split(c.split), c.index)
+    if not 0 <= i < len(examples):
+        raise config.UserError(f"--index={i}: {c.split} has questions 0 to {len(examples) - 1}")
+    row, example = examples.rows[i], examples.example(i)
     p = run.plan_for(None if c.latent < 0 else c.latent)
-    searched = p.n_thoughts and row is not None and data.has_graph(row)
+    searched = p.n_thoughts and data.has_graph(row)
     if c.plot and not (searched and c.plot.endswith(".png")):
-        raise UserError(f"--plot={c.plot}: expected FILE.png, a run with thoughts, and a problem with a graph")
+        raise config.UserError(f"--plot={c.plot}: expected FILE.png, a run with thoughts, and a problem with a graph")
     print(f"{run.folder.name}: {run.config['method']}, stage {run.stage}, {p.n_thoughts} thoughts", end="")
-    print("" if p is run.plan else f" instead of the {run.plan.n_thoughts} of training")
-    print(f"\n{examples.rows[i]['question']}\n")
+    more = "" if p is run.plan else f" instead of the {run.plan.n_thoughts} of training"
+    print(f"{more}\n\n{row['question']}\n")
     (ids,) = evaluate.answer(run.model, [example], p, run.special, run.data["max_new_tokens"])
     if p.n_thoughts:
-        states, _ = probe.trace(run, example, p.n_thoughts)
+        states = probe.trace(run, example, p.n_thoughts)[0][:, 0 if c.layers else -1 :]
         for k, layers in enumerate(probe.readings(run, states, c.words)):
             for i, words in enumerate(layers):
                 shown = ", ".join(f"{word} {value:.2f}" for word, value in words)
-                if c.layers or i == len(layers) - 1:
-                    place = f"thought {k + 1}" + f", layer {i + 1}" * c.layers
-                    print(f"  {place}  {shown}   (norm {states[k, i].norm():.1f})")
+                layer = f", layer {i + 1}" * c.layers
+                print(f"  thought {k + 1}{layer}  {shown}   (norm {states[k, i].norm():.1f})")
         print()
     if searched:
-        (values,) = probe.values(run, [example], [[data.subject(name) for name in row["idx_to_symbol"]]], p.n_thoughts)
+        (values,) = probe.values(run, [example], [row["idx_to_symbol"]], p.n_thoughts)
         print("  how likely the chain goes on from a node after 1, 2, ... thoughts; * stands on the chain")
         print(*outline(row, values, row["root"]), sep="\n", end="\n\n")
         if c.plot:
             plots.tree(row, values, Path(c.plot))
-    text = run.encoding.decode(ids)
-    print(text)
-    if row is not None:
+    print(text := run.encoding.decode(ids))
+    if not c.question:
         right = evaluate.is_right(text, row)
         print(f"\n{'right' if right else 'wrong: expected ' + row['answer']}; the chain is: {' '.join(row['steps'])}")
 

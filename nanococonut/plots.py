@@ -4,16 +4,16 @@ import csv
 from collections import defaultdict
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from nanococonut import data
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # Okabe and Ito's palette: told apart by everyone
 COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GREY, "black")
-plt.switch_backend("Agg")  # no screen is needed
-plt.rcParams.update({"figure.constrained_layout.use": True, "savefig.dpi": 120, "legend.frameon": False})
-plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
+matplotlib.rcParams.update({"figure.constrained_layout.use": True, "savefig.dpi": 120, "legend.frameon": False})
+matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "savefig.format": "png"})
 
 
 def read_log(path: Path) -> dict[tuple[str, str], list[tuple[int, int, float]]]:
@@ -24,22 +24,13 @@ def read_log(path: Path) -> dict[tuple[str, str], list[tuple[int, int, float]]]:
     return series
 
 
-def save(fig, out: Path) -> None:
-    """Writes the figure, whole or not at all."""
-    data.write_atomically(out, lambda file: fig.savefig(file, format="png"))
-    plt.close(fig)
-
-
 def draw(axes, colours: dict, xlabel: str, ylabel: str, curves: dict, stacked: bool = False, **limits) -> None:
-    """Curves {label: [(x, y) or (x, y, low, high)]} as lines or stacked bars; one point at x = None: a dashed level.
-
-    A label has one colour and marker in all the axes that share the dict colours.
-    """
+    """Curves {label: [(x, y) or (x, y, low, high)]} as lines or stacked bars; one point at x = None: a dashed level."""
     axes.set(xlabel=xlabel, ylabel=ylabel, **limits)
     axes.xaxis.get_major_locator().set_params(integer=True)
     bottom = 0
     for label, points in curves.items():
-        i = colours.setdefault(label, len(colours)) % len(COLOURS)
+        i = colours.setdefault(label, len(colours)) % len(COLOURS)  # colour and marker: the same in all the axes
         style, soft = dict(color=COLOURS[i], label=label.replace("_", " ")), dict(color=COLOURS[i], alpha=0.12, lw=0)
         x, y, *band = zip(*points, strict=True) if points else ((), ())
         if x[:1] == (None,):
@@ -57,19 +48,18 @@ def lines(panels: list[tuple], out: Path) -> None:
     """A panel for each (x label, y label, curves[, stacked]) of draw(), two or three side by side."""
     width = min(2 + len(panels) % 2, len(panels))
     height = -(-len(panels) // width)
-    fig, grid = plt.subplots(height, width, figsize=(7.5, 3 * height + 0.5), squeeze=False)
-    colours, handles = {}, {}
-    for axes, panel in zip(grid.flat, panels, strict=True):
+    fig, colours, handles = Figure(figsize=(7.5, 3 * height + 0.5)), {}, {}
+    for axes, panel in zip(fig.subplots(height, width, squeeze=False).flat, panels, strict=True):
         draw(axes, colours, *panel)
         handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     fig.legend(handles.values(), handles, loc="outside lower center", ncols=5, fontsize=8)
-    save(fig, out)
+    data.write_atomically(out, fig.savefig)
 
 
 def curves(log: Path, out: Path) -> None:
     """Training loss above, accuracy on valid below, over steps; a grey line where a stage begins."""
-    series, colours = read_log(log), {}
-    fig, (top, bottom) = plt.subplots(2, 1, figsize=(7.5, 5), sharex=True)
+    series, colours, fig = read_log(log), {}, Figure(figsize=(7.5, 5))
+    top, bottom = fig.subplots(2, 1, sharex=True)
     loss, metrics = series["train", "loss"], ("accuracy", "first_step_is_fact")
     shown = {m: [p[::2] for p in series["valid", m]] for m in metrics if series["valid", m]}
     draw(top, colours, "", "training loss (nats per token)", {"loss": [p[::2] for p in loss]}, yscale="log")
@@ -78,27 +68,27 @@ def curves(log: Path, out: Path) -> None:
     for stage, step in {stage: step for step, stage, _ in reversed(loss)}.items():  # its first step
         for axes in (top, bottom):
             axes.axvline(step, color=GREY, linewidth=0.6, alpha=0.6)
-        style = dict(transform=top.get_xaxis_transform(), fontsize=8, color=GREY)
-        top.text(step, 1.01, f" {'stage ' * (not stage)}{stage}", **style)
-    save(fig, out)
+        text = f" {'stage ' * (not stage)}{stage}"
+        top.annotate(text, (step, 1.01), xycoords=("data", "axes fraction"), fontsize=8, color=GREY)
+    data.write_atomically(out, fig.savefig)
 
 
 def table1(rows: list[dict], paper: dict[str, float], baselines: dict[str, float], out: Path) -> None:
     """Accuracy of each method: a dot a seed and their mean, the paper's as a ring, shortcuts as lines from above."""
-    shares = defaultdict(list)
-    for row in rows:
-        shares[row["method"]].append(100 * row["accuracy"])
-    seeds, rings = [(x, method) for method, mine in shares.items() for x in mine], [m for m in shares if m in paper]
-    fig, axes = plt.subplots(figsize=(7.5, 0.42 * len(shares) + 1.4))
+    mine, methods = [100 * row["accuracy"] for row in rows], [row["method"] for row in rows]
+    means = {m: np.mean([x for x, method in zip(mine, methods, strict=True) if method == m]) for m in methods}
+    rings = {method: paper[method] for method in means if method in paper}
+    fig = Figure(figsize=(7.5, 0.42 * len(means) + 1.4))
+    axes = fig.subplots()
     for i, (rule, share) in enumerate(baselines.items()):
         axes.axvline(100 * share, color=GREY, linewidth=0.8, linestyle=(0, (1 + i, 2)), label=rule)
-    axes.plot(*zip(*seeds, strict=True), "o", color=BLUE, alpha=0.45, ms=5, label="one seed")
-    axes.plot(list(map(np.mean, shares.values())), list(shares), "|", color=BLUE, ms=16, mew=2)
-    axes.plot([paper[m] for m in rings], rings, "o", color=ORANGE, mfc="none", ms=8, label="the paper, at its size")
+    axes.plot(mine, methods, "o", color=BLUE, alpha=0.45, ms=5, label="one seed")
+    axes.plot([*means.values()], [*means], "|", color=BLUE, ms=16, mew=2)
+    axes.plot([*rings.values()], [*rings], "o", color=ORANGE, mfc="none", ms=8, label="the paper, at its size")
     axes.set(xlabel="accuracy on test (%)", xlim=(None, 101))
     axes.invert_yaxis()
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    save(fig, out)
+    data.write_atomically(out, fig.savefig)
 
 
 def tree(row: dict, values, out: Path) -> None:
@@ -107,7 +97,8 @@ def tree(row: dict, values, out: Path) -> None:
     levels = [[v for v in depth if depth[v] == d] for d in range(max(depth.values()) + 1)]
     at = {v: (i - (len(level) - 1) / 2, -d) for d, level in enumerate(levels) for i, v in enumerate(level)}
     half, n, boxes = max(map(len, levels)) / 2, len(levels), {}
-    fig, axes = plt.subplots(figsize=(7.5, 1 + 0.75 * n))
+    fig = Figure(figsize=(7.5, 1 + 0.75 * n))
+    axes = fig.subplots()
     for v, (x, y) in at.items():
         box = dict(boxstyle="round,pad=0.25", facecolor="white", edgecolor=ORANGE if v in path else GREY)
         boxes[v] = axes.text(x, y, row["idx_to_symbol"][v], ha="center", va="center", bbox=box).get_bbox_patch()
@@ -121,4 +112,4 @@ def tree(row: dict, values, out: Path) -> None:
     axes.set(xlim=(-half, half), ylim=(0.4 - n, 0.4), xticks=[], yticks=range(0, -n, -1), yticklabels=range(n))
     axes.set_ylabel("steps from the root = thoughts")
     axes.set_xlabel("orange: the shortest chain; blue: how likely the chain goes on from there, not renormalised")
-    save(fig, out)
+    data.write_atomically(out, fig.savefig)

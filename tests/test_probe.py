@@ -42,27 +42,30 @@ def test_groups_of_a_hand_made_graph():
 
 
 def test_heights_of_a_hand_made_graph():
-    s = probe.search(ROW)
-    assert s.shortest == {0: 2, 1: 1, 2: 0, 3: 1, 4: 1, 5: 0, 6: 1}
-    assert s.longest == {0: 3, 1: 1, 2: 0, 3: 2, 4: 1, 5: 0, 6: 1}
-    assert s.correct == {0, 1, 2, 3, 4}
+    _, _, correct, heights = probe.search(ROW)
+    assert heights["shortest"] == {0: 2, 1: 1, 2: 0, 3: 1, 4: 1, 5: 0, 6: 1}
+    assert heights["longest"] == {0: 3, 1: 1, 2: 0, 3: 2, 4: 1, 5: 0, 6: 1}
+    assert correct == {0, 1, 2, 3, 4}
     round_trip = ROW | {"edges": [[0, 1], [1, 0], [1, 2]]}  # a foreign graph may have cycles
-    assert probe.search(round_trip).depth == {0: 0, 1: 1, 2: 2}
+    depth, *_, heights = probe.search(round_trip)
+    assert depth == {0: 0, 1: 1, 2: 2} and heights["longest"] == {0: 3, 1: 3, 2: 0}
 
 
 def test_sums_and_means_of_known_values():
-    s, x = probe.search(ROW), np.zeros((7, 3))
+    x = np.zeros((7, 3))
     x[:, 1] = [9, 0.2, 9, 0.7, 9, 9, 9]  # after one thought only the nodes at depth 1 count, b and d
     x[:, 2] = [9, 9, 0.5, 9, 0.1, 0.3, 9]
-    tops = probe.parallelism([s, s], [x, x / 2], 1)
-    assert list(tops) == ["top 1", "top 2", "top 3"]
+    tops, _, shown = probe.frontier([ROW, ROW], [x / 2, x], 1)
+    tops = tops["problems, sorted (%), thought 1"]
+    assert list(tops) == ["top 1", "top 2", "top 3"] and shown == 1
     assert tops["top 1"] == [(0, 0.35), (100, 0.7)]
     assert [round(y, 9) for _, y in tops["top 2"]] == [0.45, 0.9] == [round(y, 9) for _, y in tops["top 3"]]
+    tops, heights, _ = probe.frontier([ROW] * 5, [x] * 5, 2)
+    np.testing.assert_allclose([y[0][1] for y in tops["problems, sorted (%), thought 2"].values()], [0.5, 0.8, 0.9])
     one = {"correct": [(0, 0.5, 0.5, 0.5), (1, 0.1, 0.1, 0.1)], "wrong": [(0, 0.3, 0.3, 0.3)]}
-    assert probe.by_height([s] * 5, [x] * 5, 2, "shortest") == one
-    assert [point[:2] for point in probe.by_height([s] * 5, [x] * 5, 1, "longest")["correct"]] == [(1, 0.2), (2, 0.7)]
-    np.testing.assert_array_equal(probe.best([s], [x], 2), [[0.5, 0.3, 0.1]])
-    np.testing.assert_array_equal(probe.best([s], [x], 1), [[0.7, 0.2, 0]])
+    assert heights["shortest way to a leaf (steps), thought 2"] == one
+    assert [y[:2] for y in heights["longest way to a leaf (steps), thought 1"]["correct"]] == [(1, 0.2), (2, 0.7)]
+    assert [x.split()[0] + x[-1] for x in heights] == ["shortest1", "shortest2", "longest1", "longest2"]
 
 
 def test_means_have_the_textbooks_interval():
@@ -83,9 +86,9 @@ def test_a_model_that_knows_nothing_values_a_text_at_one_in_v_for_each_token(ask
     run, examples = asked
     with torch.no_grad():
         run.model.wte.weight.zero_()  # the head is the embedding: all logits are 0
-    texts = ["Every zzz is a ", data.subject(examples.rows[0]["idx_to_symbol"][2])]
-    (found,) = probe.values(run, [examples.example(0)], [texts], 2)
-    lengths = [len(run.encoding.encode_ordinary(text)) for text in texts]
+    names = ["zzz", examples.rows[0]["idx_to_symbol"][2]]
+    (found,) = probe.values(run, [examples.example(0)], [names], 2)
+    lengths = [len(run.encoding.encode_ordinary(data.subject(name))) for name in names]
     expected = [[float(run.encoding.n_vocab) ** -n] * 3 for n in lengths]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
@@ -115,12 +118,12 @@ def test_values_are_products_of_token_probabilities(workspace):
     trained()
     run = evaluate.Run("run")
     examples = run.split("test")
-    texts = [["Every zzz is a ", data.subject(name)] for name in examples.rows[0]["idx_to_symbol"][:2]]
-    found = probe.values(run, [examples.example(0), examples.example(1)], texts, 2)
+    names = [["zzz", name] for name in examples.rows[0]["idx_to_symbol"][:2]]
+    found = probe.values(run, [examples.example(0), examples.example(1)], names, 2)
     assert [x.shape for x in found] == [(2, 3), (2, 3)]
-    for i, mine in enumerate(texts):
-        for j, text in enumerate(mine):  # written out: one row, one number of thoughts at a time
-            ids = run.encoding.encode_ordinary(text)
+    for i, mine in enumerate(names):
+        for j, name in enumerate(mine):  # written out: one row, one number of thoughts at a time
+            ids = run.encoding.encode_ordinary(data.subject(name))
             (prompt,), eot = evaluate.prompts([examples.example(i)], run.plan, run.special)
             for k in range(3):
                 batch = coconut.Batch(
@@ -163,7 +166,7 @@ def test_a_nodes_embedding_is_the_mean_of_the_pieces_that_say_it(workspace):
         for i, piece in enumerate(run.data["vocabulary"], 256)
         if piece in ("Tom is a ", " Tom is a ", " Is Tom a ", "### Tom is a ")
     ]
-    (row,) = probe.node_embeddings(run, ["Tom"])
+    row = probe.node_embeddings(run, ["Tom"])["Tom"]
     torch.testing.assert_close(row, run.model.wte.weight[pieces].mean(dim=0))
 
 
