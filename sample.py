@@ -49,9 +49,9 @@ def main(c: SampleConfig) -> None:
     searched = p.n_thoughts and data.has_graph(row)
     if c.plot and not (searched and c.plot.endswith(".png")):
         raise config.UserError(f"--plot={c.plot}: expected FILE.png, a run with thoughts, and a problem with a graph")
+    print(f"{run.folder.name}: {run.config['method']}, stage {run.stage}, {p.n_thoughts} thoughts", end="")
     more = "" if p is run.plan else f" instead of the {run.plan.n_thoughts} of training"
-    about = f"{run.folder.name}: {run.config['method']}, stage {run.stage}, {p.n_thoughts} thoughts{more}"
-    print(f"{about}\n\n{row['question']}\n")
+    print(f"{more}\n\n{row['question']}\n")
     (ids,) = evaluate.answer(run.model, [example], p, run.special, run.data["max_new_tokens"])
     if p.n_thoughts:
         states = probe.trace(run, example, p.n_thoughts)[0][:, 0 if c.layers else -1 :]

@@ -68,9 +68,8 @@ def curves(log: Path, out: Path) -> None:
     for stage, step in {stage: step for step, stage, _ in reversed(loss)}.items():  # its first step
         for axes in (top, bottom):
             axes.axvline(step, color=GREY, linewidth=0.6, alpha=0.6)
-        top.annotate(
-            f" {'stage ' * (not stage)}{stage}", (step, 1.01), xycoords=("data", "axes fraction"), size=8, c=GREY
-        )
+        text = f" {'stage ' * (not stage)}{stage}"
+        top.annotate(text, (step, 1.01), xycoords=("data", "axes fraction"), fontsize=8, color=GREY)
     data.write_atomically(out, fig.savefig)
 
 

@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from nanococonut import coconut, config, data, evaluate, plots
+from nanococonut.config import UserError
 from nanococonut.curriculum import collate
 
 BESIDE = ("cot", "no_cot", "pause_as_thought", "no_thought")  # rows of Table 1 without thoughts, to compare with
@@ -75,8 +76,7 @@ def values(run: evaluate.Run, examples, names: list[list[str]], n_thoughts: int)
     pairs = [(prompts[i], [eot, *encode(data.subject(name))]) for i, mine in enumerate(names) for name in mine]
     found = np.zeros((len(pairs), n_thoughts + 1))
     for start in range(0, len(pairs), 512):
-        batch = collate(pairs[start : start + 512], 0, run.special["eos"])
-        prompt, length, suffix, targets = (x.to(run.device) for x in batch[:4])
+        prompt, length, suffix, targets = (x.to(run.device) for x in collate(pairs[start : start + 512], 0, fill=0)[:4])
         hidden, cache = coconut.prefill(run.model, prompt, length)
         for k in range(n_thoughts + 1):
             logits, _ = coconut.decode(run.model, suffix, length + k, cache)
@@ -156,7 +156,7 @@ def frontier(rows: list[dict], found: list[np.ndarray], n_thoughts: int) -> tupl
     best, cells, tops = defaultdict(list), defaultdict(lambda: defaultdict(list)), {}
     for (row, x), k in itertools.product(zip(rows, found, strict=True), ks):
         depth, _, correct, heights = search(row)
-        nodes = [v for v in depth if depth[v] == k]
+        nodes = sorted((v for v in depth if depth[v] == k), key=lambda v: v not in correct)  # the correct ones first
         best[k].append(sorted([0, 0, 0, *x[nodes, k]])[:-4:-1])  # 0 for a node that is not there
         for v, way in itertools.product(nodes, heights):
             cells[way, k]["correct" if v in correct else "wrong", heights[way][v]].append(x[v, k])
@@ -171,7 +171,7 @@ def beside(run: evaluate.Run, pattern: str, device: str) -> list[evaluate.Run]:
     """Of each of BESIDE the newest run on the same data whose name fits and whose last stage has begun."""
     found = {}
     for path in sorted(Path("runs").glob("*/config.json"), key=lambda path: -path.parent.stat().st_mtime):
-        with contextlib.suppress(config.UserError, KeyError, TypeError):  # it has saved nothing yet, or is damaged
+        with contextlib.suppress(UserError, KeyError, TypeError):  # it has saved nothing yet, or is damaged
             method = data.read_json(path)["method"]
             if method in BESIDE and method not in found and path.match(f"{pattern}/config.json"):
                 other = evaluate.Run(str(path.parent), device=device)
@@ -199,21 +199,14 @@ def sweep(run: evaluate.Run, others: list[evaluate.Run], examples: data.Split, n
 def main(c: ProbeConfig) -> None:
     run = evaluate.Run(c.run, device=c.device)
     if not run.plan.n_thoughts:
-        raise config.UserError(
-            f"{run.folder.name} ({run.config['method']}, stage {run.stage}) has no thoughts to probe"
-        )
+        raise UserError(f"{run.folder.name} ({run.config['method']}, stage {run.stage}) has no thoughts to probe")
     examples, folder, K = run.split(c.split), run.folder / "probe", run.plan.n_thoughts
     others = beside(run, c.beside, c.device)
     print("beside it: " + (", ".join(other.folder.name for other in others) or "no other run on this data"))
     examples.rows = examples.rows[: max(1, c.n)]
     folder.mkdir(exist_ok=True)
     n, curves, flips, said = len(examples.rows), defaultdict(list), defaultdict(list), defaultdict(list)
-    numbers = {
-        "n": n,
-        "problem": 0,
-        "interventions": sweep(run, others, examples, K),
-        "geometry": geometry(run, examples, K),
-    }
+    numbers = dict(n=n, problem=0, interventions=sweep(run, others, examples, K), geometry=geometry(run, examples, K))
     for x in numbers["interventions"]:
         name, k = x["intervene"], x["latent"]
         curves[name or x["method"]].append((k, x["accuracy"], x["low"], x["high"]))
@@ -229,8 +222,7 @@ def main(c: ProbeConfig) -> None:
     if examples.graphs is None:
         print("these problems have no graph: groups of nodes, parallelism, height and tree are left out")
     else:
-        names = [row["idx_to_symbol"] for row in examples.rows]
-        found = values(run, list(map(examples.example, range(n))), names, K)
+        found = values(run, list(map(examples.example, range(n))), [row["idx_to_symbol"] for row in examples.rows], K)
         tops, heights, shown = frontier(examples.rows, found, K)
         figures["parallelism"] = [(x, "sum of the highest values", by) for x, by in tops.items()]
         figures["height"] = [(x, "mean value", by) for x, by in heights.items()]
