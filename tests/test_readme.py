@@ -1,5 +1,6 @@
 """README's commands: each is understood by the command it calls, and the short way is walked as typed."""
 
+import json
 import os
 import re
 import shlex
@@ -84,3 +85,17 @@ def test_a_mistake_is_one_line_and_exit_2(tmp_path):
     }.items():
         done = subprocess.run([sys.executable, str(ROOT / words[0])], cwd=tmp_path, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (2, line)
+
+
+def test_the_tables_are_those_of_the_results_files():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = sorted((ROOT / "results").glob("*.md"))
+    assert found
+    for path in found:
+        assert path.read_text(encoding="utf-8") in text, f"README.md quotes another table than {path.name}"
+    rows = json.loads((ROOT / "results/table1-prosqa-small-laptop.json").read_text(encoding="utf-8"))["rows"]
+    log = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
+    for method in {row["method"] for row in rows}:
+        shares = [row["accuracy"] for row in sorted(rows, key=lambda row: row["seed"]) if row["method"] == method]
+        cells = " | ".join(f"{100 * share:.1f}" for share in shares)
+        assert re.search(rf"^\| {method}\b[^|]* \| {re.escape(cells)} \|", log, re.MULTILINE), (method, cells)
