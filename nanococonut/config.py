@@ -23,6 +23,9 @@ def run(main, config_class, presets=None, choices=None) -> None:
         main(parse(config_class, sys.argv[1:], presets, choices))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except BrokenPipeError:  # `python sample.py | head`
+        sys.stderr.close()
+        raise SystemExit(0) from None
     except (UserError, OSError) as error:  # OSError: a full disk, a folder one may not write to
         print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
