@@ -67,6 +67,7 @@ class Lend(torch.autograd.Function):
     @staticmethod
     def backward(ctx, _):
         wide, narrow = zip(*ctx.notes, strict=True)  # (B, H, queries, T) and (B, H, queries, D) each
+        ctx.notes.clear()  # a note holds a tensor, whose history holds this: nobody else would ever break that circle
         return torch.cat(wide, dim=2).mT @ torch.cat(narrow, dim=2), None  # (B, H, T, D)
 
 

@@ -1,5 +1,6 @@
 """The latent loop: the paper's numbers, one definition against another, and what must not leak."""
 
+import gc
 import json
 from pathlib import Path
 
@@ -254,3 +255,12 @@ def test_a_lent_segment_has_the_gradient_of_one_that_is_not():
         coconut.lend = before
     for name, gradient in lent.items():
         torch.testing.assert_close(gradient, plain[name], atol=1e-12, rtol=1e-9)
+
+
+def test_a_training_step_leaves_nothing_in_memory():
+    model, batch, alive = small_model(), random_batch(n_thoughts=3), []
+    for _ in range(4):
+        loss_and_gradients(model, batch)
+        gc.collect()
+        alive.append(sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects()))
+    assert alive == alive[:1] * 4
