@@ -68,9 +68,6 @@ class PrepareConfig:
     tokenizer: str = "words"  # encoding of the token files
 
 
-# ---- the ProsQA generator -------------------------------------------------------------------------------------------
-
-
 def draw_graph(n_nodes: int, rng: random.Random) -> list[list[int]]:
     """Edges of a random graph grown from two roots, 0 and 1, every edge from a lower to a higher node."""
     # Differs from the paper: thresholds and candidates of the printed Algorithm 1 do not give the released graphs.
@@ -137,9 +134,6 @@ def prosqa(c: PrepareConfig, rng: random.Random) -> tuple | None:
     return lambda: row | {"question": "".join(data.tell(row, rng).question).rstrip("\n")}, (str(edges), *ends)
 
 
-# ---- the ProntoQA generator -----------------------------------------------------------------------------------------
-
-
 def prontoqa(c: PrepareConfig, rng: random.Random) -> tuple:
     """One ProntoQA problem [Saparov22], as the released generator makes it with 5 hops and a fictional ontology.
 
@@ -196,9 +190,6 @@ def generate(c: PrepareConfig) -> dict[str, list[dict]]:
                     rarely = f"graphs of {c.n_nodes} nodes hardly ever have chains of {c.min_hops} to {c.max_hops} hops"
                     raise config.UserError(f"{rarely}; try more nodes or fewer hops")
     return splits
-
-
-# ---- released files -------------------------------------------------------------------------------------------------
 
 
 def read_source(c: PrepareConfig) -> dict[str, list[dict]]:

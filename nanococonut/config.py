@@ -168,21 +168,19 @@ class TrainConfig:
 
 
 # What each preset changes. What it was measured to reach stands in RESULTS.md.
+FROM_SCRATCH = dict(
+    **dict(n_layer=2, n_head=4, n_embd=128, dropout=0.0, init="lookup", init_std=0.08, batch_size=64, mix=0.2),
+    **dict(first_lr=5e-3, lr=2e-3, muon_lr=5e-3, beta2=0.99, warmup=100, decay=0.4, grad_clip=1.0, eval_every=400),
+)
 PRESETS = {
     # any machine, a second: a model too small to learn, for tests
     "smoke": dict(n_layer=2, n_head=2, n_embd=32, stage_steps=(4,), max_stage=2, batch_size=8, lr=1e-3, dropout=0.0),
     # two CPU cores, 7 minutes: 95 to 99 % of test right on data/prosqa-small (10 nodes, 3 and 4 hops)
-    "laptop": dict(
-        **dict(n_layer=2, n_head=4, n_embd=128, dropout=0.0, init="lookup", init_std=0.08),
-        **dict(stage_steps=(1500, 900, 1500, 1200, 1400), grow=700, mix=0.2, batch_size=64),
-        **dict(first_lr=5e-3, lr=2e-3, muon_lr=5e-3, beta2=0.99, warmup=100, decay=0.4, grad_clip=1.0, eval_every=400),
-    ),
+    "laptop": FROM_SCRATCH | dict(stage_steps=(1500, 900, 1500, 1200, 1400), grow=700),
     # one CUDA GPU, ProsQA at the released size from scratch: not measured on a GPU yet
-    "gpu": dict(
-        **dict(n_layer=2, n_head=8, n_embd=256, dropout=0.0, init="lookup", init_std=0.06),
-        **dict(stage_steps=(4000, 1000, 1000, 1000, 1000, 1000, 4000), grow=1000, mix=0.2, batch_size=256),
-        **dict(first_lr=5e-3, lr=2e-3, muon_lr=5e-3, beta2=0.99, warmup=100, decay=0.4, grad_clip=1.0),
-    ),
+    "gpu": FROM_SCRATCH
+    | dict(n_head=8, n_embd=256, init_std=0.06, batch_size=256, grow=1000, eval_every=0)
+    | dict(stage_steps=(4000, 1000, 1000, 1000, 1000, 1000, 4000)),
     # one CUDA GPU, the paper's recipe for ProsQA (5 epochs a stage, the last to epoch 50): 97 there, not measured here
     "gpt2": dict(init_from="gpt2", stage_steps=(700, 700, 700, 700, 700, 700, 2800), augment=False),
 }

@@ -96,9 +96,6 @@ def names_of(rows: list[dict]) -> tuple[list[str], list[str]]:
     return [name for name in used if name[0].isupper()], [name for name in used if not name[0].isupper()]
 
 
-# ---- files ----------------------------------------------------------------------------------------------------------
-
-
 def read_text(path: Path) -> str:
     """What a text file holds. Raises UserError."""
     try:

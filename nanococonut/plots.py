@@ -31,7 +31,8 @@ def draw(axes, colours: dict, xlabel: str, ylabel: str, curves: dict, stacked: b
     bottom = 0
     for label, points in curves.items():
         i = colours.setdefault(label, len(colours)) % len(COLOURS)  # colour and marker: the same in all the axes
-        style, soft = dict(color=COLOURS[i], label=label.replace("_", " ")), dict(color=COLOURS[i], alpha=0.12, lw=0)
+        name = label if "=" in label else label.replace("_", " ")
+        style, soft = dict(color=COLOURS[i], label=name), dict(color=COLOURS[i], alpha=0.12, lw=0)
         x, y, *band = zip(*points, strict=True) if points else ((), ())
         if x[:1] == (None,):
             axes.axhline(*y, linestyle=(0, (1 + i % 5, 2)), linewidth=1.3, **style)

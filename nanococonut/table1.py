@@ -1,12 +1,15 @@
 """Table 1 of the paper, every row, several seeds: trains what is missing, measures it on test, writes one table.
 
-    results/table1-<task>-<preset>.{json,md,png}       runs/table1-<task>-<preset>-<method>-<seed>/
+    results/<name>-<task>-<preset>.{json,md,png}       runs/<name>-<task>-<preset>-<row>-<seed>/
 
-Each run is a process of its own; one that was interrupted goes on, a finished one, with its test.json, is not repeated.
+A row is a method, and may have options of its own: --methods="cot,cot --grow=0" asks what growing is good for. The drop
+is the step from which nine of ten first steps written are facts: what a model can do once it looks edges up. Each run
+is a process of its own; one that was interrupted goes on, a finished one, with its test.json, is not repeated.
 """
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -49,7 +52,8 @@ class Table1Config:
 
     preset: str = "laptop"  # train.py's settings
     task: str = ""  # data/<task>/; default: prosqa-small for laptop, else prosqa
-    methods: str = ",".join(METHODS)  # rows, separated by commas
+    name: str = "table1"  # of the table and its runs
+    methods: str = ",".join(METHODS)  # rows, separated by commas; after a method may stand options of its own
     seeds: tuple[int, ...] = (0, 1, 2)  # one run a row and seed
     jobs: int = 1  # runs trained at once; on a CPU each takes one thread where there are several
     options: str = ""  # more options for train.py, separated by blanks
@@ -66,48 +70,56 @@ def start(row: TrainConfig, jobs: int) -> subprocess.Popen:
         return subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
 
 
-def measured(row: TrainConfig) -> dict:
+def measured(label: str, row: TrainConfig) -> dict:
     """The figures of a finished run on test; measured once, then read from its test.json."""
     path = Path("runs") / row.name / "test.json"
     if not path.exists():
         run = evaluate.Run(row.name)
         result, _ = evaluate.measure(run, run.split("test"), run.plan)
-        seconds = plots.read_log(path.with_name("log.csv"))["train", "seconds"][-1][2]
-        data.write_text(path, json.dumps(dict(method=row.method, seed=row.seed, seconds=seconds, **result)) + "\n")
+        log = plots.read_log(path.with_name("log.csv"))
+        found = dict(method=label, seed=row.seed, seconds=log["train", "seconds"][-1][2], **result)
+        found["first_steps"] = [(step, share) for step, _, share in log["valid", "first_step_is_fact"]]
+        data.write_text(path, json.dumps(found) + "\n")
     return data.read_json(path)
 
 
 def write_results(c: Table1Config, rows: list[dict]) -> str:
     """Writes results/ and returns its table in Markdown: mean ± standard deviation over seeds, the paper's beside."""
-    test, theirs, mean = data.Dataset(c.task).split("test").rows, paper(c.task), statistics.mean
+    test, theirs, mean, shares = data.Dataset(c.task).split("test").rows, paper(c.task), statistics.mean, {}
     baselines = evaluate.baselines(test)
-    lines = ["| method | accuracy, % | seeds | tokens | seconds | paper: accuracy, % | tokens |", "|---" * 7 + "|"]
+    lines = ["| method | accuracy, % | seeds | drop | tokens | seconds | paper: accuracy | tokens |", "|---" * 8 + "|"]
     for method in dict.fromkeys(row["method"] for row in rows):
         mine = [row for row in rows if row["method"] == method]
-        shares, tokens, seconds = ([row[key] for row in mine] for key in ("accuracy", "tokens", "seconds"))
-        accuracy = f"{100 * mean(shares):.1f}±{100 * statistics.stdev(shares) if len(mine) > 1 else 0:.1f}"
-        cells = [method, accuracy, f"{len(mine)}", f"{mean(tokens):.1f}", f"{mean(seconds):.0f}"]
+        right, tokens, seconds = ([row[key] for row in mine] for key in ("accuracy", "tokens", "seconds"))
+        accuracy = f"{100 * mean(right):.1f}±{100 * statistics.stdev(right) if len(mine) > 1 else 0:.1f}"
+        drops = [next((f"{n}" for n, x in row["first_steps"] if x >= 0.9), "-") for row in mine]
+        cells = [method, accuracy, f"{len(mine)}", ", ".join(drops), f"{mean(tokens):.1f}", f"{mean(seconds):.0f}"]
         lines.append(f"| {' | '.join(cells + theirs.get(method, ['-', '-']))} |")
-    lines += [f"| *{rule}* | {100 * share:.1f}" + " | -" * 5 + " |" for rule, share in baselines.items()]
-    text, stem = "\n".join(lines) + "\n", Path("results") / f"table1-{c.task}-{c.preset}"
+        steps = zip(*(row["first_steps"] for row in mine), strict=False)
+        shares[method] = [(at[0][0], mean(x for _, x in at)) for at in steps]
+    lines += [f"| *{rule}* | {100 * share:.1f}" + " | -" * 6 + " |" for rule, share in baselines.items()]
+    text, stem = "\n".join(lines) + "\n", Path("results") / f"{c.name}-{c.task}-{c.preset}"
     stem.parent.mkdir(exist_ok=True)
     kept = dict(task=c.task, preset=c.preset, options=c.options, n=len(test), baselines=baselines, rows=rows)
     data.write_text(stem.with_suffix(".json"), json.dumps(kept, indent=1) + "\n")
     data.write_text(stem.with_suffix(".md"), text)
     accuracies = {method: float(accuracy.partition("±")[0]) for method, (accuracy, _) in theirs.items()}
     plots.table1(rows, accuracies, baselines, stem.with_suffix(".png"))
+    if any(shares.values()):
+        plots.lines([("optimizer step", "share of first steps that are facts", shares)], Path(f"{stem}-drop.png"))
     return text
 
 
 def main(c: Table1Config) -> None:
     config.demand(c, "jobs", lambda n: n >= 1, "at least 1")
     c = replace(c, task=c.task or ("prosqa-small" if c.preset == "laptop" else "prosqa"))
-    dataset, todo = data.Dataset(c.task), []  # a row is the TrainConfig that train.py is told
+    dataset, todo = data.Dataset(c.task), {}  # a row is the TrainConfig that train.py is told, and has a label
     for seed in c.seeds:  # a whole table for each seed first
-        for method in c.methods.split(","):
-            name = f"table1-{c.task}-{c.preset}-{method}-{seed}"
-            words = [f"--task={c.task}", f"--method={method}", f"--seed={seed}", f"--name={name}", *c.options.split()]
-            todo.append(config.parse(TrainConfig, [c.preset, *words], PRESETS, CHOICES))
+        for label in c.methods.split(","):
+            method, *options = label.split() or [""]
+            name = re.sub(r"[^A-Za-z0-9._]+", "-", f"{c.name} {c.task} {c.preset} {label} {seed}")
+            words = [f"--task={c.task}", f"--method={method}", f"--seed={seed}", f"--name={name}", *options]
+            todo[config.parse(TrainConfig, [c.preset, *words, *c.options.split()], PRESETS, CHOICES)] = label
     done = [row for row in todo if (Path("runs") / row.name / "test.json").exists()]
     for row in done:
         runs.load_same(Path("runs") / row.name / "best.pt", row, dataset)
@@ -124,18 +136,18 @@ def main(c: Table1Config) -> None:
                 log = Path(f"runs/{row.name}.log")
                 if running.pop(row).returncode:
                     last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
-                    raise UserError(f"{row.method}, seed {row.seed} did not finish, see {log}: {''.join(last)}")
+                    raise UserError(f"{todo[row]}, seed {row.seed} did not finish, see {log}: {''.join(last)}")
                 done.append(row)
                 left = (time.time() - began) / (len(done) - n_before) * (len(todo) - len(done)) / 60
-                found = "{accuracy:.1%} of test right, {seconds:.0f} s".format(**measured(row))
-                print(f"[{len(done)}/{len(todo)}] {row.method}, seed {row.seed}: {found}; about {left:.0f} min left")
-                write_results(c, [measured(row) for row in todo if row in done])
+                found = "{accuracy:.1%} of test right, {seconds:.0f} s".format(**measured(todo[row], row))
+                print(f"[{len(done)}/{len(todo)}] {todo[row]}, seed {row.seed}: {found}; about {left:.0f} min left")
+                write_results(c, [measured(label, row) for row, label in todo.items() if row in done])
     finally:  # an error or Ctrl-C: the others save and end
         for process in running.values():
             process.terminate()
         for process in running.values():
             process.wait()
-    print(write_results(c, list(map(measured, todo))), end="")
+    print(write_results(c, [measured(label, row) for row, label in todo.items()]), end="")
 
 
 if __name__ == "__main__":

@@ -87,6 +87,14 @@ def test_a_mistake_is_one_line_and_exit_2(tmp_path):
         assert (done.returncode, done.stderr) == (2, line)
 
 
+def test_links_to_lines_lead_to_what_they_name():
+    links = re.findall(r"\[([\w.]+)\]\(([\w/]+\.py)#L(\d+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(links) >= 15
+    for name, file, number in links:
+        line = (ROOT / file).read_text(encoding="utf-8").splitlines()[int(number) - 1]
+        assert re.match(rf"\s*(def |class |){name.rpartition('.')[2]}\b", line), f"{file}, line {number}: not {name}"
+
+
 def test_the_tables_are_those_of_the_results_files():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     found = sorted((ROOT / "results").glob("*.md"))
