@@ -122,6 +122,7 @@ class TrainConfig:
     c_thought: int = 1  # thoughts for each removed step
     extra_stage: bool = False  # a last stage with no steps left and no more thoughts, as in the paper's GSM8k
     mix: float = 0.0  # probability that a batch comes from an earlier stage
+    longer: float = 0.0  # probability that a batch is of chains with steps left to write, as long as there are any
     augment: bool = True  # tell each ProsQA problem anew whenever it is drawn: names, facts' order, options' order
     grow: int = 0  # steps over which the facts beside the chain grow from none to all
     batch_size: int = 128  # examples per optimizer step
@@ -162,7 +163,7 @@ class TrainConfig:
         demand(self, "lr first_lr muon_lr weight_decay grad_clip init_std", lambda x: 0 <= x <= 1e9, "from 0 to 1e9")
         demand(self, "seed micro_batch_size warmup grow eval_every", lambda n: 0 <= n <= 10**9, "from 0 to 1000000000")
         demand(self, "max_stage block_size", lambda x: 0 <= x <= 10**5, "from 0 to 100000")
-        demand(self, "mix decay dropout beta2", lambda x: 0 <= x < 1, "at least 0 and below 1")
+        demand(self, "mix longer decay dropout beta2", lambda x: 0 <= x < 1, "at least 0 and below 1")
         demand(self, "stage_steps", lambda n: min(n) >= 0 and 1 <= sum(n) <= 10**9, "0 or more each, 1 to 1e9 in all")
         demand(self, "n_embd", lambda n: n % self.n_head == 0, f"a multiple of --n_head={self.n_head}")
 

@@ -248,6 +248,8 @@ class Split:
         arrays = arrays or tokenized(encoding, rows)
         self.tokens, self.texts, self.begins = arrays["tokens"], arrays["texts"].tolist(), arrays["rows"].tolist()
         self.lengths = np.diff(arrays["texts"])[arrays["rows"][:-1]].tolist()  # of the questions
+        n_steps = np.diff(arrays["rows"]) - 2
+        self.longer = [np.flatnonzero(n_steps > n).tolist() for n in range(max(n_steps))]  # problems of over n steps
         self.graphs = rows if all(map(has_graph, rows)) else None
         self.names = names_of(rows) if self.graphs else None
         known = encoding.token_byte_values() if encoding.name == "words" else []
@@ -277,10 +279,11 @@ class Split:
         except KeyError:
             return self.encoding.encode_ordinary("".join(pieces))
 
-    def draw(self, n: int, rng: random.Random, augment: bool, keep: float = 1.0) -> list[Example]:
-        """n examples drawn from rng, with replacement; retold where augment says so and there is a graph."""
+    def draw(self, n: int, rng: random.Random, augment: bool, keep=1.0, over: int | None = None) -> list[Example]:
+        """n examples drawn with replacement, of more than `over` steps if there are any; augment tells them anew."""
+        pool = self.longer[over] if over and over < len(self.longer) else range(len(self))
         # One eighth of 8 n sorted by length: neighbours need little padding, and all problems stay equally likely.
-        drawn = sorted(rng.choices(range(len(self)), k=8 * n), key=self.lengths.__getitem__)
+        drawn = sorted(rng.choices(pool, k=8 * n), key=self.lengths.__getitem__)
         start = n * rng.randrange(8)
         retells = augment and self.graphs
         return [self.retold(i, rng, keep) if retells else self.example(i) for i in drawn[start : start + n]]

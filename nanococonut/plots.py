@@ -31,8 +31,7 @@ def draw(axes, colours: dict, xlabel: str, ylabel: str, curves: dict, stacked: b
     bottom = 0
     for label, points in curves.items():
         i = colours.setdefault(label, len(colours)) % len(COLOURS)  # colour and marker: the same in all the axes
-        name = label if "=" in label else label.replace("_", " ")
-        style, soft = dict(color=COLOURS[i], label=name), dict(color=COLOURS[i], alpha=0.12, lw=0)
+        style, soft = dict(color=COLOURS[i], label=label), dict(color=COLOURS[i], alpha=0.12, lw=0)
         x, y, *band = zip(*points, strict=True) if points else ((), ())
         if x[:1] == (None,):
             axes.axhline(*y, linestyle=(0, (1 + i % 5, 2)), linewidth=1.3, **style)
@@ -111,6 +110,6 @@ def tree(row: dict, values, out: Path) -> None:
         style |= dict(connectionstyle=f"arc3,rad={0 if depth[b] == depth[a] + 1 else 0.3}")
         axes.annotate("", at[b], at[a], arrowprops=style | dict(shrinkA=0, shrinkB=1, patchA=boxes[a], patchB=boxes[b]))
     axes.set(xlim=(-half, half), ylim=(0.4 - n, 0.4), xticks=[], yticks=range(0, -n, -1), yticklabels=range(n))
-    axes.set_ylabel("steps from the root = thoughts")
-    axes.set_xlabel("orange: the shortest chain; blue: how likely the chain goes on from there, not renormalised")
+    about = "orange: the shortest chain; blue: how likely the chain goes on from there, not renormalised"
+    axes.set(xlabel=about, ylabel="steps from the root = thoughts")
     data.write_atomically(out, fig.savefig)

@@ -105,8 +105,7 @@ def write_results(c: Table1Config, rows: list[dict]) -> str:
     data.write_text(stem.with_suffix(".md"), text)
     accuracies = {method: float(accuracy.partition("±")[0]) for method, (accuracy, _) in theirs.items()}
     plots.table1(rows, accuracies, baselines, stem.with_suffix(".png"))
-    if any(shares.values()):
-        plots.lines([("optimizer step", "share of first steps that are facts", shares)], Path(f"{stem}-drop.png"))
+    plots.lines([("optimizer step", "share of first steps that are facts", shares)], Path(f"{stem}-drop.png"))
     return text
 
 

@@ -194,6 +194,10 @@ def test_a_batch_is_of_like_length_and_every_problem_as_likely(workspace):
     lengths = [len(train.example(i).question) for i in range(60)]
     alone = sum(max(c) - min(c) for c in (rng.choices(lengths, k=4) for _ in range(6000))) / 6000
     assert spread < 0.5 * alone
+    there = {len(row["steps"]) for row in train.rows}
+    for over in (None, 0, 2, max(there)):  # chains with steps left to write, as long as there are any
+        seen = {len(e.rests) - 1 for _ in range(200) for e in train.draw(4, rng, augment=True, over=over)}
+        assert seen == ({n for n in there if n > (over or 0)} or there), over
 
 
 # ---- files of others ------------------------------------------------------------------------------------------------
