@@ -25,7 +25,6 @@ class SampleConfig:
     words: int = 4  # words shown for each thought
     layers: bool = False  # read every layer where a thought is made, through ln_f and the head, not the last alone
     plot: str = ""  # FILE.png: draw the search tree
-    checkpoint: str = "best"  # which checkpoint of the run
     device: str = "auto"  # where to run; auto: cuda, else mps, else cpu
 
 
@@ -38,7 +37,7 @@ def outline(row: dict, values, v: int) -> list[str]:
 
 
 def main(c: SampleConfig) -> None:
-    run = evaluate.Run(c.run, c.checkpoint, c.device)
+    run = evaluate.Run(c.run, device=c.device)
     config.demand(c, "words", lambda n: 1 <= n <= run.encoding.n_vocab, f"from 1 to {run.encoding.n_vocab}")
     given = [{"question": c.question, "steps": [], "answer": "?"}]
     examples, i = (data.Split(run.encoding, given), 0) if c.question else (run.split(c.split), c.index)
@@ -49,9 +48,8 @@ def main(c: SampleConfig) -> None:
     searched = p.n_thoughts and data.has_graph(row)
     if c.plot and not (searched and c.plot.endswith(".png")):
         raise config.UserError(f"--plot={c.plot}: expected FILE.png, a run with thoughts, and a problem with a graph")
-    print(f"{run.folder.name}: {run.config['method']}, stage {run.stage}, {p.n_thoughts} thoughts", end="")
-    more = "" if p is run.plan else f" instead of the {run.plan.n_thoughts} of training"
-    print(f"{more}\n\n{row['question']}\n")
+    about = f"{p.n_thoughts} thoughts" + f" instead of the {run.plan.n_thoughts} of training" * (p is not run.plan)
+    print(f"{run.folder.name}: {run.config['method']}, stage {run.stage}, {about}\n\n{row['question']}\n")
     (ids,) = evaluate.answer(run.model, [example], p, run.special, run.data["max_new_tokens"])
     if p.n_thoughts:
         states = probe.trace(run, example, p.n_thoughts)[0][:, 0 if c.layers else -1 :]

@@ -3,9 +3,7 @@
     for each step:  which stage is it?  ->  a batch of that stage  ->  loss  ->  gradient  ->  optimizer
 
 A batch depends on (seed, step) alone, so a run that was cut off goes on from its last checkpoint as if nothing had
-been (--resume=true), and `torchrun --nproc_per_node=N train.py` cuts the same batches into N parts. Everything of a run
-is under runs/<name>/: config.json, log.csv, curves.png, ckpt.pt (the last state) and best.pt (the best on valid within
-the stage it belongs to).
+been (--resume=true), and `torchrun --nproc_per_node=N train.py` cuts the same batches into N parts. See also runs.py.
 """
 
 import bisect
@@ -33,7 +31,8 @@ SLACK = 8  # tokens that an answer may be longer than the longest chain in the d
 
 def plan(c: TrainConfig, stage: int, chain: int = 0, behind: float = 0.0) -> curriculum.Plan:
     """The run's plan of a stage, as in curriculum.plan."""
-    return curriculum.plan(c.method, stage, len(c.schedule) - 1, c.c_thought, chain, behind, c.extra_stage)
+    last = len(c.schedule) - 1
+    return curriculum.plan(c.method, stage, last, c.c_thought, chain, behind, c.extra_stage, c.aligned)
 
 
 def print_schedule(c: TrainConfig, steps: list[int]) -> None:
@@ -214,11 +213,12 @@ def main(c: TrainConfig) -> None:
         while step < ends[-1]:
             stage = bisect.bisect_right(ends, step)
             i = step - (ends[stage] - steps[stage])  # steps of this stage behind us
-            if i == 0 and (not optimizers or c.reset_optimizer == "stage"):
-                # Differs from the released code, which starts the optimizer anew at every epoch: the paper's way.
-                optimizers = make_optimizers(model, c)
             if i == 0:
-                best = -1.0  # a stage is compared with itself alone
+                # Differs from the released code, which starts the optimizer anew at every epoch: the paper's way.
+                optimizers, best = make_optimizers(model, c), -1.0  # a stage is compared with itself alone
+            if i == 0 and stage == 1 and c.aligned:
+                with torch.no_grad():  # Differs from the paper: what <eot> wrote first, <bot> now begins to think
+                    model.wte.weight[dataset.special["bot"]] = model.wte.weight[dataset.special["eot"]]
             rng = random.Random(f"{c.seed} {step}")
             drawn = curriculum.draw_stage(stage, c.mix, rng)
             over = plan(c, drawn).n_removed if c.longer and rng.random() < c.longer else None

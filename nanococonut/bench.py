@@ -22,7 +22,6 @@ from nanococonut.model import GPT, GPTConfig
 
 SIZES = {  # examples B (4 or more), prompt P, suffix S, new tokens of an answer; the model
     "smoke": ((4, 16, 4, 2), GPTConfig(64, 64, 2, 2, 32, 0.0)),
-    "laptop": ((64, 28, 8, 3), GPTConfig(520, 64, 2, 4, 128, 0.0)),
     "cpu": ((32, 200, 20, 8), GPTConfig(320, 256, 4, 4, 256, 0.0)),
     "gpt2": ((128, 256, 24, 8), GPTConfig(50260, 512, 12, 12, 768, 0.0)),
 }
@@ -158,7 +157,6 @@ def main(c: BenchConfig) -> None:
     )
     print("\n".join(f"{key.replace('_', ' ')}: {value:.4g}" for key, value in measured.items()))
     stem = Path("results") / f"bench-{c.preset}-{bench.device.type}"
-    stem.parent.mkdir(exist_ok=True)
     bars = {phase: [(row["thoughts"], 1e3 * row[phase]) for row in rows] for phase in PHASES}
     plots.lines([("thoughts", "milliseconds a step", bars, True)], stem.with_suffix(".png"))
     found |= measured | {"rows": rows}

@@ -110,11 +110,12 @@ class Plan(NamedTuple):
     n_tokens: int = 0  # tokens taken from the front of what is left of the chain
 
 
-def plan(method, stage, max_stage, c_thought=1, chain=0, behind=0.0, extra=False) -> Plan:
+def plan(method, stage, max_stage, c_thought=1, chain=0, behind=0.0, extra=False, aligned=False) -> Plan:
     """The plan of a stage: c_thought fillers for each removed step, max_stage * c_thought where all steps are removed.
 
     chain, behind  for icot: tokens of the longest chain, and the share (0 to 1) of the stage that is over
     extra          the last stage removes what is left without adding fillers: the paper's GSM8k [Hao24 4.2]
+    aligned        one filler more, once there are any: the last one then is the token that <eot> writes next
 
     >>> plan("coconut", stage=2, max_stage=4)
     Plan(n_thoughts=2, n_pauses=0, n_removed=2, markers=True, n_tokens=0)
@@ -136,6 +137,7 @@ def plan(method, stage, max_stage, c_thought=1, chain=0, behind=0.0, extra=False
         # Differs from the paper of iCoT [Deng24], which takes 8 tokens an epoch and starts AdamW anew at each.
         n_tokens = 1 + math.floor((chain - 1) * (stage - 1 + behind) / (max_stage - 1))
     n_filled = c_thought * (max(0, max_stage - extra) if n_removed is None else n_removed)
+    n_filled += aligned and n_filled > 0
     n_thoughts, n_pauses = n_filled * (filler == "thought"), n_filled * (filler == "pause")
     return Plan(n_thoughts, n_pauses, n_removed, filler is not None, n_tokens)
 

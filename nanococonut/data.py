@@ -146,6 +146,7 @@ def write_atomically(path: Path, write) -> None:
     """write(file) into a temporary neighbour, flushed to disk, which then takes the place of path."""
     temporary = path.with_name(path.name + ".tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
@@ -154,7 +155,8 @@ def write_atomically(path: Path, write) -> None:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -181,7 +183,6 @@ def fetch(url: str, path: Path, option: str, digest: str | None = None) -> Path:
             raise ValueError(f"invalid hash value, expected {digest}")
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise UserError(f"cannot fetch {url} ({error}); download it and give its path as --{option}") from None
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.write(content))
     return path
 
@@ -211,9 +212,7 @@ def tokenized(encoding, rows: list[dict]) -> dict[str, np.ndarray]:
 
 def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, dict]:
     """Writes data/<name>/ (JSON, token ids, meta.json last) and returns the folder and the finished meta."""
-    folder = folder_of("data", name)
-    folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = []
+    folder, vocabulary = folder_of("data", name), []
     if meta["tokenizer"] == "words":
         texts = [text for row in splits["train"] for text in texts_of(row)]
         if all(map(has_graph, splits["train"])):  # every name in every place, for tellings to come

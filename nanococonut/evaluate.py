@@ -1,16 +1,15 @@
-"""Batched, cached, greedy answers of a trained run, and how many of them are right.
+"""Batched, cached, greedy answers of a trained run, and how many of them are right; the last line printed is JSON.
 
 Scoring is the paper's: what stands after the last "#", commas removed, must equal the answer word for word [ref
 run.py]. Tokens are those written after the thoughts, <eos> not counted, plus the thoughts; pauses are not counted
 [Hao24 Table 1]. What is written before the answer to a ProsQA question gets one of six verdicts [Hao24 5.1], and beside
 the accuracy stands what one gets without a model: chance, and shortcuts that look at the graph but not for a path.
-The last line on stdout is JSON.
 """
 
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -61,14 +60,15 @@ class Run:
     def __init__(self, name: str, checkpoint: str = "best", device: str = "auto"):
         self.folder = runs.find_run(name)
         state = runs.load_state(self.folder / ("best.pt" if checkpoint == "best" else "ckpt.pt"))
-        self.config, self.stage, self.data = state["config"], state["stage"], state["data"]
+        self.stage, self.data = state["stage"], state["data"]
+        self.config = c = asdict(config.TrainConfig()) | state["config"]  # an option that it lacks had its default
         self.device = runs.pick_device(device)
         self.model = GPT(GPTConfig(**state["model_config"])).to(self.device).eval()
         self.model.load_state_dict(state["model"])
         self.encoding = tokenizer.load(self.data["tokenizer"], self.data["vocabulary"])
         self.special = tokenizer.special_ids(self.encoding)
-        c, extra = self.config, self.config.get("extra_stage", False)
-        self.plan = plan(c["method"], self.stage, len(c["stage_steps"]) - 1, c["c_thought"], extra=extra)
+        last, extras = len(c["stage_steps"]) - 1, dict(extra=c["extra_stage"], aligned=c["aligned"])
+        self.plan = plan(c["method"], self.stage, last, c["c_thought"], **extras)
 
     def split(self, name: str) -> data.Split:
         """A split of the data the run was trained on. Raises UserError where that has changed since."""

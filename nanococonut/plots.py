@@ -52,7 +52,8 @@ def lines(panels: list[tuple], out: Path) -> None:
     for axes, panel in zip(fig.subplots(height, width, squeeze=False).flat, panels, strict=True):
         draw(axes, colours, *panel)
         handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    fig.legend(handles.values(), handles, loc="outside lower center", ncols=5, fontsize=8)
+    fits = max(1, min(5, 120 // (6 + max(map(len, handles), default=0))))  # labels in a line
+    fig.legend(handles.values(), handles, loc="outside lower center", ncols=fits, fontsize=8)
     data.write_atomically(out, fig.savefig)
 
 

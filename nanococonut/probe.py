@@ -204,7 +204,6 @@ def main(c: ProbeConfig) -> None:
     others = beside(run, c.beside, c.device)
     print("beside it: " + (", ".join(other.folder.name for other in others) or "no other run on this data"))
     examples.rows = examples.rows[: max(1, c.n)]
-    folder.mkdir(exist_ok=True)
     n, curves, flips, said = len(examples.rows), defaultdict(list), defaultdict(list), defaultdict(list)
     numbers = dict(n=n, problem=0, interventions=sweep(run, others, examples, K), geometry=geometry(run, examples, K))
     for x in numbers["interventions"]:

@@ -23,7 +23,6 @@ from nanococonut.curriculum import plan
 from nanococonut.data import Dataset, folder_of, write_text
 from nanococonut.model import GPT, GPTConfig
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # options of glibc's allocator, as malloc.h numbers them
 HEADER = "step,stage,split,metric,value\n"
 FREE = ("preset", "name", "resume", "compile", "log_every", "eval_every", "save_every")  # may differ when a run goes on
 
@@ -134,8 +133,8 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"--device={name}: choose from auto, {', '.join(there)}, which this machine has")
     with contextlib.suppress(AttributeError, TypeError):  # glibc alone has mallopt
         # What a step frees the next one needs: kept, not handed back to the system and fetched again page by page.
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_MMAP_MAX, 0)
+        ctypes.CDLL(None).mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
+        ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX: none
     return torch.device(there[0] if name == "auto" else name)
 
 

@@ -99,13 +99,12 @@ def write_results(c: Table1Config, rows: list[dict]) -> str:
         shares[method] = [(at[0][0], mean(x for _, x in at)) for at in steps]
     lines += [f"| *{rule}* | {100 * share:.1f}" + " | -" * 6 + " |" for rule, share in baselines.items()]
     text, stem = "\n".join(lines) + "\n", Path("results") / f"{c.name}-{c.task}-{c.preset}"
-    stem.parent.mkdir(exist_ok=True)
     kept = dict(task=c.task, preset=c.preset, options=c.options, n=len(test), baselines=baselines, rows=rows)
     data.write_text(stem.with_suffix(".json"), json.dumps(kept, indent=1) + "\n")
     data.write_text(stem.with_suffix(".md"), text)
     accuracies = {method: float(accuracy.partition("±")[0]) for method, (accuracy, _) in theirs.items()}
     plots.table1(rows, accuracies, baselines, stem.with_suffix(".png"))
-    plots.lines([("optimizer step", "share of first steps that are facts", shares)], Path(f"{stem}-drop.png"))
+    plots.lines([("optimizer step", "first steps that are facts", shares)], Path(f"{stem}-drop.png"))
     return text
 
 

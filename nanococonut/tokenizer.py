@@ -9,8 +9,7 @@ The words encoding cuts a text into phrases, words and glue; a piece that its vo
 
 A fact of ProsQA is two tokens side by side, so an edge is looked up by plain induction: find the subject, read what
 follows. And a step is one token, its object and the next one's subject together: a thought, which stands for a step,
-can be like a token from the start. RESULTS.md has what other cuts cost. Glue is a run of function words, full stops and
-blanks. What the vocabulary lacks falls back to bytes, so every text comes back. Digits stand alone.
+can be like a token from the start. Glue is function words, full stops and blanks. What is not known is spelt in bytes.
 """
 
 import collections

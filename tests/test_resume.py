@@ -76,7 +76,7 @@ def assert_same_run(one, other):
 def test_a_run_killed_at_random_moments_ends_with_the_same_parameters(workspace):
     """At least five SIGKILLs at moments drawn anew each time; the seed is printed with a failure."""
     prepared()
-    words = [*WORDS, "--stage_steps=60,60,60", "--save_every=7", "--eval_every=25", "--reset_optimizer=never"]
+    words = [*WORDS, "--stage_steps=60,60,60", "--save_every=7", "--eval_every=25"]
     assert finished(*words, "--name=whole")[0] == 0
     seed = time.time_ns() % 10**6
     rng, n_kills, steps = random.Random(seed), 0, []
@@ -102,12 +102,10 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_parameters(workspace)
     assert_same_run("whole", "cut")
 
 
-@pytest.mark.parametrize(
-    ("file", "step", "reset"), [("ckpt.pt", 12, "stage"), ("best.pt", 12, "never"), ("ckpt.pt", 16, "stage")]
-)
-def test_a_run_killed_while_it_saves_at_a_stage_switch(workspace, file, step, reset):
+@pytest.mark.parametrize(("file", "step"), [("ckpt.pt", 12), ("best.pt", 12), ("ckpt.pt", 16)])
+def test_a_run_killed_while_it_saves_at_a_stage_switch(workspace, file, step):
     prepared()
-    words = [*WORDS, "--stage_steps=6,6,6", "--save_every=4", "--log_every=5", f"--reset_optimizer={reset}"]
+    words = [*WORDS, "--stage_steps=6,6,6", "--save_every=4", "--log_every=5"]
     assert finished(*words, "--name=whole")[0] == 0
     code, _, err = finished(file, str(step), *words, "--name=cut", code=SUICIDE)
     assert code == -signal.SIGKILL, err

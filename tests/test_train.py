@@ -83,6 +83,8 @@ def test_the_number_of_thoughts_is_the_checkpoints_and_latent_overrides_it(works
     assert [r["latent"] for r in answered(capsys, "a", "--latent=0,2,4")["results"]] == [0, 2, 4]
     evaluate.main(evaluate.EvaluateConfig("a", latent=(1,)))
     assert "1 thoughts instead of the 4 of training" in capsys.readouterr().out
+    trained("--name=c", "--aligned=true")
+    assert answered(capsys, "c")["results"][0]["latent"] == 2 + 1, "one for each removed step, and one more"
     trained("--name=b", "--method=cot")
     with pytest.raises(UserError, match="expected 0 or more, and a run with thoughts; b was trained with method cot"):
         answered(capsys, "b", "--latent=2")
@@ -90,7 +92,7 @@ def test_the_number_of_thoughts_is_the_checkpoints_and_latent_overrides_it(works
 
 def test_same_seed_same_run_and_micro_batches_change_nothing(workspace):
     prepared()
-    words = ["--reset_optimizer=never", "--grad_clip=1", "--warmup=2", "--decay=0.5", "--mix=0.5", "--stage_steps=3"]
+    words = ["--grad_clip=1", "--warmup=2", "--decay=0.5", "--mix=0.5", "--stage_steps=3"]
     for name, more in {"a": [], "b": [], "c": ["--micro_batch_size=3"], "d": ["--seed=1"]}.items():
         trained(*words, f"--name={name}", *more)
     a, b, c, d = (torch.load(f"runs/{n}/ckpt.pt", weights_only=True)["model"] for n in "abcd")
@@ -119,25 +121,22 @@ def test_every_parameter_is_in_one_optimizer(muon_lr):
     assert len(optimizers) == (2 if muon_lr else 1)
 
 
-@pytest.mark.parametrize("reset", ["stage", "never"])
-def test_each_stage_has_its_own_learning_rate(workspace, reset):
+def test_each_stage_has_its_own_learning_rate(workspace):
     prepared()
-    words = ["--first_lr=0.5", "--lr=0.25", "--muon_lr=0.125", f"--reset_optimizer={reset}", "--save_every=1"]
+    words = ["--first_lr=0.5", "--lr=0.25", "--muon_lr=0.125", "--save_every=1"]
     for stages, rates in {"1": [0.5, 0.125], "0,1": [0.25, 0.125], "1,1": [0.25, 0.125]}.items():
         trained(*words, "--max_stage=0", f"--stage_steps={stages}", f"--name={stages.replace(',', '-')}")
         state = torch.load(f"runs/{stages.replace(',', '-')}/ckpt.pt", weights_only=True)
         assert [o["param_groups"][0]["lr"] for o in state["optimizers"]] == rates
 
 
-def test_the_optimizer_is_reset_at_a_stage_or_never(workspace, monkeypatch):
+def test_the_optimizer_starts_anew_at_each_stage(workspace, monkeypatch):
     prepared()
     made = []
     real = train.make_optimizers
     monkeypatch.setattr(train, "make_optimizers", lambda *a: made.append(1) or real(*a))
-    trained("--name=never", "--reset_optimizer=never")
-    assert len(made) == 1
-    trained("--name=stage")
-    assert len(made) == 1 + 3
+    trained("--stage_steps=4,4,4")
+    assert len(made) == 3
 
 
 def test_a_tiny_run_memorises_32_problems(workspace, capsys):
