@@ -234,3 +234,19 @@ def test_scoring():
     assert not evaluate.starts_with_fact("Tom is a rempus.\n###", row)
     low, high = evaluate.wilson(0, 50)
     assert low == 0 < high < 0.08
+
+
+def test_aligned_thoughts_begin_as_the_chains_first_token(workspace, monkeypatch):
+    prepared()
+    eot, bot = (data.Dataset("prosqa").special[name] for name in ("eot", "bot"))
+    seen = []  # at the first step of each stage, before anything is learned there
+    real = coconut.forward
+
+    def look(model, batch):
+        seen.append(torch.equal(model.wte.weight[bot], model.wte.weight[eot]))
+        return real(model, batch)
+
+    monkeypatch.setattr(coconut, "forward", look)
+    trained("--stage_steps=2,1,1", "--aligned=true", "--name=a")
+    trained("--stage_steps=2,1,1", "--name=b")
+    assert seen == [False, False, True, False] + [False] * 4
