@@ -233,7 +233,7 @@ def main(c: TrainConfig) -> None:
             found = accumulate(loss_of, parts, n_targets, device, bf16)
             length = torch.nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip or math.inf)
             factor = lr_factor(i, steps[stage], c)
-            rates = (c.first_lr if c.first_lr and stage == 0 else c.lr, c.muon_lr)
+            rates = (c.lr, c.muon_lr) if stage else (c.first_lr or c.lr, c.first_muon_lr or c.muon_lr)
             for optimizer, rate in zip(optimizers, rates, strict=False):
                 for group in optimizer.param_groups:
                     group["lr"] = rate * factor

@@ -131,6 +131,7 @@ class TrainConfig:
     lr: float = 0.0001  # AdamW's learning rate
     first_lr: float = 0.0  # AdamW's in stage 0; 0: lr there too
     muon_lr: float = 0.0  # Muon's, on the blocks' matrices; 0: AdamW there too
+    first_muon_lr: float = 0.0  # Muon's in stage 0; 0: muon_lr there too
     beta2: float = 0.999  # AdamW's
     weight_decay: float = 0.01  # of both optimizers, on all parameters
     warmup: int = 0  # steps of linear warm-up at the start of each stage
@@ -160,13 +161,8 @@ class TrainConfig:
     def __post_init__(self):
         demand(self, "batch_size n_layer n_head n_embd c_thought", lambda n: 1 <= n <= 10**5, "from 1 to 100000")
         demand(self, "log_every save_every", lambda x: x >= 1, "at least 1")
-        demand(self, "lr first_lr muon_lr weight_decay grad_clip init_std", lambda x: 0 <= x <= 1e9, "from 0 to 1e9")
-        demand(
-            self,
-            "seed micro_batch_size warmup grow eval_every",
-            lambda n: 0 <= n <= 10**9,
-            "from 0 to 1000000000",
-        )
+        sizes = "seed micro_batch_size warmup grow eval_every lr first_lr muon_lr first_muon_lr weight_decay grad_clip"
+        demand(self, f"{sizes} init_std", lambda x: 0 <= x <= 1e9, "from 0 to 1e9")
         demand(self, "max_stage block_size", lambda x: 0 <= x <= 10**5, "from 0 to 100000")
         demand(self, "mix longer decay dropout beta2", lambda x: 0 <= x < 1, "at least 0 and below 1")
         demand(self, "stage_steps", lambda n: min(n) >= 0 and 1 <= sum(n) <= 10**9, "0 or more each, 1 to 1e9 in all")

@@ -123,8 +123,8 @@ def test_every_parameter_is_in_one_optimizer(muon_lr):
 
 def test_each_stage_has_its_own_learning_rate(workspace):
     prepared()
-    words = ["--first_lr=0.5", "--lr=0.25", "--muon_lr=0.125", "--save_every=1"]
-    for stages, rates in {"1": [0.5, 0.125], "0,1": [0.25, 0.125], "1,1": [0.25, 0.125]}.items():
+    words = ["--first_lr=0.5", "--lr=0.25", "--first_muon_lr=0.75", "--muon_lr=0.125", "--save_every=1"]
+    for stages, rates in {"1": [0.5, 0.75], "0,1": [0.25, 0.125], "1,1": [0.25, 0.125]}.items():
         trained(*words, "--max_stage=0", f"--stage_steps={stages}", f"--name={stages.replace(',', '-')}")
         state = torch.load(f"runs/{stages.replace(',', '-')}/ckpt.pt", weights_only=True)
         assert [o["param_groups"][0]["lr"] for o in state["optimizers"]] == rates
