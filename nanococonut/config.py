@@ -174,8 +174,10 @@ FROM_SCRATCH = dict(
     **dict(n_layer=2, n_head=4, n_embd=128, dropout=0.0, init="lookup", init_std=0.08, batch_size=64, mix=0.2),
     **dict(first_lr=5e-3, lr=2e-3, muon_lr=5e-3, beta2=0.99, warmup=100, decay=0.4, grad_clip=1.0, eval_every=400),
 )
-RELEASED = FROM_SCRATCH | dict(grow=1500, longer=0.5, aligned=True)
-RELEASED |= dict(stage_steps=(5000, 1500, 2000, 2000, 1000, 500, 8000))
+RELEASED = FROM_SCRATCH | dict(
+    **dict(stage_steps=(7000, 400, 800, 1000, 600, 300, 9900), grow=2000, mix=0.3, longer=0.9, aligned=True),
+    **dict(lr=1e-3, muon_lr=2e-3, first_muon_lr=5e-3),
+)
 PRESETS = {
     # any machine, a second: a model too small to learn, for tests
     "smoke": dict(n_layer=2, n_head=2, n_embd=32, stage_steps=(4,), max_stage=2, batch_size=8, lr=1e-3, dropout=0.0),
