@@ -13,7 +13,7 @@ import train
 from nanococonut import config, evaluate, table1
 from nanococonut.config import CHOICES, PRESETS, TrainConfig, UserError
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own parts
+pytestmark = pytest.mark.filterwarnings("ignore")  # of torch.compile's own parts
 JUNK = [
     "",
     "0",
