@@ -30,8 +30,8 @@ PARSERS = {
 def commands():
     """Every `python ...` and `make ...` in the README's and RESULTS.md's code, and what the Makefile calls."""
     text = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "RESULTS.md"))
-    blocks = re.findall(r"^```sh\n(.+?)^```", text, re.MULTILINE | re.DOTALL) + re.findall(r"`(python [^`]+)`", text)
-    blocks = [" ".join(block.split("\n")) if block.startswith("python") else block for block in blocks]
+    blocks = re.findall(r"^```sh\n(.+?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks += [" ".join(command.split("\n")) for command in re.findall(r"[^`]`(python [^`]+)`", text)]
     makefile = re.findall(r"^\t\$\((?:PYTHON|BIN)\)(?:/python)? (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     blocks += [f"python {line}" for line in makefile if not line.startswith(("-m venv", "-m pip", "-m pytest"))]
     lines = [part.strip() for block in blocks for line in block.splitlines() for part in line.split("#")[0].split("&&")]
