@@ -26,11 +26,9 @@ bench-gpu: # meant to take less than 8 minutes
 headline: data/prosqa/meta.json
 	$(PYTHON) -m nanococonut.table1 gpu --jobs=3 --methods=coconut,cot,no_cot,pause_as_thought,no_thought
 
-ablation: data/prosqa-small/meta.json
-	$(PYTHON) -m nanococonut.table1 laptop --name=ablation --jobs=2 --methods="coconut,coconut --grow=0,coconut --muon_lr=0 --first_lr=2e-3,coconut --init=gpt2,coconut --augment=false,coconut --init=gpt2 --init_std=0.02 --muon_lr=0 --first_lr=1e-3 --grow=0" --options="--max_stage=0 --stage_steps=1500 --eval_every=50"
-
-data/prosqa-small/meta.json:
-	$(PYTHON) prepare.py prosqa --name=prosqa-small --n_nodes=10 --min_hops=3 --max_hops=4
+ablation: .venv/ready
+	$(BIN)/python prepare.py prosqa --name=prosqa-small --n_nodes=10 --min_hops=3 --max_hops=4
+	$(BIN)/python -m nanococonut.table1 laptop --name=ablation --jobs=2 --methods="coconut,coconut --grow=0,coconut --muon_lr=0 --first_lr=2e-3,coconut --init=gpt2,coconut --augment=false,coconut --init=gpt2 --init_std=0.02 --muon_lr=0 --first_lr=1e-3 --grow=0" --options="--max_stage=0 --stage_steps=1500 --eval_every=50"
 
 data/prosqa/meta.json:
 	$(PYTHON) prepare.py prosqa

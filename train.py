@@ -216,7 +216,7 @@ def main(c: TrainConfig) -> None:
             if i == 0:
                 # Differs from the released code, which starts the optimizer anew at every epoch: the paper's way.
                 optimizers, best = make_optimizers(model, c), -1.0  # a stage is compared with itself alone
-            if i == 0 and stage == 1 and c.aligned:
+            if i == 0 and c.aligned and plans[stage].n_thoughts > plans[stage - 1].n_thoughts == 0:
                 with torch.no_grad():  # Differs from the paper: what <eot> wrote first, <bot> now begins to think
                     model.wte.weight[dataset.special["bot"]] = model.wte.weight[dataset.special["eot"]]
             rng = random.Random(f"{c.seed} {step}")

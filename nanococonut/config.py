@@ -120,7 +120,7 @@ class TrainConfig:
     stage_steps: tuple[int, ...] = (700,)  # optimizer steps per stage 0..max_stage; one number serves every stage
     max_stage: int = 6  # last stage, where one stage_steps serves all
     c_thought: int = 1  # thoughts for each removed step
-    aligned: bool = False  # thoughts begin as the chain's own tokens: <bot> as a copy of <eot>, and one thought more
+    aligned: bool = False  # thoughts begin as the chain's own tokens: <bot> as a copy of <eot>, and one filler more
     extra_stage: bool = False  # a last stage with no steps left and no more thoughts, as in the paper's GSM8k
     mix: float = 0.0  # probability that a batch comes from an earlier stage
     longer: float = 0.0  # probability that a batch is of chains with steps left to write, as long as there are any

@@ -248,7 +248,7 @@ class Split:
         self.tokens, self.texts, self.begins = arrays["tokens"], arrays["texts"].tolist(), arrays["rows"].tolist()
         self.lengths = np.diff(arrays["texts"])[arrays["rows"][:-1]].tolist()  # of the questions
         n_steps = np.diff(arrays["rows"]) - 2
-        self.longer = [np.flatnonzero(n_steps > n).tolist() for n in range(max(n_steps))]  # problems of over n steps
+        self.longer = [np.flatnonzero(n_steps > n) for n in range(max(n_steps))]  # problems of over n steps
         self.graphs = rows if all(map(has_graph, rows)) else None
         self.names = names_of(rows) if self.graphs else None
         known = encoding.token_byte_values() if encoding.name == "words" else []

@@ -249,4 +249,5 @@ def test_aligned_thoughts_begin_as_the_chains_first_token(workspace, monkeypatch
     monkeypatch.setattr(coconut, "forward", look)
     trained("--stage_steps=2,1,1", "--aligned=true", "--name=a")
     trained("--stage_steps=2,1,1", "--name=b")
-    assert seen == [False, False, True, False] + [False] * 4
+    trained("--stage_steps=2,1,1", "--aligned=true", "--method=no_curriculum", "--name=c")  # they began in stage 0
+    assert seen == [False, False, True, False] + [False] * 8
