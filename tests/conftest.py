@@ -1,13 +1,19 @@
+import json
 import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+
+from nanococonut import pretrained
+from nanococonut.curriculum import Batch, pad
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # prepare, train and sample are scripts at the top
 os.environ.setdefault("MPLBACKEND", "Agg")
+REFERENCE = Path(__file__).with_name("coconut_reference.npz")  # numbers of the paper's released code
 
 
 @pytest.fixture
@@ -20,3 +26,36 @@ def workspace(tmp_path, monkeypatch):
 @pytest.fixture(scope="session", autouse=True)
 def _threads():
     torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def reference():
+    with np.load(REFERENCE, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+@pytest.fixture(scope="session")
+def meta(reference):
+    return json.loads(str(reference["meta"]))
+
+
+@pytest.fixture
+def released(reference, meta):
+    weights = {
+        n.removeprefix("weight."): torch.tensor(a).double() for n, a in reference.items() if n.startswith("weight.")
+    }
+    return pretrained.from_state_dict(weights, n_head=meta["n_head"])
+
+
+@pytest.fixture(scope="session")
+def released_batch(reference, meta):
+    questions = [reference[f"question.{i}"].tolist() for i in range(meta["rows"])]
+    suffixes = [reference[f"suffix.{i}"].tolist() for i in range(meta["rows"])]
+    prompts = [[*question, meta["bot"]] for question in questions]
+    return Batch(
+        prompt=pad(prompts, meta["eos"]),
+        prompt_len=torch.tensor([len(p) for p in prompts]),
+        suffix=pad([[meta["eot"], *s[:-1]] for s in suffixes], meta["eos"]),
+        targets=pad(suffixes, -100),
+        n_thoughts=meta["n_thoughts"],
+    )

@@ -1,8 +1,6 @@
 """The latent loop: the paper's numbers, one definition against another, and what must not leak."""
 
 import gc
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,41 +10,7 @@ from nanococonut import coconut, pretrained
 from nanococonut.curriculum import Batch, pad
 from nanococonut.model import GPT, GPTConfig, Segment
 
-REFERENCE = Path(__file__).with_name("coconut_reference.npz")
 FORWARDS = {"fast": coconut.forward, "reference": coconut.forward_reference}
-
-
-@pytest.fixture(scope="module")
-def reference():
-    with np.load(REFERENCE, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
-
-
-@pytest.fixture(scope="module")
-def meta(reference):
-    return json.loads(str(reference["meta"]))
-
-
-@pytest.fixture
-def released(reference, meta):
-    weights = {
-        n.removeprefix("weight."): torch.tensor(a).double() for n, a in reference.items() if n.startswith("weight.")
-    }
-    return pretrained.from_state_dict(weights, n_head=meta["n_head"])
-
-
-@pytest.fixture(scope="module")
-def released_batch(reference, meta):
-    questions = [reference[f"question.{i}"].tolist() for i in range(meta["rows"])]
-    suffixes = [reference[f"suffix.{i}"].tolist() for i in range(meta["rows"])]
-    prompts = [[*question, meta["bot"]] for question in questions]
-    return Batch(
-        prompt=pad(prompts, meta["eos"]),
-        prompt_len=torch.tensor([len(p) for p in prompts]),
-        suffix=pad([[meta["eot"], *s[:-1]] for s in suffixes], meta["eos"]),
-        targets=pad(suffixes, -100),
-        n_thoughts=meta["n_thoughts"],
-    )
 
 
 @pytest.mark.parametrize("name", FORWARDS)
