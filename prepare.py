@@ -125,13 +125,13 @@ def prosqa(c: PrepareConfig, rng: random.Random) -> tuple | None:
     persons, concepts = iter(rng.sample(PERSONS, n_persons)), iter(rng.sample(CONCEPTS, len(children)))
     nodes = sorted(parents | children)  # those with an edge, which are numbered anew
     names = {v: next(concepts if v in children else persons) for v in nodes}
-    path = [names[v] for v in shortest_path(edges, distance[root], target, rng)]
-    steps = [f"{data.subject(a)}{b}." for a, b in zip(path, path[1:], strict=False)]
-    row = {"question": "", "answer": f"{path[0]} is a {path[-1]}.", "steps": steps}
+    path = shortest_path(edges, distance[root], target, rng)
+    steps = [data.fact(names, a, b) for a, b in zip(path, path[1:], strict=False)]
     index = {v: i for i, v in enumerate(nodes)}
     edges, ends = [[index[a], index[b]] for a, b in edges], (root, index[target], index[neg_target])
+    row = {"question": "", "answer": "", "steps": steps}  # tell() fills in the first two
     row |= dict(zip(data.GRAPH_FIELDS, (list(names.values()), edges, *ends), strict=True))
-    return lambda: row | {"question": "".join(data.tell(row, rng).question).rstrip("\n")}, (str(edges), *ends)
+    return lambda: data.tell(row, rng), (str(edges), *ends)
 
 
 def prontoqa(c: PrepareConfig, rng: random.Random) -> tuple:

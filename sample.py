@@ -1,7 +1,6 @@
 """A trained run answers one question, and shows what its thoughts lean to.
 
     python sample.py --latent=2                     the newest run, first question of its test split, two thoughts
-    python sample.py prosqa-coconut --index=7
     python sample.py --question="Tom is a lempus. Every lempus is a rempus. Max is a impus. Is Tom a impus or rempus?"
 
 A thought is a vector; read through the output head it leans to words. That is a reading, not its meaning.

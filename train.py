@@ -222,7 +222,8 @@ def main(c: TrainConfig) -> None:
             rng = random.Random(f"{c.seed} {step}")
             drawn = curriculum.draw_stage(stage, c.mix, rng)
             over = plan(c, drawn).n_removed if c.longer and rng.random() < c.longer else None
-            examples = problems.draw(c.batch_size, rng, c.augment, min(1.0, step / c.grow) if c.grow else 1.0, over)
+            keep = min(1.0, step / c.grow) if c.grow else 1.0
+            examples = problems.draw(c.batch_size, rng, c.augment, keep, over, c.hard)
             behind = i / steps[stage] if drawn == stage else rng.random()
             p = plan(c, drawn, dataset.meta["longest"]["chain"], behind)
             pairs = [curriculum.split(example, p, dataset.special, rng) for example in examples]

@@ -125,6 +125,7 @@ class TrainConfig:
     mix: float = 0.0  # probability that a batch comes from an earlier stage
     longer: float = 0.0  # probability that a batch is of chains with steps left to write, as long as there are any
     augment: bool = True  # tell each ProsQA problem anew whenever it is drawn: names, facts' order, options' order
+    hard: float = 0.0  # share of problems told anew whose false option is as far from every person as there is one
     grow: int = 0  # steps over which the facts beside the chain grow from none to all
     batch_size: int = 128  # examples per optimizer step
     micro_batch_size: int = 0  # examples in memory at once; 0: batch_size
@@ -164,7 +165,7 @@ class TrainConfig:
         sizes = "seed micro_batch_size warmup grow eval_every lr first_lr muon_lr first_muon_lr weight_decay grad_clip"
         demand(self, f"{sizes} init_std", lambda x: 0 <= x <= 1e9, "from 0 to 1e9")
         demand(self, "max_stage block_size", lambda x: 0 <= x <= 10**5, "from 0 to 100000")
-        demand(self, "mix longer decay dropout beta2", lambda x: 0 <= x < 1, "at least 0 and below 1")
+        demand(self, "mix longer hard decay dropout beta2", lambda x: 0 <= x < 1, "at least 0 and below 1")
         demand(self, "stage_steps", lambda n: min(n) >= 0 and 1 <= sum(n) <= 10**9, "0 or more each, 1 to 1e9 in all")
         demand(self, "n_embd", lambda n: n % self.n_head == 0, f"a multiple of --n_head={self.n_head}")
 

@@ -58,9 +58,9 @@ import math
 import random
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 class Example(NamedTuple):
@@ -129,9 +129,8 @@ def plan(method, stage, max_stage, c_thought=1, chain=0, behind=0.0, extra=False
     filler, removes = METHODS[method]
     assert 0 <= stage <= max_stage, (stage, max_stage)
     over = stage == max_stage
-    n_removed = {"never": 0, "all": None, "steps": None if over and extra else stage, "tokens": None if over else 0}[
-        removes
-    ]
+    gone = {"never": 0, "all": None, "steps": None if over and extra else stage, "tokens": None if over else 0}
+    n_removed = gone[removes]
     n_tokens = 0
     if removes == "tokens" and 0 < stage < max_stage:
         # Differs from the paper of iCoT [Deng24], which takes 8 tokens an epoch and starts AdamW anew at each.
@@ -174,21 +173,14 @@ def split(example: Example, plan: Plan, special: dict[str, int], rng: random.Ran
 def collate(pairs: list[tuple[list[int], list[int]]], n_thoughts: int, fill: int) -> Batch:
     """A Batch of what split() returns, padded with the id `fill`."""
     prompts, suffixes = zip(*pairs, strict=True)
-    return Batch(
-        pad(prompts, fill),
-        torch.tensor([len(p) for p in prompts]),
-        pad([s[:-1] for s in suffixes], fill),
-        pad([s[1:] for s in suffixes], -100),
-        n_thoughts,
-    )
+    fed, targets = [s[:-1] for s in suffixes], [s[1:] for s in suffixes]
+    lengths = torch.tensor([len(p) for p in prompts])
+    return Batch(pad(prompts, fill), lengths, pad(fed, fill), pad(targets, -100), n_thoughts)
 
 
 def pad(rows: list[list[int]], value: int) -> Tensor:
     """Rows of ids as one right-padded int64 tensor (B, longest)."""
-    out = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
-    for i, row in enumerate(rows):
-        out[i, : len(row)] = row
-    return torch.from_numpy(out)
+    return pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True, padding_value=value)
 
 
 def draw_stage(stage: int, mix: float, rng: random.Random) -> int:

@@ -32,31 +32,24 @@ MAX_DOWNLOAD = 2 * 10**9  # bytes, kept in memory while they are checked
 ALLOWED = re.compile(r"https://|http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)")  # http: this machine alone
 
 
-def tell(row: dict, rng: random.Random, names: list[str] | None = None, keep: float = 1.0) -> Example:
-    """A ProsQA problem in sentences, an edge a -> b as the fact that every a is a b, under its own or other names.
+def tell(row: dict, rng: random.Random, names: list[str] | None = None, keep: float = 1.0) -> dict:
+    """A ProsQA problem told in sentences, an edge a -> b as the fact that every a is a b, under its own or other names.
 
-    Facts and options stand in an order drawn from rng; facts beside the chain stay with chance keep. The example is in
-    pieces of text instead of ids, cut where the words encoding cuts.
+    Facts and options stand in an order drawn from rng; facts beside the chain stay with chance keep.
 
     >>> row = {"idx_to_symbol": ["Tom", "Max", "lempus", "rempus", "impus"], "edges": [[0, 2], [2, 3], [1, 4]],
     ...        "root": 0, "target": 3, "neg_target": 4, "steps": ["Tom is a lempus.", "Every lempus is a rempus."]}
-    >>> t = tell(row, random.Random(1))
-    >>> "".join(t.question)
-    'Tom is a lempus. Max is a impus. Every lempus is a rempus. Is Tom a rempus or impus?\\n'
-    >>> t.rests[0]
-    ['Tom is a ', 'lempus.\\nEvery lempus is a ', 'rempus.', '\\n', '### Tom is a ', 'rempus.']
+    >>> tell(row, random.Random(1))["question"]
+    'Tom is a lempus. Max is a impus. Every lempus is a rempus. Is Tom a rempus or impus?'
     """
     names, nodes = names or row["idx_to_symbol"], chain_of(row)
-    question, chain, path = [], set(zip(nodes, nodes[1:], strict=False)), [names[v] for v in nodes]
-    for a, b in rng.sample(row["edges"], len(row["edges"])):
-        if keep == 1 or (a, b) in chain or rng.random() < keep:
-            question += [" " * bool(question) + subject(names[a]), f"{names[b]}."]
+    chain = list(zip(nodes, nodes[1:], strict=False))
+    edges = map(tuple, rng.sample(row["edges"], len(row["edges"])))
+    facts = [fact(names, *edge) for edge in edges if keep == 1 or edge in chain or rng.random() < keep]
     one, other = rng.sample([names[row["target"]], names[row["neg_target"]]], 2)
-    question += [f" Is {path[0]} a ", one, " or ", other, "?\n"]
-    answer = [f"### {path[0]} is a ", f"{path[-1]}."]
-    links = [f"{name}.\n{subject(name)}" for name in path[:-1]]  # each ends a step and begins the next
-    rests = [[subject(path[k]), *links[k + 1 :], f"{path[-1]}.", "\n", *answer] for k in range(len(path) - 1)]
-    return Example(question, [*rests, answer])
+    question = " ".join([*facts, f"Is {names[nodes[0]]} a {one} or {other}?"])
+    steps, answer = [fact(names, *edge) for edge in chain], fact(names, nodes[0], nodes[-1])
+    return row | dict(question=question, steps=steps, answer=answer, idx_to_symbol=names)
 
 
 def chain_of(row: dict) -> list[int]:
@@ -67,6 +60,11 @@ def chain_of(row: dict) -> list[int]:
 def subject(name: str) -> str:
     """How a fact begins: with a person by name, with a concept by Every."""
     return f"{name} is a " if name[0].isupper() else f"Every {name} is a "
+
+
+def fact(names: list[str], a: int, b: int) -> str:
+    """The sentence of an edge a -> b."""
+    return f"{subject(names[a])}{names[b]}."
 
 
 def distances(edges: list[list[int]], root: int) -> dict[int, int]:
@@ -84,6 +82,19 @@ def distances(edges: list[list[int]], root: int) -> dict[int, int]:
         distance |= dict.fromkeys(new, distance[a] + 1)
         queue += new
     return distance
+
+
+def harder(row: dict, rng: random.Random) -> dict:
+    """The problem, for tell(), with another false option: of all that root does not reach the farthest from any person.
+
+    Mostly the true option is the farther one, so a model can be right without a search; these give it less away.
+    """
+    names, reached = row["idx_to_symbol"], distances(row["edges"], row["root"])
+    # Node -1 leads to every person: steps from there, less one, are steps from the nearest person.
+    far = distances([*row["edges"], *([-1, v] for v, name in enumerate(names) if name[0].isupper())], -1)
+    others = {v: d for v, d in sorted(far.items()) if d > 1 and v not in reached}
+    farthest = [v for v, d in others.items() if d == max(others.values())] or [row["neg_target"]]
+    return row | {"neg_target": rng.choice(farthest)}
 
 
 def has_graph(row: dict) -> bool:
@@ -251,8 +262,6 @@ class Split:
         self.longer = [np.flatnonzero(n_steps > n) for n in range(max(n_steps))]  # problems of over n steps
         self.graphs = rows if all(map(has_graph, rows)) else None
         self.names = names_of(rows) if self.graphs else None
-        known = encoding.token_byte_values() if encoding.name == "words" else []
-        self.ids = {piece.decode(): encoding.encode_single_token(piece) for piece in known if len(piece) > 1}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -262,30 +271,25 @@ class Split:
         question, *rests = (self.tokens[a:b].tolist() for a, b in zip(ends, ends[1:], strict=False))
         return Example(question, rests)
 
-    def retold(self, i: int, rng: random.Random, keep: float = 1.0) -> Example:
-        """Problem i in a fresh order and under fresh names, persons for persons."""
+    def retold(self, i: int, rng: random.Random, keep: float = 1.0, hard: float = 0.0) -> Example:
+        """Problem i in a fresh order and under fresh names, persons for persons; by chance with a harder option."""
+        row = harder(self.rows[i], rng) if hard and rng.random() < hard else self.rows[i]
         # Differs from the paper: its texts are fixed and its weights have read the web; from scratch 17,886 are few.
-        (persons, concepts), are_persons = self.names, [n[0].isupper() for n in self.rows[i]["idx_to_symbol"]]
+        (persons, concepts), are_persons = self.names, [n[0].isupper() for n in row["idx_to_symbol"]]
         n, n_persons = len(are_persons), sum(are_persons)
         persons, concepts = iter(rng.sample(persons, n_persons)), iter(rng.sample(concepts, n - n_persons))
-        told = tell(self.rows[i], rng, [next(persons if is_person else concepts) for is_person in are_persons], keep)
-        return Example(self.encode(told.question), [self.encode(rest) for rest in told.rests])
+        names = [next(persons if is_person else concepts) for is_person in are_persons]
+        question, *rests = map(self.encoding.encode_ordinary, texts_of(tell(row, rng, names, keep)))
+        return Example(question, rests)
 
-    def encode(self, pieces: list[str]) -> list[int]:
-        """The tokens of a telling. It is cut where the words encoding cuts, so a piece is looked up, not cut again."""
-        try:
-            return [self.ids[piece] for piece in pieces]
-        except KeyError:
-            return self.encoding.encode_ordinary("".join(pieces))
-
-    def draw(self, n: int, rng: random.Random, augment: bool, keep=1.0, over: int | None = None) -> list[Example]:
+    def draw(self, n: int, rng: random.Random, augment: bool, keep=1.0, over=None, hard=0.0) -> list[Example]:
         """n examples drawn with replacement, of more than `over` steps if there are any; augment tells them anew."""
         pool = self.longer[over] if over and over < len(self.longer) else range(len(self))
         # One eighth of 8 n sorted by length: neighbours need little padding, and all problems stay equally likely.
         drawn = sorted(rng.choices(pool, k=8 * n), key=self.lengths.__getitem__)
         start = n * rng.randrange(8)
         retells = augment and self.graphs
-        return [self.retold(i, rng, keep) if retells else self.example(i) for i in drawn[start : start + n]]
+        return [self.retold(i, rng, keep, hard) if retells else self.example(i) for i in drawn[start : start + n]]
 
 
 class Dataset:

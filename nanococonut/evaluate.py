@@ -8,6 +8,7 @@ the accuracy stands what one gets without a model: chance, and shortcuts that lo
 
 import json
 import math
+import random
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ INTERVENTIONS = {  # thoughts (B, K, C) -> what is fed in their place
     "permute": permute,  # the problem's own in another order
     "noise": noise,  # random directions of the same length
 }
-CHOICES = {"split": data.SPLITS, "checkpoint": ("best", "last"), "intervene": tuple(INTERVENTIONS)}
+CHOICES = {"split": data.SPLITS, "intervene": tuple(INTERVENTIONS)}
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class EvaluateConfig:
     run: str = ""  # name or path of a run; default: the newest
     split: str = "test"  # split of the run's own data
     data: str = ""  # a JSON file of problems, instead of the run's own data
+    hard: bool = False  # ProsQA: with the false option for which rules that look for no path are most often wrong
     latent: tuple[int, ...] = ()  # numbers of thoughts to try; default: as many as in training
-    checkpoint: str = "best"  # which checkpoint of the run
     intervene: str = "none"  # what is fed in place of the thoughts
     batch_size: int = 250  # questions answered at once
     device: str = "auto"  # where to run; auto: cuda, else mps, else cpu
@@ -57,9 +58,9 @@ class EvaluateConfig:
 class Run:
     """A trained run, ready to answer."""
 
-    def __init__(self, name: str, checkpoint: str = "best", device: str = "auto"):
+    def __init__(self, name: str, device: str = "auto"):
         self.folder = runs.find_run(name)
-        state = runs.load_state(self.folder / ("best.pt" if checkpoint == "best" else "ckpt.pt"))
+        state = runs.load_state(self.folder / "best.pt")
         self.stage, self.data = state["stage"], state["data"]
         self.config = c = asdict(config.TrainConfig()) | state["config"]  # an option that it lacks had its default
         self.device = runs.pick_device(device)
@@ -161,7 +162,7 @@ def verdict(text: str, row: dict, hidden: bool) -> str:
     if steps == [""]:
         return "correct_label" if is_right(text, row) else "incorrect_label"
     names, from_root = row["idx_to_symbol"], data.distances(row["edges"], row["root"])
-    facts = {f"{data.subject(names[a])}{names[b]}.": [a, b] for a, b in row["edges"]}
+    facts = {data.fact(names, a, b): [a, b] for a, b in row["edges"]}
     edges = [facts.get(step) for step in steps]
     follows = all(edges) and all(a[1] == b[0] for a, b in zip(edges, edges[1:], strict=False))
     if not follows or edges[0][0] not in (from_root if hidden else [row["root"]]):
@@ -234,12 +235,16 @@ def measure(run: Run, examples: data.Split, p: Plan, batch_size=250, intervene="
 
 
 def main(c: EvaluateConfig) -> None:
-    run = Run(c.run, c.checkpoint, c.device)
+    run = Run(c.run, c.device)
     config.demand(c, "batch_size", lambda n: n >= 1, "at least 1")
     examples = data.Split(run.encoding, data.read_rows(Path(c.data))) if c.data else run.split(c.split)
-    rows, name, results = examples.rows, c.data or f"data/{run.config['task']}/{c.split}.json", []
+    name, results = c.data or f"data/{run.config['task']}/{c.split}.json", []
+    if c.hard:
+        config.demand(c, "hard", lambda _: examples.graphs, f"false: the problems of {name} have no graph")
+        rng, name = random.Random(0), f"{name}, hard"
+        examples = data.Split(run.encoding, [data.tell(data.harder(row, rng), rng) for row in examples.rows])
+    rows, without = examples.rows, baselines(examples.rows)
     print(f"{run.folder.name} ({run.config['method']}, stage {run.stage}) on {name}, {len(rows)} questions")
-    without = baselines(rows)
     for rule, share in without.items():
         print(f"  without a model, {rule}: {share:.1%}")
     for n_thoughts in c.latent or (None,):

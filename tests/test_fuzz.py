@@ -179,7 +179,7 @@ def fuzz_files(n, seed):
         if path == given:
             asked = [(evaluates, ["run", "--data=given.json"]), (prepares, ["--name=other", "--source=given.json"])]
         else:
-            asked = [(evaluates, ["run"]), (samples, ["run"]), (evaluates, ["run", "--checkpoint=last"])]
+            asked = [(evaluates, ["run"]), (samples, ["run"])]
             asked += [(trains, [*TINY, "--name=run", "--resume=true"]), (trains, TINY)]
         run, words = rng.choice(asked)
         try:

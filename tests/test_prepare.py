@@ -172,7 +172,7 @@ def test_a_retold_problem_is_the_same_problem(workspace):
         *steps, answer = rests[0].split("\n")
         assert rests == ["\n".join([*steps[k:], answer]) for k in range(len(steps) + 1)]
         assert e.rests == [dataset.encoding.encode_ordinary(rest) for rest in rests]
-        assert e.question == dataset.encoding.encode_ordinary(text), "looked up or cut, the same tokens"
+        assert e.question == dataset.encoding.encode_ordinary(text)
         assert len(e.question) == len(train.example(i).question), "whatever the names"
         facts = {s.strip() + "." for s in text[: text.rindex(" Is ")].split(".") if s.strip()}
         assert set(steps) <= facts and len(facts) == len(row["edges"]) and len(steps) == len(row["steps"])
@@ -181,6 +181,51 @@ def test_a_retold_problem_is_the_same_problem(workspace):
     with_fewer = train.retold(0, random.Random(5), keep=0.0)
     assert len(with_fewer.rests) == 1 + len(train.rows[0]["steps"])
     assert dataset.encoding.decode(with_fewer.question).count(" is a ") == len(train.rows[0]["steps"])
+
+
+def backwards(row, node):
+    """Steps back from a node to its nearest person, found by asking for ever longer ways."""
+    here, steps = {node}, 0
+    while not any(row["idx_to_symbol"][v][0].isupper() for v in here):
+        here, steps = {a for a, b in row["edges"] if b in here}, steps + 1
+    return steps
+
+
+def test_a_hard_option_is_false_and_no_other_is_farther_from_the_persons():
+    harder = Counter()
+    for row in problems(200, seed=7):
+        rng, below = random.Random(0), data.distances(row["edges"], row["root"])
+        drawn = [data.harder(row, rng) for _ in range(30)]
+        assert all(new | {"neg_target": row["neg_target"]} == row for new in drawn), "nothing else changes"
+        options = {new["neg_target"] for new in drawn}
+        far = {v: backwards(row, v) for v in range(len(row["idx_to_symbol"])) if v not in below}
+        assert options <= {v for v, d in far.items() if d == max(far.values())}
+        harder[far[row["neg_target"]] < max(far.values())] += 1
+    assert harder[True] > 40, "often the released way of drawing has an easier one"
+    tie = {"idx_to_symbol": ["Tom", "Max", "a", "b", "c"], "edges": [[0, 2], [1, 3], [1, 4]]}
+    tie |= {"root": 0, "target": 2, "neg_target": 3}
+    assert {data.harder(tie, random.Random(i))["neg_target"] for i in range(20)} == {3, 4}, "a tie is drawn"
+    assert data.harder(tie | {"edges": [[0, 2]]}, random.Random(0))["neg_target"] == 3, "no other: as it was"
+
+
+def test_training_asks_with_hard_options_as_often_as_it_should(workspace):
+    run("prosqa", *SMALL)
+    dataset = data.Dataset("prosqa")
+    train, shares = dataset.split("train"), []
+    for hard in (0.0, 0.5, 0.999):
+        n_hard = 0
+        for example in train.draw(400, random.Random(0), augment=True, hard=hard):
+            text, answer = dataset.encoding.decode(example.question), dataset.encoding.decode(example.rests[-1])
+            facts, (root, *options) = re.findall(r"(\w+) is a (\w+)\.", text), re.findall(r"\w+", text)[-5::2]
+            names = sorted({name for fact in facts for name in fact})
+            row = {"idx_to_symbol": names, "edges": [[names.index(a), names.index(b)] for a, b in facts]}
+            below = data.distances(row["edges"], names.index(root))
+            (other,) = {names.index(name) for name in options} - below.keys()
+            assert answer == f"### {root} is a {next(name for name in options if names.index(name) in below)}."
+            n_hard += all(backwards(row, v) <= backwards(row, other) for v in range(len(names)) if v not in below)
+        shares.append(n_hard / 400)
+    by_itself, half, nearly_all = shares
+    assert by_itself < 0.9 and abs(half - (1 + by_itself) / 2) < 0.1 and nearly_all > 0.98, shares
 
 
 def test_a_batch_is_of_like_length_and_every_problem_as_likely(workspace):
