@@ -62,7 +62,7 @@ def subject(name: str) -> str:
     return f"{name} is a " if name[0].isupper() else f"Every {name} is a "
 
 
-def fact(names: list[str], a: int, b: int) -> str:
+def fact(names: list[str] | dict[int, str], a: int, b: int) -> str:
     """The sentence of an edge a -> b."""
     return f"{subject(names[a])}{names[b]}."
 
@@ -92,9 +92,9 @@ def harder(row: dict, rng: random.Random) -> dict:
     names, reached = row["idx_to_symbol"], distances(row["edges"], row["root"])
     # Node -1 leads to every person: steps from there, less one, are steps from the nearest person.
     far = distances([*row["edges"], *([-1, v] for v, name in enumerate(names) if name[0].isupper())], -1)
-    others = {v: d for v, d in sorted(far.items()) if d > 1 and v not in reached}
-    farthest = [v for v, d in others.items() if d == max(others.values())] or [row["neg_target"]]
-    return row | {"neg_target": rng.choice(farthest)}
+    others = [v for v in sorted(far) if far[v] > 1 and v not in reached]
+    most = max((far[v] for v in others), default=0)
+    return row | {"neg_target": rng.choice([v for v in others if far[v] == most] or [row["neg_target"]])}
 
 
 def has_graph(row: dict) -> bool:

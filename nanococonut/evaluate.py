@@ -48,7 +48,7 @@ class EvaluateConfig:
     run: str = ""  # name or path of a run; default: the newest
     split: str = "test"  # split of the run's own data
     data: str = ""  # a JSON file of problems, instead of the run's own data
-    hard: bool = False  # ProsQA: with the false option for which rules that look for no path are most often wrong
+    hard: bool = False  # ProsQA: with another false option, as far from every person as there is one
     latent: tuple[int, ...] = ()  # numbers of thoughts to try; default: as many as in training
     intervene: str = "none"  # what is fed in place of the thoughts
     batch_size: int = 250  # questions answered at once
