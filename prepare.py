@@ -25,7 +25,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from nanococonut import config, data
+from nanococonut import config, data, graph
 from nanococonut.curriculum import layout
 
 PERSONS = "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren".split()
@@ -90,18 +90,6 @@ def draw_graph(n_nodes: int, rng: random.Random) -> list[list[int]]:
     return edges
 
 
-def shortest_path(edges: list[list[int]], distance: dict[int, int], target: int, rng: random.Random) -> list[int]:
-    """One of the shortest paths to target, each as likely as the other; distance is from the root."""
-    before = {v: [a for a, b in edges if b == v and distance.get(a) == d - 1] for v, d in distance.items()}
-    n_paths = {}
-    for v, d in distance.items():  # nearest first
-        n_paths[v] = 1 if d == 0 else sum(n_paths[a] for a in before[v])
-    path = [target]
-    while before[path[-1]]:
-        path += rng.choices(before[path[-1]], [n_paths[a] for a in before[path[-1]]])
-    return path[::-1]
-
-
 def prosqa(c: PrepareConfig, rng: random.Random) -> tuple | None:
     """What tells one ProsQA problem as a row, once it is wanted, and what makes it another than the next: no names.
 
@@ -109,7 +97,7 @@ def prosqa(c: PrepareConfig, rng: random.Random) -> tuple | None:
     """
     edges = draw_graph(c.n_nodes, rng)
     parents, children = {a for a, _ in edges}, {b for _, b in edges}
-    leaves, distance = children - parents, [data.distances(edges, 0), data.distances(edges, 1)]
+    leaves, distance = children - parents, [graph.distances(edges, 0), graph.distances(edges, 1)]
     own = [{v: d for v, d in distance[r].items() if v in leaves and v not in distance[1 - r]} for r in (0, 1)]
     if not all(own):
         return None
@@ -125,13 +113,13 @@ def prosqa(c: PrepareConfig, rng: random.Random) -> tuple | None:
     persons, concepts = iter(rng.sample(PERSONS, n_persons)), iter(rng.sample(CONCEPTS, len(children)))
     nodes = sorted(parents | children)  # those with an edge, which are numbered anew
     names = {v: next(concepts if v in children else persons) for v in nodes}
-    path = shortest_path(edges, distance[root], target, rng)
-    steps = [data.fact(names, a, b) for a, b in zip(path, path[1:], strict=False)]
+    path = graph.shortest_path(edges, distance[root], target, rng)
+    steps = [graph.fact(names, a, b) for a, b in zip(path, path[1:], strict=False)]
     index = {v: i for i, v in enumerate(nodes)}
     edges, ends = [[index[a], index[b]] for a, b in edges], (root, index[target], index[neg_target])
     row = {"question": "", "answer": "", "steps": steps}  # tell() fills in the first two
-    row |= dict(zip(data.GRAPH_FIELDS, (list(names.values()), edges, *ends), strict=True))
-    return lambda: data.tell(row, rng), (str(edges), *ends)
+    row |= dict(zip(graph.FIELDS, (list(names.values()), edges, *ends), strict=True))
+    return lambda: graph.tell(row, rng), (str(edges), *ends)
 
 
 def prontoqa(c: PrepareConfig, rng: random.Random) -> tuple:

@@ -9,7 +9,7 @@ A thought is a vector; read through the output head it leans to words. That is a
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanococonut import config, data, evaluate, plots, probe
+from nanococonut import config, data, evaluate, graph, plots, probe, runs
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class SampleConfig:
 
 def outline(row: dict, values, v: int) -> list[str]:
     """Values of node v after 1, 2, ... thoughts and its name; below it what shortest ways lead to; * on the chain."""
-    depth, mark = data.distances(row["edges"], row["root"]), " *" * (v in data.chain_of(row))
+    depth, mark = graph.distances(row["edges"], row["root"]), " *" * (v in graph.chain_of(row))
     line = " ".join(f"{x:.2f}" for x in values[v, 1:]) + "   " * depth[v] + f"  {row['idx_to_symbol'][v]}{mark}"
     edges = [(a, b) for a, b in row["edges"] if a == v and depth[b] == depth[v] + 1]
     return [f"  {line}", *(text for _, b in edges for text in outline(row, values, b))]
 
 
 def main(c: SampleConfig) -> None:
-    run = evaluate.Run(c.run, device=c.device)
+    run = runs.Run(c.run, device=c.device)
     config.demand(c, "words", lambda n: 1 <= n <= run.encoding.n_vocab, f"from 1 to {run.encoding.n_vocab}")
     given = [{"question": c.question, "steps": [], "answer": "?"}]
     examples, i = (data.Split(run.encoding, given), 0) if c.question else (run.split(c.split), c.index)
@@ -44,12 +44,12 @@ def main(c: SampleConfig) -> None:
         raise config.UserError(f"--index={i}: {c.split} has questions 0 to {len(examples) - 1}")
     row, example = examples.rows[i], examples.example(i)
     p = run.plan_for(None if c.latent < 0 else c.latent)
-    searched = p.n_thoughts and data.has_graph(row)
+    searched = p.n_thoughts and graph.has_graph(row)
     if c.plot and not (searched and c.plot.endswith(".png")):
         raise config.UserError(f"--plot={c.plot}: expected FILE.png, a run with thoughts, and a problem with a graph")
     about = f"{p.n_thoughts} thoughts" + f" instead of the {run.plan.n_thoughts} of training" * (p is not run.plan)
     print(f"{run.folder.name}: {run.config['method']}, stage {run.stage}, {about}\n\n{row['question']}\n")
-    (ids,) = evaluate.answer(run.model, [example], p, run.special, run.data["max_new_tokens"])
+    (ids,) = run.answer([example], p)
     if p.n_thoughts:
         states = probe.trace(run, example, p.n_thoughts)[0][:, 0 if c.layers else -1 :]
         for k, layers in enumerate(probe.readings(run, states, c.words)):
@@ -66,7 +66,7 @@ def main(c: SampleConfig) -> None:
             plots.tree(row, values, Path(c.plot))
     print(text := run.encoding.decode(ids))
     if not c.question:
-        right = evaluate.is_right(text, row)
+        right = data.is_right(text, row)
         print(f"\n{'right' if right else 'wrong: expected ' + row['answer']}; the chain is: {' '.join(row['steps'])}")
 
 

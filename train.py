@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._triton import has_triton
 from tqdm import tqdm
 
-from nanococonut import coconut, config, curriculum, data, evaluate, plots, pretrained, runs
+from nanococonut import coconut, config, curriculum, data, plots, pretrained, runs
 from nanococonut.config import CHOICES, PRESETS, TrainConfig, UserError
 from nanococonut.model import GPT, GPTConfig
 
@@ -113,12 +113,14 @@ def accumulate(loss_of: torch.nn.Module, parts, n_targets: int, device, bf16: bo
 def accuracy(model, split, p, dataset, max_new_tokens: int) -> dict[str, float]:
     """On up to N_EVAL problems of a split: the share answered right, and of first written steps that are facts."""
     examples = [split.example(i) for i in range(min(len(split), N_EVAL))]
-    texts = dataset.encoding.decode_batch(evaluate.answer(model, examples, p, dataset.special, max_new_tokens))
+    prompts, eot = curriculum.prompts(examples, p, dataset.special)
+    ids = coconut.answer(model, prompts, p.n_thoughts, eot, dataset.special["eos"], max_new_tokens)
+    texts = dataset.encoding.decode_batch(ids)
     rows = split.rows[: len(texts)]
-    metrics = {"accuracy": sum(map(evaluate.is_right, texts, rows)) / len(texts)}
+    metrics = {"accuracy": sum(map(data.is_right, texts, rows)) / len(texts)}
     shortest = min(len(row["steps"]) for row in rows)
     if split.graphs and p.n_removed is not None and p.n_removed < shortest and not p.n_tokens:
-        metrics["first_step_is_fact"] = sum(map(evaluate.starts_with_fact, texts, rows)) / len(texts)
+        metrics["first_step_is_fact"] = sum(map(data.starts_with_fact, texts, rows)) / len(texts)
     return metrics
 
 

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanococonut.curriculum import Batch
+from nanococonut.config import UserError
+from nanococonut.curriculum import Batch, pad
 from nanococonut.model import GPT, Segment, hide_after, lend
 
 Cache = list[list[Segment]]  # per layer: the prompt's segment, then what came after it, if anything
@@ -142,3 +143,26 @@ def generate(model: GPT, prompt, prompt_len, n_thoughts, eot, eos, max_new_token
         position = position + 1
     rows = torch.stack(tokens, dim=1).tolist() if tokens else [[] for _ in prompt]
     return [row[: row.index(eos)] if eos in row else row for row in rows]
+
+
+def answer(model: GPT, prompts, n_thoughts, eot, eos, max_new_tokens, batch_size=250, change=None) -> list[list[int]]:
+    """What the model writes after each prompt (list[int]) and its thoughts, in the order given: generate() in batches.
+
+    Raises UserError where the model has too few positions.
+    """
+    need = max(map(len, prompts)) + n_thoughts + (eot is not None) + max_new_tokens
+    if need > model.config.block_size:
+        raise UserError(
+            f"{need} tokens exceed the model's {model.config.block_size} positions; train with --block_size={need}"
+        )
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # rows of like length together: little padding
+    answers, training, device = {}, model.training, model.wte.weight.device
+    model.eval()
+    for start in range(0, len(prompts), batch_size):
+        chosen = order[start : start + batch_size]
+        lengths = torch.tensor([len(prompts[i]) for i in chosen], device=device)
+        prompt = pad([prompts[i] for i in chosen], eos).to(device)
+        written = generate(model, prompt, lengths, n_thoughts, eot, eos, max_new_tokens, change)
+        answers |= zip(chosen, written, strict=True)
+    model.train(training)
+    return [answers[i] for i in range(len(prompts))]

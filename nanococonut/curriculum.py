@@ -170,6 +170,13 @@ def split(example: Example, plan: Plan, special: dict[str, int], rng: random.Ran
     return [*example.question, special["bot"], *[special["pause"]] * plan.n_pauses], [special["eot"], *rest]
 
 
+def prompts(examples: list[Example], plan: Plan, special: dict[str, int]) -> tuple[list[list[int]], int | None]:
+    """What stands before the thoughts, and the id that ends them: split() without what is to be generated."""
+    if plan.markers:
+        return [split(example, plan, special)[0] for example in examples], special["eot"]
+    return [example.question for example in examples], None
+
+
 def collate(pairs: list[tuple[list[int], list[int]]], n_thoughts: int, fill: int) -> Batch:
     """A Batch of what split() returns, padded with the id `fill`."""
     prompts, suffixes = zip(*pairs, strict=True)

@@ -1,4 +1,4 @@
-"""Problems: their schema, how a ProsQA graph is told in sentences, and data/<name>/ on disk.
+"""Problems: their schema, when an answer is right, and data/<name>/ on disk.
 
 A problem is what the field's files hold, {"question": str, "steps": [str], "answer": str}, and for ProsQA the graph it
 was told from: "edges" [[from, to]], "idx_to_symbol" [name], "root", "target", "neg_target". As tokens [Hao24]:
@@ -20,91 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
-from nanococonut import tokenizer
+from nanococonut import graph, tokenizer
 from nanococonut.config import UserError
 from nanococonut.curriculum import Example
 
 TASKS = ("prosqa", "prontoqa", "gsm8k")
 SPLITS = ("train", "valid", "test")
-# A node is a number, with a name and edges from and to it; target is reached from root, neg_target is not.
-GRAPH_FIELDS = ("idx_to_symbol", "edges", "root", "target", "neg_target")
 MAX_DOWNLOAD = 2 * 10**9  # bytes, kept in memory while they are checked
 ALLOWED = re.compile(r"https://|http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)")  # http: this machine alone
-
-
-def tell(row: dict, rng: random.Random, names: list[str] | None = None, keep: float = 1.0) -> dict:
-    """A ProsQA problem told in sentences, an edge a -> b as the fact that every a is a b, under its own or other names.
-
-    Facts and options stand in an order drawn from rng; facts beside the chain stay with chance keep.
-
-    >>> row = {"idx_to_symbol": ["Tom", "Max", "lempus", "rempus", "impus"], "edges": [[0, 2], [2, 3], [1, 4]],
-    ...        "root": 0, "target": 3, "neg_target": 4, "steps": ["Tom is a lempus.", "Every lempus is a rempus."]}
-    >>> tell(row, random.Random(1))["question"]
-    'Tom is a lempus. Max is a impus. Every lempus is a rempus. Is Tom a rempus or impus?'
-    """
-    names, nodes = names or row["idx_to_symbol"], chain_of(row)
-    chain = list(zip(nodes, nodes[1:], strict=False))
-    edges = map(tuple, rng.sample(row["edges"], len(row["edges"])))
-    facts = [fact(names, *edge) for edge in edges if keep == 1 or edge in chain or rng.random() < keep]
-    one, other = rng.sample([names[row["target"]], names[row["neg_target"]]], 2)
-    question = " ".join([*facts, f"Is {names[nodes[0]]} a {one} or {other}?"])
-    steps, answer = [fact(names, *edge) for edge in chain], fact(names, nodes[0], nodes[-1])
-    return row | dict(question=question, steps=steps, answer=answer, idx_to_symbol=names)
-
-
-def chain_of(row: dict) -> list[int]:
-    """The nodes of a problem's steps, root first."""
-    return [row["root"], *(row["idx_to_symbol"].index(step.rstrip(".").split()[-1]) for step in row["steps"])]
-
-
-def subject(name: str) -> str:
-    """How a fact begins: with a person by name, with a concept by Every."""
-    return f"{name} is a " if name[0].isupper() else f"Every {name} is a "
-
-
-def fact(names: list[str] | dict[int, str], a: int, b: int) -> str:
-    """The sentence of an edge a -> b."""
-    return f"{subject(names[a])}{names[b]}."
-
-
-def distances(edges: list[list[int]], root: int) -> dict[int, int]:
-    """Steps from root to every node it reaches, nearest first.
-
-    >>> distances([[0, 2], [2, 3], [0, 3], [1, 4]], root=0)
-    {0: 0, 2: 1, 3: 1}
-    """
-    children = {}
-    for a, b in edges:
-        children.setdefault(a, []).append(b)
-    distance, queue = {root: 0}, [root]
-    for a in queue:  # grows while it is read
-        new = [b for b in children.get(a, ()) if b not in distance]
-        distance |= dict.fromkeys(new, distance[a] + 1)
-        queue += new
-    return distance
-
-
-def harder(row: dict, rng: random.Random) -> dict:
-    """The problem, for tell(), with another false option: of all that root does not reach the farthest from any person.
-
-    Mostly the true option is the farther one, so a model can be right without a search; these give it less away.
-    """
-    names, reached = row["idx_to_symbol"], distances(row["edges"], row["root"])
-    # Node -1 leads to every person: steps from there, less one, are steps from the nearest person.
-    far = distances([*row["edges"], *([-1, v] for v, name in enumerate(names) if name[0].isupper())], -1)
-    others = [v for v in sorted(far) if far[v] > 1 and v not in reached]
-    most = max((far[v] for v in others), default=0)
-    return row | {"neg_target": rng.choice([v for v in others if far[v] == most] or [row["neg_target"]])}
-
-
-def has_graph(row: dict) -> bool:
-    return all(field in row for field in GRAPH_FIELDS)
-
-
-def names_of(rows: list[dict]) -> tuple[list[str], list[str]]:
-    """The persons and the concepts of some graphs: a name begins with a capital where it is a person's."""
-    used = sorted({name for row in rows for name in row["idx_to_symbol"]})
-    return [name for name in used if name[0].isupper()], [name for name in used if not name[0].isupper()]
 
 
 def read_text(path: Path) -> str:
@@ -132,8 +55,8 @@ def read_rows(path: Path) -> list[dict]:
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path} should hold a list of problems like {{question, steps, answer}}, and at least one")
     if bad := [i for i, row in enumerate(rows) if not is_problem(row)]:
-        graph = "and with a graph each name once, nodes by number, steps that end in a name"
-        raise UserError(f"{path}: row {bad[0]}: expected {{question: text, steps: [text], answer: text}}, {graph}")
+        more = "and with a graph each name once, nodes by number, steps that end in a name"
+        raise UserError(f"{path}: row {bad[0]}: expected {{question: text, steps: [text], answer: text}}, {more}")
     return rows
 
 
@@ -142,15 +65,35 @@ def is_problem(row) -> bool:
     try:
         lists, texts = [row["steps"]], [row["question"], row["answer"], *row["steps"]]
         checks = texts[:2]
-        if has_graph(row):
-            chain_of(row)  # raises where a step ends in no name
-            names, edges, *ends = (row[field] for field in GRAPH_FIELDS)
+        if graph.has_graph(row):
+            graph.chain_of(row)  # raises where a step ends in no name
+            names, edges, *ends = (row[field] for field in graph.FIELDS)
             lists, texts = [*lists, names, edges], [*texts, *names]
             nodes = [*ends, *(v for a, b in edges for v in (a, b))]
             checks += [*names, len(set(names)) == len(names), *(type(v) is int and 0 <= v < len(names) for v in nodes)]
         return all(isinstance(x, list) for x in lists) and all(isinstance(x, str) for x in texts) and all(checks)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError):
         return False
+
+
+def final_answer(text: str) -> str:
+    """What stands after the last "#", commas removed [ref run.py].
+
+    >>> final_answer("Tom is a lempus.\\n### Tom is a rempus."), final_answer("<<2*3=6>>\\n### 1,200")
+    ('Tom is a rempus.', '1200')
+    """
+    return text.rpartition("#")[2].replace(",", "").strip()
+
+
+def is_right(text: str, row: dict) -> bool:
+    """Whether what was written ends in the row's answer, word for word: the paper's score."""
+    return final_answer(text) == row["answer"].replace(",", "").strip()
+
+
+def starts_with_fact(text: str, row: dict) -> bool:
+    """Whether the first step written is a fact of the question: what a model can do once it looks edges up."""
+    first = text.partition("\n")[0]
+    return first.endswith(".") and f" {first} " in f" {row['question']} "
 
 
 def write_atomically(path: Path, write) -> None:
@@ -226,9 +169,9 @@ def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, di
     folder, vocabulary = folder_of("data", name), []
     if meta["tokenizer"] == "words":
         texts = [text for row in splits["train"] for text in texts_of(row)]
-        if all(map(has_graph, splits["train"])):  # every name in every place, for tellings to come
-            persons, concepts = names_of(splits["train"])
-            facts = [(subject(p), subject(c), c, p) for p in persons for c in concepts]
+        if all(map(graph.has_graph, splits["train"])):  # every name in every place, for tellings to come
+            persons, concepts = graph.names_of(splits["train"])
+            facts = [(graph.subject(p), graph.subject(c), c, p) for p in persons for c in concepts]
             texts += [f"{one}{c}. {one}{c}. {every}{c}. Is {p} a {c} or {c}?\n" for one, every, c, p in facts]
             texts += [f"{every}{c}.\n{every}{c}.\n### {one}{c}." for one, every, c, p in facts]
         vocabulary = tokenizer.fit(texts)
@@ -260,8 +203,8 @@ class Split:
         self.lengths = np.diff(arrays["texts"])[arrays["rows"][:-1]].tolist()  # of the questions
         n_steps = np.diff(arrays["rows"]) - 2
         self.longer = [np.flatnonzero(n_steps > n) for n in range(max(n_steps))]  # problems of over n steps
-        self.graphs = rows if all(map(has_graph, rows)) else None
-        self.names = names_of(rows) if self.graphs else None
+        self.graphs = rows if all(map(graph.has_graph, rows)) else None
+        self.names = graph.names_of(rows) if self.graphs else None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -273,13 +216,13 @@ class Split:
 
     def retold(self, i: int, rng: random.Random, keep: float = 1.0, hard: float = 0.0) -> Example:
         """Problem i in a fresh order and under fresh names, persons for persons; by chance with a harder option."""
-        row = harder(self.rows[i], rng) if hard and rng.random() < hard else self.rows[i]
+        row = graph.harder(self.rows[i], rng) if hard and rng.random() < hard else self.rows[i]
         # Differs from the paper: its texts are fixed and its weights have read the web; from scratch 17,886 are few.
         (persons, concepts), are_persons = self.names, [n[0].isupper() for n in row["idx_to_symbol"]]
         n, n_persons = len(are_persons), sum(are_persons)
         persons, concepts = iter(rng.sample(persons, n_persons)), iter(rng.sample(concepts, n - n_persons))
         names = [next(persons if is_person else concepts) for is_person in are_persons]
-        question, *rests = map(self.encoding.encode_ordinary, texts_of(tell(row, rng, names, keep)))
+        question, *rests = map(self.encoding.encode_ordinary, texts_of(graph.tell(row, rng, names, keep)))
         return Example(question, rests)
 
     def draw(self, n: int, rng: random.Random, augment: bool, keep=1.0, over=None, hard=0.0) -> list[Example]:

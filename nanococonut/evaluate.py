@@ -10,14 +10,14 @@ import json
 import math
 import random
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from nanococonut import coconut, config, data, runs, tokenizer
-from nanococonut.curriculum import METHODS, Example, Plan, pad, plan, split
-from nanococonut.model import GPT, GPTConfig
+from nanococonut import config, data, graph, runs
+from nanococonut.curriculum import METHODS, Plan
+from nanococonut.data import is_right
 
 
 def permute(thoughts: torch.Tensor) -> torch.Tensor:
@@ -55,82 +55,6 @@ class EvaluateConfig:
     device: str = "auto"  # where to run; auto: cuda, else mps, else cpu
 
 
-class Run:
-    """A trained run, ready to answer."""
-
-    def __init__(self, name: str, device: str = "auto"):
-        self.folder = runs.find_run(name)
-        state = runs.load_state(self.folder / "best.pt")
-        self.stage, self.data = state["stage"], state["data"]
-        self.config = c = asdict(config.TrainConfig()) | state["config"]  # an option that it lacks had its default
-        self.device = runs.pick_device(device)
-        self.model = GPT(GPTConfig(**state["model_config"])).to(self.device).eval()
-        self.model.load_state_dict(state["model"])
-        self.encoding = tokenizer.load(self.data["tokenizer"], self.data["vocabulary"])
-        self.special = tokenizer.special_ids(self.encoding)
-        last, extras = len(c["stage_steps"]) - 1, dict(extra=c["extra_stage"], aligned=c["aligned"])
-        self.plan = plan(c["method"], self.stage, last, c["c_thought"], **extras)
-
-    def split(self, name: str) -> data.Split:
-        """A split of the data the run was trained on. Raises UserError where that has changed since."""
-        dataset = data.Dataset(self.config["task"])
-        dataset.demand_unchanged(f"runs/{self.folder.name}", self.data["sha256"])
-        return dataset.split(name)
-
-    def plan_for(self, n_thoughts: int | None) -> Plan:
-        """The run's own plan, or the same with another number of thoughts. Raises UserError."""
-        if n_thoughts in (None, self.plan.n_thoughts):
-            return self.plan
-        if n_thoughts < 0 or METHODS[self.config["method"]].filler != "thought":
-            about = f"{self.folder.name} was trained with method {self.config['method']}"
-            raise config.UserError(f"--latent={n_thoughts}: expected 0 or more, and a run with thoughts; {about}")
-        return self.plan._replace(n_thoughts=n_thoughts)
-
-
-def prompts(examples: list[Example], p: Plan, special: dict[str, int]) -> tuple[list[list[int]], int | None]:
-    """What stands before the thoughts, and the id that ends them: split() without what is to be generated."""
-    if p.markers:
-        return [split(example, p, special)[0] for example in examples], special["eot"]
-    return [example.question for example in examples], None
-
-
-def answer(model: GPT, examples, p: Plan, special, max_new_tokens: int, batch_size=250, change=None) -> list[list[int]]:
-    """What the model writes after the thoughts, ids without eos, one list an example, in the order given."""
-    rows, eot = prompts(examples, p, special)
-    room, need = model.config.block_size, max(map(len, rows)) + p.n_thoughts + p.markers + max_new_tokens
-    if need > room:
-        raise config.UserError(f"{need} tokens exceed the model's {room} positions; train with --block_size={need}")
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # rows of like length together: little padding
-    answers, training, device = {}, model.training, model.wte.weight.device
-    model.eval()
-    for start in range(0, len(rows), batch_size):
-        chosen = order[start : start + batch_size]
-        lengths = torch.tensor([len(rows[i]) for i in chosen], device=device)
-        prompt = pad([rows[i] for i in chosen], special["eos"]).to(device)
-        written = coconut.generate(model, prompt, lengths, p.n_thoughts, eot, special["eos"], max_new_tokens, change)
-        answers |= zip(chosen, written, strict=True)
-    model.train(training)
-    return [answers[i] for i in range(len(rows))]
-
-
-def final_answer(text: str) -> str:
-    """
-    >>> final_answer("Tom is a lempus.\\n### Tom is a rempus."), final_answer("<<2*3=6>>\\n### 1,200")
-    ('Tom is a rempus.', '1200')
-    """
-    return text.rpartition("#")[2].replace(",", "").strip()
-
-
-def is_right(text: str, row: dict) -> bool:
-    return final_answer(text) == row["answer"].replace(",", "").strip()
-
-
-def starts_with_fact(text: str, row: dict) -> bool:
-    """Whether the first step written is a fact of the question: what a model can do once it looks edges up."""
-    first = text.partition("\n")[0]
-    return first.endswith(".") and f" {first} " in f" {row['question']} "
-
-
 def wilson(n_right: int, n: int) -> tuple[float, float]:
     """The 95 % interval of a share [Wilson 1927].
 
@@ -142,60 +66,42 @@ def wilson(n_right: int, n: int) -> tuple[float, float]:
     return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
 
 
-VERDICTS = ("correct_path", "longer_path", "hallucination", "wrong_target", "correct_label", "incorrect_label")
+VERDICTS = (*graph.VERDICTS, "correct_label", "incorrect_label")
 
 
 def verdict(text: str, row: dict, hidden: bool) -> str:
     """Which of the six VERDICTS [Hao24 5.1] a text gets; hidden: its first steps were thoughts, so it may begin later.
 
-    A chain whose beginning is hidden counts by the best beginning there is: the shortest path to its first word.
+    A text with steps is judged by them, see graph.judge_chain, and one without by its answer.
 
     >>> row = {"edges": [[0, 2], [2, 3], [2, 4], [4, 3]], "idx_to_symbol": ["Tom", "Max", "lempus", "rempus", "impus"],
     ...        "root": 0, "target": 3, "neg_target": 1, "answer": "Tom is a rempus."}
     >>> verdict("Tom is a lempus.\\nEvery lempus is a rempus.\\n### Tom is a rempus.", row, hidden=False)
     'correct_path'
-    >>> verdict("Tom is a rempus.\\n### Tom is a rempus.", row, False), verdict("### Tom is a impus.", row, True)
-    ('hallucination', 'incorrect_label')
+    >>> verdict("### Tom is a impus.", row, True)
+    'incorrect_label'
     """
     head, mark, tail = text.rpartition("###")
-    steps = (head if mark else tail).strip().split("\n")
-    if steps == [""]:
-        return "correct_label" if is_right(text, row) else "incorrect_label"
-    names, from_root = row["idx_to_symbol"], data.distances(row["edges"], row["root"])
-    facts = {data.fact(names, a, b): [a, b] for a, b in row["edges"]}
-    edges = [facts.get(step) for step in steps]
-    follows = all(edges) and all(a[1] == b[0] for a, b in zip(edges, edges[1:], strict=False))
-    if not follows or edges[0][0] not in (from_root if hidden else [row["root"]]):
-        return "hallucination"
-    if edges[-1][1] != row["target"]:
-        return "wrong_target"
-    shortest = from_root[edges[0][0]] + len(edges) == from_root[row["target"]]
-    return "correct_path" if shortest else "longer_path"
+    steps = (head if mark else tail).strip()
+    if steps:
+        return graph.judge_chain(steps.split("\n"), row, hidden)
+    return "correct_label" if is_right(text, row) else "incorrect_label"
 
 
 def baselines(rows: list[dict]) -> dict[str, float]:
     """How often one is right without a model: chance, where there are two answers, and rules that look for no path.
 
-    ProntoQA: see mentions(). Of ProsQA's two options: the one that no other person reaches within two steps, the one
-    with more ancestors, the one farther from its nearest person; where a rule cannot tell, half is counted.
+    ProntoQA: see mentions(). ProsQA: see graph.rules().
     """
-    graphs = all(map(data.has_graph, rows))
-    found = {"chance": 0.5} if graphs or all(row["answer"] in ("True", "False") for row in rows) else {}
+    graphs = all(map(graph.has_graph, rows))
+    found = {}
+    if graphs or all(row["answer"] in ("True", "False") for row in rows):
+        found["chance"] = 0.5
     if all(row["question"].rpartition(". ")[2].startswith("True or false: ") for row in rows):
-        return found | {"more often mentioned concept": sum(map(mentions, rows)) / len(rows)}
-    if not graphs:
-        return found
-    won = {"no other person within 2 steps back": 0.0, "more ancestors": 0.0, "farther from the nearest person": 0.0}
-    for row in rows:
-        scores = []
-        for option in (row["target"], row["neg_target"]):
-            above = data.distances([[b, a] for a, b in row["edges"]], option)  # of every ancestor
-            persons = {v: d for v, d in above.items() if row["idx_to_symbol"][v][0].isupper()}
-            alone = all(d > 2 or v == row["root"] for v, d in persons.items())
-            scores.append((alone, len(above), min(persons.values(), default=math.inf)))
-        for rule, right, wrong in zip(won, *scores, strict=True):
-            won[rule] += (right > wrong) + (right == wrong) / 2
-    return found | {rule: n / len(rows) for rule, n in won.items()}
+        found["more often mentioned concept"] = sum(map(mentions, rows)) / len(rows)
+    elif graphs:
+        found |= graph.rules(rows)
+    return found
 
 
 def mentions(row: dict) -> float:
@@ -218,31 +124,33 @@ def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts:
     n_hops = [len(row["steps"]) for row in rows]
     won = [n for n, text, row in zip(n_hops, texts, rows, strict=True) if is_right(text, row)]
     hops = {str(n): [won.count(n), n_hops.count(n)] for n in sorted(set(n_hops))}
-    found = [verdict(*pair, hidden) for pair in zip(texts, rows, strict=True)] if all(map(data.has_graph, rows)) else []
+    found = (
+        [verdict(*pair, hidden) for pair in zip(texts, rows, strict=True)] if all(map(graph.has_graph, rows)) else []
+    )
     verdicts = {name: found.count(name) for name in VERDICTS if found}
     (low, high), tokens = wilson(len(won), len(rows)), sum(n_tokens) / len(rows) + n_thoughts
     return dict(accuracy=len(won) / len(rows), low=low, high=high, tokens=tokens, hops=hops, verdicts=verdicts)
 
 
-def measure(run: Run, examples: data.Split, p: Plan, batch_size=250, intervene="none") -> tuple[dict, list[str]]:
+def measure(run: runs.Run, examples: data.Split, p: Plan, batch_size=250, intervene="none") -> tuple[dict, list[str]]:
     """The summary of a run's answers to a split under a plan, and the answers in words."""
     change = None if intervene == "none" else INTERVENTIONS[intervene]
     todo = [examples.example(i) for i in range(len(examples))]
-    ids = answer(run.model, todo, p, run.special, run.data["max_new_tokens"], batch_size, change)
+    ids = run.answer(todo, p, batch_size, change)
     texts = run.encoding.decode_batch(ids)
     hidden = p.n_thoughts > 0 if METHODS[run.config["method"]].filler == "thought" else p.n_removed != 0
     return summary(texts, list(map(len, ids)), examples.rows, p.n_thoughts, hidden), texts
 
 
 def main(c: EvaluateConfig) -> None:
-    run = Run(c.run, c.device)
+    run = runs.Run(c.run, c.device)
     config.demand(c, "batch_size", lambda n: n >= 1, "at least 1")
     examples = data.Split(run.encoding, data.read_rows(Path(c.data))) if c.data else run.split(c.split)
     name, results = c.data or f"data/{run.config['task']}/{c.split}.json", []
     if c.hard:
         config.demand(c, "hard", lambda _: examples.graphs, f"false: the problems of {name} have no graph")
         rng, name = random.Random(0), f"{name}, hard"
-        examples = data.Split(run.encoding, [data.tell(data.harder(row, rng), rng) for row in examples.rows])
+        examples = data.Split(run.encoding, [graph.tell(graph.harder(row, rng), rng) for row in examples.rows])
     rows, without = examples.rows, baselines(examples.rows)
     print(f"{run.folder.name} ({run.config['method']}, stage {run.stage}) on {name}, {len(rows)} questions")
     for rule, share in without.items():

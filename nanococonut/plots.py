@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from nanococonut import data
+from nanococonut import data, graph
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # Okabe and Ito's palette: told apart by everyone
 COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GREY, "black")
@@ -94,7 +94,7 @@ def table1(rows: list[dict], paper: dict[str, float], baselines: dict[str, float
 
 def tree(row: dict, values, out: Path) -> None:
     """What the root reaches, a line for each depth d; over a node its value after d thoughts; the chain is orange."""
-    depth, path = data.distances(row["edges"], row["root"]), data.chain_of(row)
+    depth, path = graph.distances(row["edges"], row["root"]), graph.chain_of(row)
     levels = [[v for v in depth if depth[v] == d] for d in range(max(depth.values()) + 1)]
     at = {v: (i - (len(level) - 1) / 2, -d) for d, level in enumerate(levels) for i, v in enumerate(level)}
     half, n, boxes = max(map(len, levels)) / 2, len(levels), {}

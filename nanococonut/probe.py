@@ -20,9 +20,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nanococonut import coconut, config, data, evaluate, plots
+from nanococonut import coconut, config, curriculum, data, evaluate, graph, plots, runs
 from nanococonut.config import UserError
-from nanococonut.curriculum import collate
 
 BESIDE = ("cot", "no_cot", "pause_as_thought", "no_thought")  # rows of Table 1 without thoughts, to compare with
 
@@ -38,27 +37,9 @@ class ProbeConfig:
     device: str = "auto"  # where to run; auto: cuda, else mps, else cpu
 
 
-def search(row: dict) -> tuple[dict, set, set, dict[str, dict]]:
-    """What a problem's graph says of its nodes: steps from the root to those it reaches; which are on some shortest
-    path to the target; from which the target can be reached; heights: steps to the nearest and to the farthest leaf.
-
-    >>> row = {"edges": [[0, 1], [1, 2], [0, 3], [3, 4], [4, 2], [3, 5], [6, 5]], "root": 0, "target": 2}
-    >>> search(row)[:3]
-    ({0: 0, 1: 1, 3: 1, 2: 2, 4: 2, 5: 2}, {0, 1, 2}, {0, 1, 2, 3, 4})
-    """
-    edges, depth = row["edges"], data.distances(row["edges"], row["root"])
-    above = data.distances([[b, a] for a, b in edges], row["target"])
-    optimal = {v for v in above if v in depth and depth[v] + above[v] == depth[row["target"]]}
-    nodes, inner = {v for edge in edges for v in edge}, {a for a, _ in edges}
-    shortest = {v: min((d for u, d in data.distances(edges, v).items() if u not in inner), default=0) for v in nodes}
-    begins = list(itertools.accumulate(nodes, lambda ends, _: {a for a, b in edges if b in ends}, initial=nodes))
-    longest = {v: sum(v in begin for begin in begins) - 1 for v in nodes}  # begins[k]: where ways of k steps begin
-    return depth, optimal, set(above), {"shortest": shortest, "longest": longest}
-
-
 def groups(row: dict, i: int) -> dict[str, set[int]]:
     """Nodes at thought i: reachable within i steps, at BFS depth i - 1, at i, and of these on a shortest path."""
-    steps, optimal, *_ = search(row)
+    steps, optimal = graph.distances(row["edges"], row["root"]), graph.on_shortest_paths(row)
     behind, here = ({v for v, depth in steps.items() if depth == d} for d in (i - 1, i))
     return {
         "not reachable": set(range(len(row["idx_to_symbol"]))) - set(steps),
@@ -70,13 +51,15 @@ def groups(row: dict, i: int) -> dict[str, set[int]]:
 
 
 @torch.no_grad()
-def values(run: evaluate.Run, examples, names: list[list[str]], n_thoughts: int) -> list[np.ndarray]:
+def values(run: runs.Run, examples, names: list[list[str]], n_thoughts: int) -> list[np.ndarray]:
     """For each example (its names, n_thoughts + 1): the probability that after k thoughts the chain goes on from it."""
-    (prompts, eot), encode = evaluate.prompts(examples, run.plan, run.special), run.encoding.encode_ordinary
-    pairs = [(prompts[i], [eot, *encode(data.subject(name))]) for i, mine in enumerate(names) for name in mine]
+    (prompts, eot), encode = curriculum.prompts(examples, run.plan, run.special), run.encoding.encode_ordinary
+    pairs = [(prompts[i], [eot, *encode(graph.subject(name))]) for i, mine in enumerate(names) for name in mine]
     found = np.zeros((len(pairs), n_thoughts + 1))
     for start in range(0, len(pairs), 512):
-        prompt, length, suffix, targets = (x.to(run.device) for x in collate(pairs[start : start + 512], 0, fill=0)[:4])
+        prompt, length, suffix, targets = (
+            x.to(run.device) for x in curriculum.collate(pairs[start : start + 512], 0, fill=0)[:4]
+        )
         hidden, cache = coconut.prefill(run.model, prompt, length)
         for k in range(n_thoughts + 1):
             logits, _ = coconut.decode(run.model, suffix, length + k, cache)
@@ -87,9 +70,9 @@ def values(run: evaluate.Run, examples, names: list[list[str]], n_thoughts: int)
 
 
 @torch.no_grad()
-def trace(run: evaluate.Run, example, n_thoughts: int) -> tuple[torch.Tensor, np.ndarray]:
+def trace(run: runs.Run, example, n_thoughts: int) -> tuple[torch.Tensor, np.ndarray]:
     """Each layer's state through ln_f where thoughts begin (K, layers, C), last the thought; last attention (K, P)."""
-    (ids,), _ = evaluate.prompts([example], run.plan, run.special)
+    (ids,), _ = curriculum.prompts([example], run.plan, run.special)
     prompt, length = torch.tensor([ids], device=run.device), torch.tensor([len(ids)], device=run.device)
     hidden, cache = coconut.prefill(run.model, prompt, length)
     thoughts, _ = coconut.think(run.model, hidden, length, cache, n_thoughts)
@@ -101,7 +84,7 @@ def trace(run: evaluate.Run, example, n_thoughts: int) -> tuple[torch.Tensor, np
     return run.model.ln_f(torch.stack(states, dim=1)), maps[-1][0, :, -n_thoughts:, : len(ids)].sum(dim=0).cpu().numpy()
 
 
-def readings(run: evaluate.Run, states: torch.Tensor, n_words: int) -> list[list[list[tuple[str, float]]]]:
+def readings(run: runs.Run, states: torch.Tensor, n_words: int) -> list[list[list[tuple[str, float]]]]:
     """For each thought and layer of states (K, layers, C) the words it leans to through the head, and how much."""
     top = run.model.logits(states).detach().softmax(-1).topk(n_words)
     ids = top.indices.unique().tolist()
@@ -110,7 +93,7 @@ def readings(run: evaluate.Run, states: torch.Tensor, n_words: int) -> list[list
     return [[[(words[i], p) for i, p in cell] for cell in layers] for layers in pairs.tolist()]
 
 
-def node_embeddings(run: evaluate.Run, names: list[str]) -> dict[str, torch.Tensor]:
+def node_embeddings(run: runs.Run, names: list[str]) -> dict[str, torch.Tensor]:
     """name -> (C,): the mean embedding of the vocabulary's pieces that say it, or of the name's own tokens."""
     found, pieces = {}, list(enumerate(run.data["vocabulary"], start=256))
     for name in names:
@@ -129,7 +112,7 @@ def means(cells: dict[tuple, list]) -> dict[str, list]:
     return curves
 
 
-def geometry(run: evaluate.Run, examples: data.Split, n_thoughts: int) -> dict[str, dict]:
+def geometry(run: runs.Run, examples: data.Split, n_thoughts: int) -> dict[str, dict]:
     """quantity -> means() by group and thought over the nodes, facts, or words of all problems."""
     cells = defaultdict(lambda: defaultdict(list))
     embeddings = node_embeddings(run, [name for kind in examples.names or () for name in kind])
@@ -155,7 +138,8 @@ def frontier(rows: list[dict], found: list[np.ndarray], n_thoughts: int) -> tupl
     ks, percent = range(1, min(2, n_thoughts) + 1), np.linspace(0, 100, len(rows)).tolist()
     best, cells, tops = defaultdict(list), defaultdict(lambda: defaultdict(list)), {}
     for (row, x), k in itertools.product(zip(rows, found, strict=True), ks):
-        depth, _, correct, heights = search(row)
+        depth, heights = graph.distances(row["edges"], row["root"]), graph.heights(row["edges"])
+        correct = graph.distances(graph.backwards(row["edges"]), row["target"])  # the target can be reached from there
         nodes = sorted((v for v in depth if depth[v] == k), key=lambda v: v not in correct)  # the correct ones first
         best[k].append(sorted([0, 0, 0, *x[nodes, k]])[:-4:-1])  # 0 for a node that is not there
         for v, way in itertools.product(nodes, heights):
@@ -167,20 +151,20 @@ def frontier(rows: list[dict], found: list[np.ndarray], n_thoughts: int) -> tupl
     return tops, lines, int(np.argmax([y for _, y, _ in best[1]]))
 
 
-def beside(run: evaluate.Run, pattern: str, device: str) -> list[evaluate.Run]:
+def beside(run: runs.Run, pattern: str, device: str) -> list[runs.Run]:
     """Of each of BESIDE the newest run on the same data whose name fits and whose last stage has begun."""
     found = {}
     for path in sorted(Path("runs").glob("*/config.json"), key=lambda path: -path.parent.stat().st_mtime):
         with contextlib.suppress(UserError, KeyError, TypeError):  # it has saved nothing yet, or is damaged
             method = data.read_json(path)["method"]
             if method in BESIDE and method not in found and path.match(f"{pattern}/config.json"):
-                other = evaluate.Run(str(path.parent), device=device)
+                other = runs.Run(str(path.parent), device=device)
                 if other.data["sha256"] == run.data["sha256"] and other.stage == len(other.config["stage_steps"]) - 1:
                     found[method] = other
     return [found[method] for method in BESIDE if method in found]
 
 
-def sweep(run: evaluate.Run, others: list[evaluate.Run], examples: data.Split, n_thoughts: int) -> list[dict]:
+def sweep(run: runs.Run, others: list[runs.Run], examples: data.Split, n_thoughts: int) -> list[dict]:
     """What evaluate.measure finds by intervention and number of thoughts, how many answers flip; then of the others."""
     rows, plain = [], {}
     room = run.model.config.block_size - max(examples.lengths) - 2 - run.data["max_new_tokens"]  # two markers
@@ -189,7 +173,7 @@ def sweep(run: evaluate.Run, others: list[evaluate.Run], examples: data.Split, n
     todo += [(other, None, None) for other in others]
     for who, name, k in tqdm(todo, desc="answers", unit="pass", leave=False):
         result, texts = evaluate.measure(who, examples, who.plan_for(k), intervene=name or "none")
-        answers = list(map(evaluate.final_answer, texts))
+        answers = list(map(data.final_answer, texts))
         n_flipped = sum(a != b for a, b in zip(answers, plain.setdefault((who, k), answers), strict=True))
         about = dict(run=who.folder.name, method=who.config["method"], intervene=name, latent=k, flipped=n_flipped)
         rows.append(about | result)
@@ -197,7 +181,7 @@ def sweep(run: evaluate.Run, others: list[evaluate.Run], examples: data.Split, n
 
 
 def main(c: ProbeConfig) -> None:
-    run = evaluate.Run(c.run, device=c.device)
+    run = runs.Run(c.run, device=c.device)
     if not run.plan.n_thoughts:
         raise UserError(f"{run.folder.name} ({run.config['method']}, stage {run.stage}) has no thoughts to probe")
     examples, folder, K = run.split(c.split), run.folder / "probe", run.plan.n_thoughts

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from nanococonut import tokenizer
+from nanococonut import coconut, curriculum, tokenizer
 from nanococonut.config import TrainConfig, UserError, written
-from nanococonut.curriculum import plan
-from nanococonut.data import Dataset, folder_of, write_text
+from nanococonut.curriculum import METHODS, Example, Plan, plan
+from nanococonut.data import Dataset, Split, folder_of, write_text
 from nanococonut.model import GPT, GPTConfig
 
 HEADER = "step,stage,split,metric,value\n"
@@ -157,3 +157,41 @@ def agree(stop: list[int], device) -> list[int]:
     number = torch.tensor(stop[0] if stop else 0, device=device)
     distributed.all_reduce(number, distributed.ReduceOp.MAX)
     return [int(number)] if number else []
+
+
+class Run:
+    """A trained run, ready to answer."""
+
+    def __init__(self, name: str, device: str = "auto"):
+        self.folder = find_run(name)
+        state = load_state(self.folder / "best.pt")
+        self.stage, self.data = state["stage"], state["data"]
+        self.config = c = asdict(TrainConfig()) | state["config"]  # an option that it lacks had its default
+        self.device = pick_device(device)
+        self.model = GPT(GPTConfig(**state["model_config"])).to(self.device).eval()
+        self.model.load_state_dict(state["model"])
+        self.encoding = tokenizer.load(self.data["tokenizer"], self.data["vocabulary"])
+        self.special = tokenizer.special_ids(self.encoding)
+        last, extras = len(c["stage_steps"]) - 1, dict(extra=c["extra_stage"], aligned=c["aligned"])
+        self.plan = plan(c["method"], self.stage, last, c["c_thought"], **extras)
+
+    def split(self, name: str) -> Split:
+        """A split of the data the run was trained on. Raises UserError where that has changed since."""
+        dataset = Dataset(self.config["task"])
+        dataset.demand_unchanged(f"runs/{self.folder.name}", self.data["sha256"])
+        return dataset.split(name)
+
+    def plan_for(self, n_thoughts: int | None) -> Plan:
+        """The run's own plan, or the same with another number of thoughts. Raises UserError."""
+        if n_thoughts in (None, self.plan.n_thoughts):
+            return self.plan
+        if n_thoughts < 0 or METHODS[self.config["method"]].filler != "thought":
+            about = f"{self.folder.name} was trained with method {self.config['method']}"
+            raise UserError(f"--latent={n_thoughts}: expected 0 or more, and a run with thoughts; {about}")
+        return self.plan._replace(n_thoughts=n_thoughts)
+
+    def answer(self, examples: list[Example], p: Plan, batch_size=250, change=None) -> list[list[int]]:
+        """What the run writes, ids without eos, one list an example; change as in coconut.generate."""
+        prompts, eot = curriculum.prompts(examples, p, self.special)
+        room = self.data["max_new_tokens"]
+        return coconut.answer(self.model, prompts, p.n_thoughts, eot, self.special["eos"], room, batch_size, change)

@@ -74,7 +74,7 @@ def measured(label: str, row: TrainConfig) -> dict:
     """The figures of a finished run on test; measured once, then read from its test.json."""
     path = Path("runs") / row.name / "test.json"
     if not path.exists():
-        run = evaluate.Run(row.name)
+        run = runs.Run(row.name)
         result, _ = evaluate.measure(run, run.split("test"), run.plan)
         log = plots.read_log(path.with_name("log.csv"))
         found = dict(method=label, seed=row.seed, seconds=log["train", "seconds"][-1][2], **result)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import prepare
-from nanococonut import data
+from nanococonut import data, graph
 from nanococonut.config import UserError, parse
 
 RELEASED = Path(__file__).parents[2] / "shared/data/prosqa_valid_official.json"
@@ -105,9 +105,9 @@ def test_small_graphs_are_sound_too():
 
 def test_shortest_paths_are_drawn_evenly():
     edges = [[0, 1], [0, 2], [0, 3], [1, 4], [2, 4], [3, 5], [4, 6], [5, 6]]
-    distance = data.distances(edges, 0)
+    distance = graph.distances(edges, 0)
     rng = random.Random(0)
-    paths = Counter(tuple(prepare.shortest_path(edges, distance, 6, rng)) for _ in range(3000))
+    paths = Counter(tuple(graph.shortest_path(edges, distance, 6, rng)) for _ in range(3000))
     assert set(paths) == {(0, 1, 4, 6), (0, 2, 4, 6), (0, 3, 5, 6)}
     assert all(abs(n / 3000 - 1 / 3) < 0.04 for n in paths.values()), paths
 
@@ -194,8 +194,8 @@ def backwards(row, node):
 def test_a_hard_option_is_false_and_no_other_is_farther_from_the_persons():
     harder = Counter()
     for row in problems(200, seed=7):
-        rng, below = random.Random(0), data.distances(row["edges"], row["root"])
-        drawn = [data.harder(row, rng) for _ in range(30)]
+        rng, below = random.Random(0), graph.distances(row["edges"], row["root"])
+        drawn = [graph.harder(row, rng) for _ in range(30)]
         assert all(new | {"neg_target": row["neg_target"]} == row for new in drawn), "nothing else changes"
         options = {new["neg_target"] for new in drawn}
         far = {v: backwards(row, v) for v in range(len(row["idx_to_symbol"])) if v not in below}
@@ -204,8 +204,8 @@ def test_a_hard_option_is_false_and_no_other_is_farther_from_the_persons():
     assert harder[True] > 40, "often the released way of drawing has an easier one"
     tie = {"idx_to_symbol": ["Tom", "Max", "a", "b", "c"], "edges": [[0, 2], [1, 3], [1, 4]]}
     tie |= {"root": 0, "target": 2, "neg_target": 3}
-    assert {data.harder(tie, random.Random(i))["neg_target"] for i in range(20)} == {3, 4}, "a tie is drawn"
-    assert data.harder(tie | {"edges": [[0, 2]]}, random.Random(0))["neg_target"] == 3, "no other: as it was"
+    assert {graph.harder(tie, random.Random(i))["neg_target"] for i in range(20)} == {3, 4}, "a tie is drawn"
+    assert graph.harder(tie | {"edges": [[0, 2]]}, random.Random(0))["neg_target"] == 3, "no other: as it was"
 
 
 def test_training_asks_with_hard_options_as_often_as_it_should(workspace):
@@ -219,7 +219,7 @@ def test_training_asks_with_hard_options_as_often_as_it_should(workspace):
             facts, (root, *options) = re.findall(r"(\w+) is a (\w+)\.", text), re.findall(r"\w+", text)[-5::2]
             names = sorted({name for fact in facts for name in fact})
             row = {"idx_to_symbol": names, "edges": [[names.index(a), names.index(b)] for a, b in facts]}
-            below = data.distances(row["edges"], names.index(root))
+            below = graph.distances(row["edges"], names.index(root))
             (other,) = {names.index(name) for name in options} - below.keys()
             assert answer == f"### {root} is a {next(name for name in options if names.index(name) in below)}."
             n_hard += all(backwards(row, v) <= backwards(row, other) for v in range(len(names)) if v not in below)

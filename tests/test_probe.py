@@ -11,7 +11,7 @@ import torch
 import prepare
 import sample
 import train
-from nanococonut import coconut, config, data, evaluate, probe
+from nanococonut import coconut, config, curriculum, evaluate, graph, probe, runs
 from nanococonut.config import CHOICES, PRESETS, TrainConfig, UserError
 
 # 0 -> 1 -> 2 (target), 0 -> 3 -> 4 -> 2 (a detour), 3 -> 5 (a wrong leaf), 6 -> 5 (another's)
@@ -42,13 +42,13 @@ def test_groups_of_a_hand_made_graph():
 
 
 def test_heights_of_a_hand_made_graph():
-    _, _, correct, heights = probe.search(ROW)
+    heights = graph.heights(ROW["edges"])
     assert heights["shortest"] == {0: 2, 1: 1, 2: 0, 3: 1, 4: 1, 5: 0, 6: 1}
     assert heights["longest"] == {0: 3, 1: 1, 2: 0, 3: 2, 4: 1, 5: 0, 6: 1}
-    assert correct == {0, 1, 2, 3, 4}
-    round_trip = ROW | {"edges": [[0, 1], [1, 0], [1, 2]]}  # a foreign graph may have cycles
-    depth, *_, heights = probe.search(round_trip)
-    assert depth == {0: 0, 1: 1, 2: 2} and heights["longest"] == {0: 3, 1: 3, 2: 0}
+    assert graph.on_shortest_paths(ROW) == {0, 1, 2}
+    round_trip = [[0, 1], [1, 0], [1, 2]]  # a foreign graph may have cycles
+    assert graph.distances(round_trip, 0) == {0: 0, 1: 1, 2: 2}
+    assert graph.heights(round_trip)["longest"] == {0: 3, 1: 3, 2: 0}
 
 
 def test_sums_and_means_of_known_values():
@@ -78,7 +78,7 @@ def asked(workspace):
     """A run of two thoughts, and its test split."""
     made()
     trained()
-    run = evaluate.Run("run")
+    run = runs.Run("run")
     return run, run.split("test")
 
 
@@ -88,7 +88,7 @@ def test_a_model_that_knows_nothing_values_a_text_at_one_in_v_for_each_token(ask
         run.model.wte.weight.zero_()  # the head is the embedding: all logits are 0
     names = ["zzz", examples.rows[0]["idx_to_symbol"][2]]
     (found,) = probe.values(run, [examples.example(0)], [names], 2)
-    lengths = [len(run.encoding.encode_ordinary(data.subject(name))) for name in names]
+    lengths = [len(run.encoding.encode_ordinary(graph.subject(name))) for name in names]
     expected = [[float(run.encoding.n_vocab) ** -n] * 3 for n in lengths]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
@@ -102,12 +102,12 @@ def test_interventions_that_change_nothing(asked):
     todo = [examples.example(i) for i in range(len(examples))]
 
     def changed(name, p=run.plan, examples=todo):
-        return evaluate.answer(run.model, examples, p, run.special, 8, change=evaluate.INTERVENTIONS[name])
+        return run.answer(examples, p, change=evaluate.INTERVENTIONS[name])
 
-    bare = evaluate.answer(run.model, todo, run.plan, run.special, 8)
+    bare = run.answer(todo, run.plan)
     assert changed("none") == bare, "the loop that may change thoughts is the plain one where it does not"
     assert evaluate.measure(run, examples, run.plan, intervene="none")[1] == plain
-    assert changed("permute", run.plan_for(1)) == evaluate.answer(run.model, todo, run.plan_for(1), run.special, 8)
+    assert changed("permute", run.plan_for(1)) == run.answer(todo, run.plan_for(1))
     assert changed("swap", examples=todo[:1] * 3) == bare[:1] * 3, "swapped with its own twin"
     assert changed("mean", examples=todo[:1] * 3) == bare[:1] * 3
     assert any(changed(name) != bare for name in ("zero", "noise", "swap")), "and others do change something"
@@ -116,15 +116,15 @@ def test_interventions_that_change_nothing(asked):
 def test_values_are_products_of_token_probabilities(workspace):
     made()
     trained()
-    run = evaluate.Run("run")
+    run = runs.Run("run")
     examples = run.split("test")
     names = [["zzz", name] for name in examples.rows[0]["idx_to_symbol"][:2]]
     found = probe.values(run, [examples.example(0), examples.example(1)], names, 2)
     assert [x.shape for x in found] == [(2, 3), (2, 3)]
     for i, mine in enumerate(names):
         for j, name in enumerate(mine):  # written out: one row, one number of thoughts at a time
-            ids = run.encoding.encode_ordinary(data.subject(name))
-            (prompt,), eot = evaluate.prompts([examples.example(i)], run.plan, run.special)
+            ids = run.encoding.encode_ordinary(graph.subject(name))
+            (prompt,), eot = curriculum.prompts([examples.example(i)], run.plan, run.special)
             for k in range(3):
                 batch = coconut.Batch(
                     *(torch.tensor([prompt]), torch.tensor([len(prompt)]), torch.tensor([[eot, *ids[:-1]]])),
@@ -137,11 +137,11 @@ def test_values_are_products_of_token_probabilities(workspace):
 def test_a_trace_is_what_the_loop_thinks(workspace):
     made()
     trained()
-    run = evaluate.Run("run")
+    run = runs.Run("run")
     example = run.split("test").example(0)
     states, attention = probe.trace(run, example, 2)
     thoughts = states[:, -1]
-    (ids,), eot = evaluate.prompts([example], run.plan, run.special)
+    (ids,), eot = curriculum.prompts([example], run.plan, run.special)
     batch = coconut.Batch(torch.tensor([ids]), torch.tensor([len(ids)]), torch.tensor([[eot]]), torch.tensor([[0]]), 2)
     torch.testing.assert_close(thoughts, coconut.forward_reference(run.model, batch).thoughts[0].detach())
     assert attention.shape == (2, len(ids))
@@ -160,7 +160,7 @@ def test_a_trace_is_what_the_loop_thinks(workspace):
 def test_a_nodes_embedding_is_the_mean_of_the_pieces_that_say_it(workspace):
     made()
     trained()
-    run = evaluate.Run("run")
+    run = runs.Run("run")
     pieces = [
         i
         for i, piece in enumerate(run.data["vocabulary"], 256)
@@ -204,14 +204,14 @@ def test_other_runs_stand_beside(workspace, capsys):
     torch.save(state | {"stage": 1}, "runs/unfinished/best.pt")
     Path("runs/damaged").mkdir()
     Path("runs/damaged/config.json").write_text("[]")
-    found = probe.beside(evaluate.Run("coconut"), "*", "cpu")
+    found = probe.beside(runs.Run("coconut"), "*", "cpu")
     assert [run.folder.name for run in found] == ["newer", "no_thought"]
-    assert [run.folder.name for run in probe.beside(evaluate.Run("coconut"), "[cn]o*", "cpu")] == ["cot", "no_thought"]
+    assert [run.folder.name for run in probe.beside(runs.Run("coconut"), "[cn]o*", "cpu")] == ["cot", "no_thought"]
     probe.main(probe.ProbeConfig("coconut"))
     assert "beside it: newer, no_thought\n" in capsys.readouterr().out
     numbers = json.loads(Path("runs/coconut/probe/probe.json").read_text())
     beside = {x["method"]: x for x in numbers["interventions"] if x["intervene"] is None}
-    run = evaluate.Run("newer")
+    run = runs.Run("newer")
     assert beside["cot"]["accuracy"] == evaluate.measure(run, run.split("test"), run.plan)[0]["accuracy"]
     assert set(beside) == {"cot", "no_thought"}
 

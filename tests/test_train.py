@@ -12,7 +12,7 @@ import torch
 import prepare
 import sample
 import train
-from nanococonut import coconut, config, curriculum, data, evaluate
+from nanococonut import coconut, config, curriculum, data, evaluate, runs
 from nanococonut.config import CHOICES, PRESETS, TrainConfig, UserError
 from nanococonut.model import GPT, GPTConfig
 
@@ -200,19 +200,19 @@ def test_mistakes(workspace, words, message):
 
 def test_mistakes_of_evaluate_and_sample(workspace, capsys):
     with pytest.raises(UserError, match=r"runs/ not found; there is: none yet; run: python train\.py"):
-        evaluate.Run("")
+        runs.Run("")
     prepared()
     trained("--name=a")
     for name, message in {"b": "runs/b not found; there is: a", "../a": "not found"}.items():
         with pytest.raises(UserError, match=message):
-            evaluate.Run(name)
+            runs.Run(name)
     with pytest.raises(UserError, match="test has questions 0 to 9"):
         sample.main(sample.SampleConfig(index=10))
     with pytest.raises(UserError, match="exceed the model's"):
         sample.main(sample.SampleConfig(question="Tom is a lempus. " * 99))
     Path("runs/a/best.pt").write_bytes(Path("runs/a/best.pt").read_bytes()[:1000])
     with pytest.raises(UserError, match=r"best\.pt is not a checkpoint of nanococonut"):
-        evaluate.Run("a")
+        runs.Run("a")
 
 
 class Evil:
@@ -225,7 +225,7 @@ def test_a_checkpoint_that_carries_code_is_refused_and_does_not_run(workspace):
     trained("--name=a")
     torch.save({"model": Evil()}, "runs/a/best.pt")
     with pytest.raises(UserError, match="is not a checkpoint of nanococonut"):
-        evaluate.Run("a")
+        runs.Run("a")
     assert not Path("owned").exists()
 
 
@@ -241,11 +241,11 @@ def test_a_question_of_ones_own(workspace, capsys):
 
 def test_scoring():
     row = {"answer": "Tom is a rempus.", "steps": ["Tom is a lempus."], "question": "Tom is a lempus. Is Tom a x or y?"}
-    assert evaluate.is_right("Tom is a lempus.\n### Tom is a rempus.", row)
-    assert not evaluate.is_right("### Tom is a lempus.", row)
-    assert evaluate.is_right("### 1,000", {"answer": "1000"})
-    assert evaluate.starts_with_fact("Tom is a lempus.\n###", row)
-    assert not evaluate.starts_with_fact("Tom is a rempus.\n###", row)
+    assert data.is_right("Tom is a lempus.\n### Tom is a rempus.", row)
+    assert not data.is_right("### Tom is a lempus.", row)
+    assert data.is_right("### 1,000", {"answer": "1000"})
+    assert data.starts_with_fact("Tom is a lempus.\n###", row)
+    assert not data.starts_with_fact("Tom is a rempus.\n###", row)
     low, high = evaluate.wilson(0, 50)
     assert low == 0 < high < 0.08
 

@@ -1,0 +1,209 @@
+"""All that is known of a ProsQA graph: how it is told, who reaches what, what a text about it is worth.
+
+A row of ProsQA holds the graph it was told from. A node is a number. A name that begins with a capital is a person's,
+the others are concepts'. An edge [a, b] is the fact that a is a b. The root reaches the target, not the neg_target:
+
+    idx_to_symbol  ["Tom", "Max", "lempus", "rempus", "impus"]      root 0, target 3, neg_target 4
+    edges          [[0, 2], [2, 3], [1, 4]]                         Tom -> lempus -> rempus     Max -> impus
+"""
+
+import itertools
+import math
+import random
+
+FIELDS = ("idx_to_symbol", "edges", "root", "target", "neg_target")
+
+
+def has_graph(row: dict) -> bool:
+    """Whether a row holds the graph it was told from."""
+    return all(field in row for field in FIELDS)
+
+
+def is_person(name: str) -> bool:
+    """Persons have capitals, concepts have none."""
+    return name[0].isupper()
+
+
+def names_of(rows: list[dict]) -> tuple[list[str], list[str]]:
+    """The persons and the concepts of some graphs, sorted."""
+    used = sorted({name for row in rows for name in row["idx_to_symbol"]})
+    persons = [name for name in used if is_person(name)]
+    concepts = [name for name in used if not is_person(name)]
+    return persons, concepts
+
+
+# Telling: from a graph to sentences and back.
+
+
+def subject(name: str) -> str:
+    """How a fact begins: with a person by name, with a concept by Every."""
+    return f"{name} is a " if is_person(name) else f"Every {name} is a "
+
+
+def fact(names: list[str] | dict[int, str], a: int, b: int) -> str:
+    """The sentence of an edge a -> b."""
+    return f"{subject(names[a])}{names[b]}."
+
+
+def chain_of(row: dict) -> list[int]:
+    """The nodes of a row's steps, root first."""
+    objects = [step.rstrip(".").split()[-1] for step in row["steps"]]
+    return [row["root"], *map(row["idx_to_symbol"].index, objects)]
+
+
+def tell(row: dict, rng: random.Random, names: list[str] | None = None, keep: float = 1.0) -> dict:
+    """The row told in sentences, under its own or other names: its facts and its two options in an order drawn anew.
+
+    keep is the probability that a fact beside the chain is told; facts on the chain always are.
+
+    >>> row = {"idx_to_symbol": ["Tom", "Max", "lempus", "rempus", "impus"], "edges": [[0, 2], [2, 3], [1, 4]],
+    ...        "root": 0, "target": 3, "neg_target": 4, "steps": ["Tom is a lempus.", "Every lempus is a rempus."]}
+    >>> tell(row, random.Random(1))["question"]
+    'Tom is a lempus. Max is a impus. Every lempus is a rempus. Is Tom a rempus or impus?'
+    """
+    names = names or row["idx_to_symbol"]
+    nodes = chain_of(row)
+    chain = list(itertools.pairwise(nodes))
+    edges = map(tuple, rng.sample(row["edges"], len(row["edges"])))
+    facts = [fact(names, *edge) for edge in edges if keep == 1 or edge in chain or rng.random() < keep]
+    one, other = rng.sample([names[row["target"]], names[row["neg_target"]]], 2)
+    return row | {
+        "question": " ".join([*facts, f"Is {names[nodes[0]]} a {one} or {other}?"]),
+        "steps": [fact(names, *edge) for edge in chain],
+        "answer": fact(names, nodes[0], nodes[-1]),
+        "idx_to_symbol": names,
+    }
+
+
+# Searching: who reaches what, and how far away it is.
+
+
+def distances(edges: list[list[int]], root: int) -> dict[int, int]:
+    """Steps from root to every node that it reaches, nearest first.
+
+    >>> distances([[0, 2], [2, 3], [0, 3], [1, 4]], root=0)
+    {0: 0, 2: 1, 3: 1}
+    """
+    children = {}
+    for a, b in edges:
+        children.setdefault(a, []).append(b)
+    distance, queue = {root: 0}, [root]
+    for a in queue:  # grows while it is read
+        new = [b for b in children.get(a, ()) if b not in distance]
+        distance |= dict.fromkeys(new, distance[a] + 1)
+        queue += new
+    return distance
+
+
+def backwards(edges: list[list[int]]) -> list[list[int]]:
+    """The edges turned round: distances() then counts steps up to each ancestor."""
+    return [[b, a] for a, b in edges]
+
+
+def shortest_path(edges: list[list[int]], distance: dict[int, int], target: int, rng: random.Random) -> list[int]:
+    """One of the shortest paths to target, each as likely as the other; distance is from the root."""
+    before = {v: [a for a, b in edges if b == v and distance.get(a) == d - 1] for v, d in distance.items()}
+    n_paths = {}
+    for v, d in distance.items():  # nearest first
+        n_paths[v] = 1 if d == 0 else sum(n_paths[a] for a in before[v])
+    path = [target]
+    while before[path[-1]]:
+        path += rng.choices(before[path[-1]], [n_paths[a] for a in before[path[-1]]])
+    return path[::-1]
+
+
+def harder(row: dict, rng: random.Random) -> dict:
+    """The row, for tell(), with another false option: of all that root does not reach the farthest from any person.
+
+    Mostly the true option is the farther one, so a model can be right without a search; these give it less away.
+    """
+    names, reached = row["idx_to_symbol"], distances(row["edges"], row["root"])
+    persons = [v for v, name in enumerate(names) if is_person(name)]
+    # Node -1 leads to every person: steps from there, less one, are steps from the nearest person.
+    far = distances([*row["edges"], *([-1, v] for v in persons)], -1)
+    others = [v for v in sorted(far) if far[v] > 1 and v not in reached]
+    most = max((far[v] for v in others), default=0)
+    return row | {"neg_target": rng.choice([v for v in others if far[v] == most] or [row["neg_target"]])}
+
+
+def on_shortest_paths(row: dict) -> set[int]:
+    """The nodes that are on some shortest path from root to target.
+
+    >>> sorted(on_shortest_paths({"edges": [[0, 1], [1, 2], [0, 3], [3, 4], [4, 2], [3, 5]], "root": 0, "target": 2}))
+    [0, 1, 2]
+    """
+    down = distances(row["edges"], row["root"])
+    up = distances(backwards(row["edges"]), row["target"])
+    return {v for v in up if v in down and down[v] + up[v] == down[row["target"]]}
+
+
+def heights(edges: list[list[int]]) -> dict[str, dict[int, int]]:
+    """Steps from each node to its nearest leaf ("shortest") and to its farthest ("longest").
+
+    >>> heights([[0, 1], [1, 2], [0, 2]])
+    {'shortest': {0: 1, 1: 1, 2: 0}, 'longest': {0: 2, 1: 1, 2: 0}}
+    """
+    nodes = {v for edge in edges for v in edge}
+    inner = {a for a, _ in edges}
+    shortest, longest = {}, dict.fromkeys(nodes, 0)
+    for v in nodes:
+        leaves = [d for u, d in distances(edges, v).items() if u not in inner]
+        shortest[v] = min(leaves, default=0)
+    begins = nodes  # where ways of n steps begin
+    for n in range(1, len(nodes) + 1):  # no way is longer, but in a cycle, which a foreign graph may have
+        begins = {a for a, b in edges if b in begins}
+        longest |= dict.fromkeys(begins, n)
+    return {"shortest": shortest, "longest": longest}
+
+
+# Judging: what a written chain is worth, and how far one comes without a model.
+
+VERDICTS = ("correct_path", "longer_path", "hallucination", "wrong_target")  # of a chain; see evaluate.verdict
+
+
+def judge_chain(steps: list[str], row: dict, hidden: bool) -> str:
+    """Which of the VERDICTS [Hao24 5.1] a written chain gets; hidden: its first steps were thoughts.
+
+    A chain whose beginning is hidden counts by the best beginning there is: the shortest path to its first word.
+
+    >>> row = {"edges": [[0, 2], [2, 3], [2, 4], [4, 3]], "idx_to_symbol": ["Tom", "Max", "lempus", "rempus", "impus"],
+    ...        "root": 0, "target": 3}
+    >>> judge_chain(["Tom is a lempus.", "Every lempus is a rempus."], row, hidden=False)
+    'correct_path'
+    >>> judge_chain(["Tom is a rempus."], row, hidden=False), judge_chain(["Every lempus is a impus."], row, True)
+    ('hallucination', 'wrong_target')
+    """
+    facts = {fact(row["idx_to_symbol"], a, b): (a, b) for a, b in row["edges"]}
+    edges = [facts.get(step) for step in steps]
+    if not all(edges) or any(a[1] != b[0] for a, b in itertools.pairwise(edges)):
+        return "hallucination"
+    from_root = distances(row["edges"], row["root"])
+    first, last = edges[0][0], edges[-1][1]
+    if first not in (from_root if hidden else [row["root"]]):
+        return "hallucination"
+    if last != row["target"]:
+        return "wrong_target"
+    n_steps = from_root[first] + len(edges)
+    return "correct_path" if n_steps == from_root[row["target"]] else "longer_path"
+
+
+def rule_scores(row: dict, option: int) -> dict[str, float]:
+    """What each rule that looks for no path thinks of an option: it takes the one with the higher score."""
+    above = distances(backwards(row["edges"]), option)  # of every ancestor
+    persons = {v: d for v, d in above.items() if is_person(row["idx_to_symbol"][v])}
+    return {
+        "no other person within 2 steps back": all(d > 2 or v == row["root"] for v, d in persons.items()),
+        "more ancestors": len(above),
+        "farther from the nearest person": min(persons.values(), default=math.inf),
+    }
+
+
+def rules(rows: list[dict]) -> dict[str, float]:
+    """How often each rule of rule_scores() is right; where it cannot tell, half is counted."""
+    won = {}
+    for row in rows:
+        right, wrong = rule_scores(row, row["target"]), rule_scores(row, row["neg_target"])
+        for rule in right:
+            point = 0.5 if right[rule] == wrong[rule] else float(right[rule] > wrong[rule])
+            won[rule] = won.get(rule, 0.0) + point
+    return {rule: n / len(rows) for rule, n in won.items()}
