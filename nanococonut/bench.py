@@ -16,7 +16,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanococonut import coconut, config, data, plots, runs
+from nanococonut import coconut, compiling, config, data, devices, plots
 from nanococonut.curriculum import Batch
 from nanococonut.model import GPT, GPTConfig
 
@@ -45,12 +45,14 @@ class Bench:
     """A model, its optimizer, and a clock that waits for the device."""
 
     def __init__(self, c: BenchConfig):
-        self.device = runs.pick_device(c.device)
+        self.machine = devices.pick(c.device, c.dtype)
+        self.device, self.dtype = self.machine.device, self.machine.dtype
         self.cuda = self.device.type == "cuda"
-        self.dtype = torch.bfloat16 if c.dtype == "bfloat16" or (c.dtype == "auto" and self.cuda) else torch.float32
+        self.phases = coconut.EAGER
         self.sizes, shape = SIZES[c.preset]
         torch.manual_seed(0)
         self.model = GPT(shape).to(self.device)
+        self.room = compiling.round_up(c.max_thoughts + self.sizes[2], 8)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-4, fused=True)
 
     def clock(self) -> float:
@@ -73,16 +75,19 @@ class Bench:
 
     def step(self, batch: Batch, clock=lambda: None) -> list:
         """A training step: what clock() says before it, between its PHASES and after it."""
-        half, marks = self.dtype == torch.bfloat16, [clock()]
-        flash = sdpa_kernel(SDPBackend.FLASH_ATTENTION) if half and self.cuda else contextlib.nullcontext()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            with flash:  # this kernel, or an error
-                hidden, cache = coconut.prefill(self.model, batch.prompt, batch.prompt_len)
+        marks = [clock()]
+        flash = contextlib.nullcontext()
+        if self.cuda and self.dtype == torch.bfloat16:
+            flash = sdpa_kernel(SDPBackend.FLASH_ATTENTION)  # this kernel, or an error
+        with self.machine.autocast():
+            with flash:
+                hidden, prompt_kv = self.phases.prefill(self.model, batch.prompt, batch.prompt_len)
             marks.append(clock())
-            _, cache = coconut.think(self.model, hidden, batch.prompt_len, cache, batch.n_thoughts)
+            cache = coconut.open_cache(prompt_kv, batch.prompt_len, self.room)
+            _, cache = coconut.think(self.model, hidden, cache, batch.n_thoughts, self.phases.step)
             marks.append(clock())
-            logits, _ = coconut.decode(self.model, batch.suffix, batch.prompt_len + batch.n_thoughts, cache)
-            loss = coconut.cross_entropy(logits, batch.targets)
+            hidden, _ = self.phases.step(self.model, batch.suffix, cache)
+            loss = coconut.cross_entropy(self.model.logits(hidden), batch.targets)
         marks.append(clock())
         loss.backward()
         marks.append(clock())
@@ -145,7 +150,7 @@ def main(c: BenchConfig) -> None:
         answer_batched=bench.seconds(3, lambda: [bench.generate(part) for part in many]) / c.questions,
         answer_alone_cached=bench.seconds(20, bench.generate, alone),
     )
-    bench.model.compile_blocks()
+    bench.phases = compiling.phases()
     marks = np.ravel([bench.step(batch, bench.clock) for batch in batches])
     measured |= dict(
         compile=marks[-1] - marks[0] - sum(row["step"] for row in rows),

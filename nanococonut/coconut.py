@@ -2,167 +2,201 @@
 
 Coconut feeds the last hidden state back as the next input embedding [Hao24 3]:
 
-    x_{t+1} = h_t                       in a thought        (h_t after the final layer norm)
     x_{t+1} = wte(token_{t+1})          in words
+    x_{t+1} = h_t                       in a thought        (h_t after the final layer norm)
 
-`forward_reference` is that definition and nothing else. `forward` gives the same numbers from three phases, because
-one batch has one number of thoughts K and so is three rectangles:
+`forward_reference` is that definition and nothing else. `forward` takes three phases for the same,
+because one batch has one number of thoughts K and so is three rectangles:
 
     prompt (B, P) right-padded         thoughts (B, K, C)         suffix (B, S) right-padded
     [ question ... <bot> | pads ]      [ ~ 1 ... ~ K ]            [ <eot> rest answer <eos> | pads ]
-    prefill: one causal pass           think: K one-token passes  decode: one pass, the only logits
+    prefill: one causal pass           think: K one-token passes  one pass, the only logits
 
-Positions run on without a gap: thought k stands at len + k, suffix token j at len + K + j.
+Positions run on without a gap: thought k stands at length + k, suffix token j at length + K + j.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from nanococonut.config import UserError
-from nanococonut.curriculum import Batch, pad
-from nanococonut.model import GPT, Segment, hide_after, lend
+from nanococonut.model import GPT, KV, Past
 
-Cache = list[list[Segment]]  # per layer: the prompt's segment, then what came after it, if anything
+
+class Batch(NamedTuple):
+    """Right-padded rows with one number of thoughts, for which there is no token."""
+
+    prompt: Tensor  # (B, P) int64
+    prompt_len: Tensor  # (B,) int64
+    suffix: Tensor  # (B, S) int64
+    targets: Tensor  # (B, S) int64: the id to predict at each suffix position, -100 where none is
+    n_thoughts: int
 
 
 class Output(NamedTuple):
-    """loss: mean over supervised tokens; logits (B, S, V) on the suffix; thoughts (B, K, C)."""
+    """What a forward pass gives."""
 
-    loss: Tensor
-    logits: Tensor
-    thoughts: Tensor
+    loss: Tensor  # mean over the supervised tokens
+    logits: Tensor  # (B, S, V), at each suffix token
+    thoughts: Tensor  # (B, K, C)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the targets that are not -100, in float32 at least. logits (B, S, V), targets (B, S)."""
-    logits = logits.float() if logits.dtype == torch.bfloat16 else logits
+    """Mean over the targets (B, S) that are not -100, in float32 at least; logits (B, S, V)."""
+    if logits.dtype == torch.bfloat16:
+        logits = logits.float()
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 def forward_reference(model: GPT, batch: Batch) -> Output:
-    """The paper's definition: each row alone, K + 1 full passes, no cache, no padding. Slow, and the yardstick."""
+    """The paper's definition: each row alone, K + 1 full passes, no cache, no padding. Slow."""
     logits, thoughts = [], []
     for prompt, length, suffix in zip(batch.prompt, batch.prompt_len, batch.suffix, strict=True):
         x = model.wte(prompt[:length])[None]  # (1, T, C)
         for _ in range(batch.n_thoughts):
-            hidden, _ = model(x, torch.arange(x.size(1), device=x.device))
+            hidden, _ = model(x)
             x = torch.cat([x, hidden[:, -1:]], dim=1)  # the last hidden state is the next input
         thoughts.append(x[:, length:])  # (1, K, C)
         x = torch.cat([x, model.wte(suffix)[None]], dim=1)
-        hidden, _ = model(x, torch.arange(x.size(1), device=x.device))
+        hidden, _ = model(x)
         logits.append(model.logits(hidden[:, -len(suffix) :]))  # (1, S, V)
     logits = torch.cat(logits)
     return Output(cross_entropy(logits, batch.targets), logits, torch.cat(thoughts))
 
 
-def prefill(model: GPT, prompt: Tensor, prompt_len: Tensor) -> tuple[Tensor, Cache]:
+class Cache(NamedTuple):
+    """Keys and values: of the prompt, which never change, and in the tail of all that follows."""
+
+    prompt: list[KV]  # per layer (B, H, P, D)
+    tail: list[KV]  # per layer (B, H, R, D): R slots for thoughts and suffix, filled from the left
+    length: Tensor  # (B,) int64: tokens of each prompt, without its pads
+    n_filled: Tensor  # (1,) int64: filled slots; a tensor, so that one graph serves every thought
+
+
+def prefill(model: GPT, prompt: Tensor, length: Tensor) -> tuple[Tensor, list[KV]]:
     """The hidden state (B, 1, C) at each prompt's last token, and the prompt's keys and values.
 
-    Pads stand on the right, so the causal pass needs no mask: no real token sees one. Who reads the cache later
-    must not see them either; that is the bias of the prompt's segment.
+    Pads stand on the right, so the causal pass needs no mask: no real token sees one.
     """
-    positions = torch.arange(prompt.size(1), device=prompt.device)
-    hidden, segments = model(model.wte(prompt), positions, reader=prompt_len - 1)
-    bias = hide_after(prompt_len - 1, prompt.size(1))  # (B, 1, 1, P)
-    return hidden, [[lend(k, v, bias)] for k, v, *_ in segments]
+    hidden, prompt_kv = model(prompt, reader=length - 1)
+    return hidden, [
+        KV(k.contiguous(), v.contiguous()) for k, v in prompt_kv
+    ]  # or every thought copies them again
 
 
-def step(model: GPT, x: Tensor, positions: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
-    """Hidden states (B, T, C) of inputs x (B, T, C) at positions (B, T), and the cache with them in it."""
-    hidden, segments = model(x, positions, past=cache)
-    return hidden, [grow(past, new) for past, new in zip(cache, segments, strict=True)]
+def open_cache(prompt_kv: list[KV], length: Tensor, room: int) -> Cache:
+    """The cache behind a prompt, with room for that many thoughts and tokens."""
+    k = prompt_kv[0].k
+    B, H, _, D = k.shape
+
+    def empty() -> Tensor:
+        # Later tails have a gradient. If the first had none, torch.compile would need two graphs.
+        return k.new_zeros(B, H, room, D, requires_grad=k.requires_grad)
+
+    n_filled = torch.zeros(1, dtype=torch.int64, device=length.device)
+    return Cache(prompt_kv, [KV(empty(), empty()) for _ in prompt_kv], length, n_filled)
 
 
-def grow(past: list[Segment], new: Segment) -> list[Segment]:
-    """The prompt's segment as it is, and one segment of all that follows."""
-    prompt, *rest = past
-    if rest:
-        new = Segment(torch.cat([rest[0].k, new.k], dim=2), torch.cat([rest[0].v, new.v], dim=2))
-    return [prompt, new]
+def step(model: GPT, x: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
+    """Hidden states (B, T, C) of the next T inputs, and the cache with them in it.
 
-
-def think(model: GPT, hidden: Tensor, start: Tensor, cache: Cache, n_thoughts: int) -> tuple[Tensor, Cache]:
-    """Thoughts (B, K, C) and the cache with them in it: each is the hidden state before it, (B, 1, C), fed back.
-
-    start (B,) is the position of the first thought.
+    x holds token ids (B, T) or embeddings (B, T, C). A thought is a step with T = 1 whose input is
+    the hidden state before it. Shapes depend on B, T, P and R alone, not on how many thoughts there
+    were: so torch.compile makes one graph for every thought.
     """
+    P, R, T = cache.prompt[0].k.size(2), cache.tail[0].k.size(2), x.size(1)
+    B, device = len(cache.length), cache.length.device
+    slots = cache.n_filled + torch.arange(T, device=device)  # (T,)
+    positions = (cache.length[:, None] + slots).clamp(
+        max=model.config.block_size - 1
+    )  # (B, T); pads may stand beyond
+    # An input sees the prompt without its pads, and the tail up to itself: the rest is to come.
+    in_prompt = torch.arange(P, device=device) < cache.length[:, None]  # (B, P)
+    in_tail = torch.arange(R, device=device) <= slots[:, None]  # (T, R)
+    visible = torch.cat(
+        [in_prompt[:, None].expand(B, T, P), in_tail.expand(B, T, R)], dim=-1
+    )  # (B, T, P + R)
+    past = Past(cache.prompt, cache.tail, slots, visible[:, None])
+    hidden, tail = model(x, positions, past)
+    return hidden, cache._replace(tail=tail, n_filled=cache.n_filled + T)
+
+
+class Phases(NamedTuple):
+    """The functions that do the work: as they stand above, or compiled, see compiling.py."""
+
+    prefill: Callable = prefill
+    step: Callable = step
+
+
+EAGER = Phases()
+
+
+def think(
+    model: GPT, hidden: Tensor, cache: Cache, n_thoughts: int, step=step
+) -> tuple[Tensor, Cache]:
+    """Thoughts (B, K, C), each the hidden state (B, 1, C) before it, and the cache with them."""
     thoughts = []
-    for k in range(n_thoughts):
+    for _ in range(n_thoughts):
         thoughts.append(hidden)
-        hidden, cache = step(model, hidden, (start + k)[:, None], cache)
-    empty = hidden.new_zeros(len(hidden), 0, hidden.size(-1))
+        hidden, cache = step(model, hidden, cache)  # the last hidden state is the next input
+    empty = hidden.new_zeros(
+        len(hidden), 0, hidden.size(-1)
+    )  # torch.cat needs something where K = 0
     return torch.cat([empty, *thoughts], dim=1), cache
 
 
-def decode(model: GPT, suffix: Tensor, start: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
-    """Logits (B, S, V) at each suffix token, the first of which stands at position start (B,)."""
-    positions = start[:, None] + torch.arange(suffix.size(1), device=suffix.device)  # (B, S)
-    hidden, cache = step(model, model.wte(suffix), positions, cache)
-    return model.logits(hidden), cache
+def forward(model: GPT, batch: Batch, phases: Phases = EAGER, room: int = 0) -> Output:
+    """The numbers of forward_reference from one prefill, K steps of one token and one of S tokens.
 
-
-def forward(model: GPT, batch: Batch) -> Output:
-    """The numbers of forward_reference from one prefill, K one-token passes and one decode."""
-    hidden, cache = prefill(model, batch.prompt, batch.prompt_len)
-    thoughts, cache = think(model, hidden, batch.prompt_len, cache, batch.n_thoughts)
-    logits, _ = decode(model, batch.suffix, batch.prompt_len + batch.n_thoughts, cache)
+    room is the number of slots in the tail; 0: as many as there are thoughts and suffix tokens.
+    """
+    room = room or batch.n_thoughts + batch.suffix.size(1)
+    hidden, prompt_kv = phases.prefill(model, batch.prompt, batch.prompt_len)
+    cache = open_cache(prompt_kv, batch.prompt_len, room)
+    thoughts, cache = think(model, hidden, cache, batch.n_thoughts, phases.step)
+    hidden, _ = phases.step(model, batch.suffix, cache)
+    logits = model.logits(hidden)
     return Output(cross_entropy(logits, batch.targets), logits, thoughts)
 
 
 @torch.no_grad()
-def generate(model: GPT, prompt, prompt_len, n_thoughts, eot, eos, max_new_tokens, change=None) -> list[list[int]]:
-    """Greedy continuations, one list of ids per row, without the eos that ends them: batched and cached.
+def generate(
+    model: GPT, prompt, length, n_thoughts, eot, eos, max_new_tokens, change=None
+) -> list[list[int]]:
+    """Greedy continuations, one list of ids per row, without the eos that ends them.
 
-    prompt (B, P) int64 right-padded, prompt_len (B,). eot: the id fed after the thoughts, or None, and then with
-    n_thoughts = 0 this is a plain language model. change: thoughts (B, K, C) -> what is fed in their place.
+    prompt  (B, P) int64 right-padded; length (B,)
+    eot     the id fed after the thoughts; None, with n_thoughts = 0: a plain language model
+    change  thoughts (B, K, C) -> what is fed in their place
     """
-    hidden, asked = prefill(model, prompt, prompt_len)
-    thoughts, cache = think(model, hidden, prompt_len, asked, n_thoughts)
+    assert eot is not None or n_thoughts == 0, f"{n_thoughts} thoughts need an <eot> to end them"
+    hidden, prompt_kv = prefill(model, prompt, length)
+    asked = open_cache(prompt_kv, length, room=n_thoughts + 1 + max_new_tokens)
+    thoughts, cache = think(model, hidden, asked, n_thoughts)
     if change and n_thoughts:
-        positions = prompt_len[:, None] + torch.arange(n_thoughts, device=prompt.device)  # (B, K)
-        _, cache = step(model, change(thoughts), positions, asked)
-    position = prompt_len + n_thoughts
-    if eot is None:
-        assert n_thoughts == 0, f"{n_thoughts} thoughts need an <eot> to end them"
-        logits = model.logits(hidden)  # (B, 1, V)
-    else:
-        logits, cache = decode(model, torch.full_like(prompt[:, :1], eot), position, cache)
-        position = position + 1
+        _, cache = step(model, change(thoughts), asked)
+    if eot is not None:
+        hidden, cache = step(model, torch.full_like(prompt[:, :1], eot), cache)
     tokens = []
     done = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
-    for _ in range(max_new_tokens):
-        token = logits[:, -1].argmax(dim=-1)  # (B,)
+    while len(tokens) < max_new_tokens:
+        token = model.logits(hidden)[:, -1:].argmax(dim=-1)  # (B, 1)
         tokens.append(token)
-        done |= token == eos
+        done |= token[:, 0] == eos
         if done.all() or len(tokens) == max_new_tokens:
             break
-        logits, cache = decode(model, token[:, None], position, cache)
-        position = position + 1
-    rows = torch.stack(tokens, dim=1).tolist() if tokens else [[] for _ in prompt]
+        hidden, cache = step(model, token, cache)
+    rows = torch.cat(tokens, dim=1).tolist() if tokens else [[] for _ in prompt]
     return [row[: row.index(eos)] if eos in row else row for row in rows]
 
 
-def answer(model: GPT, prompts, n_thoughts, eot, eos, max_new_tokens, batch_size=250, change=None) -> list[list[int]]:
-    """What the model writes after each prompt (list[int]) and its thoughts, in the order given: generate() in batches.
-
-    Raises UserError where the model has too few positions.
-    """
-    need = max(map(len, prompts)) + n_thoughts + (eot is not None) + max_new_tokens
-    if need > model.config.block_size:
-        raise UserError(
-            f"{need} tokens exceed the model's {model.config.block_size} positions; train with --block_size={need}"
-        )
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # rows of like length together: little padding
-    answers, training, device = {}, model.training, model.wte.weight.device
-    model.eval()
-    for start in range(0, len(prompts), batch_size):
-        chosen = order[start : start + batch_size]
-        lengths = torch.tensor([len(prompts[i]) for i in chosen], device=device)
-        prompt = pad([prompts[i] for i in chosen], eos).to(device)
-        written = generate(model, prompt, lengths, n_thoughts, eot, eos, max_new_tokens, change)
-        answers |= zip(chosen, written, strict=True)
-    model.train(training)
-    return [answers[i] for i in range(len(prompts))]
+def pad(rows: list[list[int]], value: int) -> Tensor:
+    """Rows of ids as one right-padded int64 tensor (B, longest)."""
+    return pad_sequence(
+        [torch.tensor(row, dtype=torch.int64) for row in rows],
+        batch_first=True,
+        padding_value=value,
+    )

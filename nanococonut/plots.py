@@ -1,27 +1,14 @@
-"""log.csv and measured numbers -> png."""
+"""Measured numbers -> png."""
 
-import csv
-from collections import defaultdict
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from nanococonut import data, graph
+from nanococonut.log import BLUE, GREY, ORANGE
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # Okabe and Ito's palette: told apart by everyone
 COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GREY, "black")
-matplotlib.rcParams.update({"figure.constrained_layout.use": True, "savefig.dpi": 120, "legend.frameon": False})
-matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "savefig.format": "png"})
-
-
-def read_log(path: Path) -> dict[tuple[str, str], list[tuple[int, int, float]]]:
-    """(split, metric) -> [(step, stage, value)] of a log.csv."""
-    series = defaultdict(list)
-    for row in csv.DictReader(data.read_text(path).splitlines()):
-        series[row["split"], row["metric"]].append((int(row["step"]), int(row["stage"]), float(row["value"])))
-    return series
 
 
 def draw(axes, colours: dict, xlabel: str, ylabel: str, curves: dict, stacked: bool = False, **limits) -> None:
@@ -54,23 +41,6 @@ def lines(panels: list[tuple], out: Path) -> None:
         handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     fits = max(1, min(5, 120 // (6 + max(map(len, handles), default=0))))  # labels in a line
     fig.legend(handles.values(), handles, loc="outside lower center", ncols=fits, fontsize=8)
-    data.write_atomically(out, fig.savefig)
-
-
-def curves(log: Path, out: Path) -> None:
-    """Training loss above, accuracy on valid below, over steps; a grey line where a stage begins."""
-    series, colours, fig = read_log(log), {}, Figure(figsize=(7.5, 5))
-    top, bottom = fig.subplots(2, 1, sharex=True)
-    loss, metrics = series["train", "loss"], ("accuracy", "first_step_is_fact")
-    shown = {m: [p[::2] for p in series["valid", m]] for m in metrics if series["valid", m]}
-    draw(top, colours, "", "training loss (nats per token)", {"loss": [p[::2] for p in loss]}, yscale="log")
-    draw(bottom, colours, "optimizer step", "share of valid", shown, ylim=(0, 1.02))
-    bottom.legend(*bottom.get_legend_handles_labels(), loc="lower right")
-    for stage, step in {stage: step for step, stage, _ in reversed(loss)}.items():  # its first step
-        for axes in (top, bottom):
-            axes.axvline(step, color=GREY, linewidth=0.6, alpha=0.6)
-        text = f" {'stage ' * (not stage)}{stage}"
-        top.annotate(text, (step, 1.01), xycoords=("data", "axes fraction"), fontsize=8, color=GREY)
     data.write_atomically(out, fig.savefig)
 
 

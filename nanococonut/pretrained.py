@@ -1,4 +1,4 @@
-"""Weights to start from: GPT-2's released ones, a file of that kind, or an earlier run's.
+"""Weights to start from: GPT-2's released ones, or a file of that kind.
 
 The released files keep the weight of a projection as (in, out), transposed to torch's Linear, and may carry the causal
 masks as buffers and a `transformer.` before each name. The output head is the token embedding.
@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanococonut import runs
 from nanococonut.config import UserError
 from nanococonut.data import Dataset, fetch
 from nanococonut.model import GPT, GPTConfig
@@ -56,13 +55,6 @@ def start(name: str, n_head: int, dropout: float, dataset: Dataset) -> GPT:
 
     n_head is that of a weight file, which does not say it. New tokens start from the embedding of "<<" [ref run.py].
     """
-    if folder := runs.named(name):
-        state = runs.load_state(folder / "best.pt")
-        if any(state["data"][key] != dataset.meta[key] for key in ("tokenizer", "vocabulary")):
-            raise UserError(f"{folder} has another vocabulary than {dataset.folder}; train it on the same data")
-        model = GPT(GPTConfig(**state["model_config"] | {"dropout": dropout}))
-        model.load_state_dict(state["model"])
-        return model
     state = read(name)
     try:
         source = from_state_dict(state, WEIGHTS.get(name, [n_head])[0]).float()

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
-from nanococonut import coconut, config, curriculum, data, evaluate, graph, plots, runs
+from nanococonut import answers, coconut, config, curriculum, data, evaluate, graph, plots, runs
 from nanococonut.config import UserError
 
 BESIDE = ("cot", "no_cot", "pause_as_thought", "no_thought")  # rows of Table 1 without thoughts, to compare with
@@ -53,35 +54,55 @@ def groups(row: dict, i: int) -> dict[str, set[int]]:
 @torch.no_grad()
 def values(run: runs.Run, examples, names: list[list[str]], n_thoughts: int) -> list[np.ndarray]:
     """For each example (its names, n_thoughts + 1): the probability that after k thoughts the chain goes on from it."""
-    (prompts, eot), encode = curriculum.prompts(examples, run.plan, run.special), run.encoding.encode_ordinary
-    pairs = [(prompts[i], [eot, *encode(graph.subject(name))]) for i, mine in enumerate(names) for name in mine]
+    prompts, eot = answers.prompts(examples, run.plan, run.special)
+    pairs = []
+    for prompt, mine in zip(prompts, names, strict=True):
+        for name in mine:
+            pairs.append((prompt, [eot, *run.encoding.encode_ordinary(graph.subject(name))]))
     found = np.zeros((len(pairs), n_thoughts + 1))
     for start in range(0, len(pairs), 512):
-        prompt, length, suffix, targets = (
-            x.to(run.device) for x in curriculum.collate(pairs[start : start + 512], 0, fill=0)[:4]
-        )
-        hidden, cache = coconut.prefill(run.model, prompt, length)
-        for k in range(n_thoughts + 1):
-            logits, _ = coconut.decode(run.model, suffix, length + k, cache)
-            each = torch.nn.functional.cross_entropy(logits.float().mT, targets, reduction="none")  # (rows, S), pads 0
-            found[start : start + 512, k] = each.sum(dim=1).neg().exp().cpu()
-            hidden, cache = coconut.step(run.model, hidden, (length + k)[:, None], cache)
+        batch = curriculum.collate(pairs[start : start + 512], n_thoughts=0, fill=0)
+        prompt, length, suffix, targets = (x.to(run.machine.device) for x in batch[:4])
+        with run.machine.autocast():
+            hidden, prompt_kv = coconut.prefill(run.model, prompt, length)
+            cache = coconut.open_cache(prompt_kv, length, room=n_thoughts + 1 + suffix.size(1))
+            for k in range(n_thoughts + 1):
+                said, _ = coconut.step(run.model, suffix, cache)  # what <eot> says now; the cache stays as it was
+                logits = run.model.logits(said).float()
+                each = F.cross_entropy(logits.mT, targets, reduction="none")  # (rows, S), pads 0
+                found[start : start + 512, k] = each.sum(dim=1).neg().exp().cpu()
+                hidden, cache = coconut.step(run.model, hidden, cache)
     return np.split(found, np.cumsum(list(map(len, names)))[:-1])
 
 
 @torch.no_grad()
 def trace(run: runs.Run, example, n_thoughts: int) -> tuple[torch.Tensor, np.ndarray]:
     """Each layer's state through ln_f where thoughts begin (K, layers, C), last the thought; last attention (K, P)."""
-    (ids,), _ = curriculum.prompts([example], run.plan, run.special)
-    prompt, length = torch.tensor([ids], device=run.device), torch.tensor([len(ids)], device=run.device)
-    hidden, cache = coconut.prefill(run.model, prompt, length)
-    thoughts, _ = coconut.think(run.model, hidden, length, cache, n_thoughts)
-    x, states, maps = torch.cat([run.model.wte(prompt), thoughts[:, :-1]], dim=1), [], []
-    x = x + run.model.wpe(torch.arange(x.size(1), device=run.device))  # once more as a whole, to look inside
-    for block in run.model.h:
-        x, _ = block(x, maps=maps)
-        states.append(x[0, -n_thoughts:])
-    return run.model.ln_f(torch.stack(states, dim=1)), maps[-1][0, :, -n_thoughts:, : len(ids)].sum(dim=0).cpu().numpy()
+    model, device = run.model, run.machine.device
+    (ids,), _ = answers.prompts([example], run.plan, run.special)
+    prompt, length = torch.tensor([ids], device=device), torch.tensor([len(ids)], device=device)
+    with run.machine.autocast():
+        hidden, prompt_kv = coconut.prefill(model, prompt, length)
+        cache = coconut.open_cache(prompt_kv, length, room=n_thoughts)
+        thoughts, _ = coconut.think(model, hidden, cache, n_thoughts)
+        x = torch.cat([model.wte(prompt), thoughts[:, :-1]], dim=1)  # once more as a whole, to look inside
+        x = x + model.wpe(torch.arange(x.size(1), device=device))
+        states = []
+        for block in model.h:
+            before = x
+            x, _ = block(x)
+            states.append(x[0, -n_thoughts:])
+        states = model.ln_f(torch.stack(states, dim=1)).float()
+        attention = attention_map(model.h[-1], before)[0].sum(dim=0)  # (T, T), summed over heads
+    return states, attention[-n_thoughts:, : len(ids)].cpu().numpy()
+
+
+def attention_map(block, x: torch.Tensor) -> torch.Tensor:
+    """The map (B, H, T, T) of a block's attention over a whole sequence x (B, T, C): softmax(Q K^T / sqrt(D))."""
+    q, k, _ = block.attn.heads(block.ln_1(x))
+    scores = (q @ k.mT).float() / q.size(-1) ** 0.5
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+    return scores.masked_fill(later, -torch.inf).softmax(dim=-1)
 
 
 def readings(run: runs.Run, states: torch.Tensor, n_words: int) -> list[list[list[tuple[str, float]]]]:

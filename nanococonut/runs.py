@@ -5,25 +5,25 @@ log.csv       step,stage,split,metric,value        best.pt   the weights that di
 """
 
 import contextlib
-import ctypes
 import itertools
-import os
-import re
+import json
+import math
 import signal
-import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import distributed
+from tqdm import tqdm
 
-from nanococonut import coconut, curriculum, tokenizer
-from nanococonut.config import TrainConfig, UserError, written
+from nanococonut import answers, compiling, devices, log, optimizers, pretrained, tokenizer
+from nanococonut.config import UserError, written
 from nanococonut.curriculum import METHODS, Example, Plan, plan
-from nanococonut.data import Dataset, Split, folder_of, write_text
+from nanococonut.data import Dataset, Split, folder_of, write_atomically, write_text
 from nanococonut.model import GPT, GPTConfig
+from nanococonut.settings import TrainConfig
 
-HEADER = "step,stage,split,metric,value\n"
 FREE = ("preset", "name", "resume", "compile", "log_every", "eval_every", "save_every")  # may differ when a run goes on
 
 
@@ -92,20 +92,206 @@ def restore(state: dict, model: GPT, optimizers: list[torch.optim.Optimizer]) ->
         torch.cuda.set_rng_state(state["cuda_rng"])
 
 
-def log(path: Path, step: int, stage: int, split: str, **metrics: float) -> None:
-    """Appends to log.csv one line a number: step,stage,split,metric,value."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(HEADER * (file.tell() == 0))
-        file.writelines(f"{step},{stage},{split},{metric},{value:.6g}\n" for metric, value in metrics.items())
+def starting_model(c: TrainConfig, dataset: Dataset, n_positions: int) -> GPT:
+    """The model before its first step: random, or with the weights that --init_from names. Raises UserError.
+
+    n_positions is what the longest example of the run needs.
+    """
+    if c.block_size and c.block_size < n_positions:
+        raise UserError(f"--block_size={c.block_size} is too short for data/{c.task}: it needs {n_positions}")
+    torch.manual_seed(c.seed)
+    if c.init_from:
+        folder = named(c.init_from)
+        if folder:
+            model = continued(folder, c.dropout, dataset)
+        else:
+            model = pretrained.start(c.init_from, c.n_head, c.dropout, dataset)
+        there = model.config.block_size
+        if there < n_positions:
+            raise UserError(f"{c.init_from} has {there} positions, data/{c.task} needs {n_positions}")
+        return model
+    config = GPTConfig(
+        vocab_size=dataset.encoding.n_vocab,
+        block_size=c.block_size or compiling.round_up(n_positions, 64),  # a little room for other files' questions
+        n_layer=c.n_layer,
+        n_head=c.n_head,
+        n_embd=c.n_embd,
+        dropout=c.dropout,
+        init=c.init,
+        init_std=c.init_std,
+    )
+    return GPT(config)
 
 
-def cut_log(path: Path, step: int) -> None:
-    """Removes from log.csv what was written after a step, for it will be written again, and lines that are damaged."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        whole = [re.fullmatch(r"(\d{1,9}),\d{1,9},\w+,\w+,-?[\d.]+(e[-+]\d+)?\n", line) for line in lines]
-        kept = [line[0] for line in whole if line and int(line[1]) <= step]
-        write_text(path, "".join([HEADER, *kept]))
+def continued(folder: Path, dropout: float, dataset: Dataset) -> GPT:
+    """A model with the weights of an earlier run. Raises UserError where its vocabulary is not the dataset's."""
+    state = load_state(folder / "best.pt")
+    for key in ("tokenizer", "vocabulary"):
+        if state["data"][key] != dataset.meta[key]:
+            raise UserError(f"{folder} has another vocabulary than {dataset.folder}; train it on the same data")
+    model = GPT(GPTConfig(**state["model_config"] | {"dropout": dropout}))
+    model.load_state_dict(state["model"])
+    return model
+
+
+class Due(NamedTuple):
+    """What is to be done after a step."""
+
+    logs: bool
+    evaluates: bool
+    saves: bool
+    stops: int  # the signal that stops the run; 0: none
+
+
+class Writer:
+    """What a training run leaves in its folder. Of several processes the first one writes, and the others keep step."""
+
+    def __init__(self, c: TrainConfig, dataset: Dataset, machine: devices.Machine, model: GPT, max_new_tokens: int):
+        self.c = c
+        self.machine = machine
+        self.model = model
+        self.about_data = {key: dataset.meta[key] for key in ("task", "tokenizer", "vocabulary", "sha256")}
+        self.about_data["max_new_tokens"] = max_new_tokens
+        self.folder, self.state = None, None
+        if machine.is_first or c.resume:
+            self.folder, self.state = open_run(c, dataset)
+        self.settings = asdict(c) | {"stage_steps": c.schedule}
+        self.began = time.time()
+        self.best = -1.0  # accuracy on valid of the stage's best weights
+        self.recent = []  # numbers of the steps since the last log line, on the device
+        self.seen = torch.zeros(0, 4)  # the same, looked at
+        self.last_loss = math.nan
+        self.last_saved = "There is no checkpoint yet"
+
+    @property
+    def log(self) -> Path:
+        """Where log.csv is."""
+        return self.folder / "log.csv"
+
+    def resume(self) -> tuple[int, list]:
+        """The step to go on from, and the optimizers, none in a new run.
+
+        Writes config.json, and removes from log.csv what will be written again.
+        """
+        step, held = 0, []
+        if self.state:
+            held = optimizers.make(self.model, self.c)
+            restore(self.state, self.model, held)
+            step, self.best = self.state["step"], self.state["best"]
+            self.began -= self.state["seconds"]
+            n = self.machine.n_processes  # which share loss and thoughts' length, and have gradient and flag in common
+            self.recent = list((self.state["recent"] / torch.tensor([n, n, 1, 1])).to(self.machine.device))
+            self.last_saved = f"{self.folder}/ckpt.pt holds step {step}"
+            print(f"{self.folder} goes on from step {step}")
+        if self.machine.is_first:
+            write_text(self.folder / "config.json", json.dumps(self.settings, indent=1) + "\n")
+            log.cut(self.log, step)
+        return step, held
+
+    def note(self, found: torch.Tensor, gradient_norm: torch.Tensor, is_scheduled: bool) -> None:
+        """Keeps a step's numbers on the device: found (2,) is loss and thoughts' length."""
+        flag = torch.full_like(gradient_norm, is_scheduled)
+        self.recent.append(torch.stack([*found, gradient_norm, flag]))
+
+    def due(self, step: int, begins: bool, ends: bool, stop: list[int]) -> Due:
+        """What is to be done after a step with which a stage begins or ends, or neither; stop: signals received."""
+        c = self.c
+        logs = begins or ends or step % c.log_every == 0
+        stops = 0
+        if logs or self.machine.n_processes == 1:  # several processes have to ask each other, which takes time
+            stops = self.machine.agree(stop)
+        evaluates = ends or (c.eval_every > 0 and step % c.eval_every == 0)
+        saves = ends or step % c.save_every == 0 or stops > 0
+        return Due(logs, evaluates, saves, stops)
+
+    def look(self, step: int, stage: int, held: list[torch.optim.Optimizer]) -> None:
+        """Fetches the latest steps' numbers of all processes: here the device is waited for.
+
+        Raises UserError for the first step whose loss or gradient is not finite.
+        """
+        self.seen = self.machine.add_up(torch.stack(self.recent)) if self.recent else self.seen[:0]
+        self.seen[:, 2:] /= self.machine.n_processes  # equal everywhere; of loss and length each process has its share
+        self.seen = self.seen.cpu()
+        lr = held[0].param_groups[0]["lr"]
+        for number, (loss, _, gradient, _) in enumerate(self.seen.tolist(), start=step - len(self.seen) + 1):
+            if not math.isfinite(loss + gradient):
+                found = f"the loss is {loss:g} and its gradient {gradient:g} long at step {number}"
+                raise UserError(f"{found}, stage {stage}, lr {lr:g}; lower --lr. {self.last_saved}")
+
+    def log_training(self, step: int, stage: int, factor: float, plan: Plan) -> None:
+        """Logs the means over the latest steps of the stage that was scheduled, if there are any."""
+        scheduled = self.seen[self.seen[:, 3] > 0]
+        if not len(scheduled):
+            return
+        loss, thought_norm, gradient_norm, _ = scheduled.mean(dim=0).tolist()
+        self.last_loss = loss
+        self.recent, self.seen = [], self.seen[:0]
+        if not self.machine.is_first:
+            return
+        metrics = {"loss": loss, "gradient_norm": gradient_norm, "lr_factor": factor}
+        metrics["embedding_norm"] = float(self.model.wte.weight.detach().norm(dim=1).mean())
+        if plan.n_thoughts:
+            metrics["thought_norm"] = thought_norm
+        metrics["seconds"] = time.time() - self.began
+        log.append(self.log, step, stage, "train", metrics)
+
+    def evaluate(self, step: int, stage: int, valid: Split, plan: Plan, special: dict[str, int]) -> None:
+        """Logs the accuracy on valid, and saves best.pt where it is as good as any before in this stage."""
+        if not self.machine.is_first:
+            return
+        with self.machine.autocast():
+            metrics = answers.accuracy(self.model, valid, plan, special, self.about_data["max_new_tokens"])
+        log.append(self.log, step, stage, "valid", metrics)
+        said = ", ".join(f"{name} {share:.1%}" for name, share in metrics.items())
+        tqdm.write(f"step {step}, stage {stage}: {said}")
+        if metrics["accuracy"] >= self.best:
+            self.best = metrics["accuracy"]
+            self.save("best.pt", step, stage)
+
+    def save(self, file: str, step: int, stage: int, **more) -> None:
+        """Writes a checkpoint: tensors and plain values; `more` is what resuming needs beside the weights."""
+        state = {
+            "model": self.model.state_dict(),
+            "model_config": asdict(self.model.config),
+            "config": self.settings,
+            "data": self.about_data,
+            "step": step,
+            "stage": stage,
+            "best": self.best,
+            **more,
+        }
+        write_atomically(self.folder / file, lambda f: torch.save(state, f))
+
+    def save_last(self, step: int, stage: int, held: list[torch.optim.Optimizer]) -> None:
+        """Writes ckpt.pt: all that it takes to go on as if nothing had been."""
+        if not self.machine.is_first:
+            return
+        on_cuda = self.machine.device.type == "cuda"
+        self.save(
+            "ckpt.pt",
+            step,
+            stage,
+            optimizers=[optimizer.state_dict() for optimizer in held],
+            rng=torch.get_rng_state(),
+            cuda_rng=torch.cuda.get_rng_state() if on_cuda else None,
+            recent=self.seen,  # of all processes together, and not logged yet
+            seconds=time.time() - self.began,
+        )
+        self.last_saved = f"{self.folder}/ckpt.pt holds step {step}"
+
+    def say_how_to_go_on(self, step: int) -> None:
+        """The last words of a run that was stopped."""
+        self.machine.wait()  # nobody leaves while the first process writes
+        if self.machine.is_first:
+            how = f"the same command with --name={self.folder.name} --resume=true"
+            print(f"stopped at step {step}; to go on: {how}")
+
+    def finish(self) -> None:
+        """Draws the curves and says what comes next."""
+        if self.machine.is_first:
+            log.draw_curves(self.log, self.folder / "curves.png")
+            result = f"{self.best:.1%} of valid right. Next: python sample.py {self.folder.name}"
+            print(f"{self.folder} after {time.time() - self.began:.0f} s: {result}")
 
 
 @contextlib.contextmanager
@@ -126,54 +312,23 @@ def stop_signals():
             signal.signal(number, handler)
 
 
-def pick_device(name: str) -> torch.device:
-    """auto: CUDA, else Apple's MPS, else the CPU. Raises UserError for what this machine lacks."""
-    there = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
-    if name not in ("auto", *there):
-        raise UserError(f"--device={name}: choose from auto, {', '.join(there)}, which this machine has")
-    with contextlib.suppress(AttributeError, TypeError):  # glibc alone has mallopt
-        # What a step frees the next one needs: kept, not handed back to the system and fetched again page by page.
-        ctypes.CDLL(None).mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
-        ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX: none
-    return torch.device(there[0] if name == "auto" else name)
-
-
-def join(name: str) -> tuple[torch.device, int, int]:
-    """The device of this process, its rank and the number of processes: (..., 0, 1) unless torchrun started it."""
-    device = pick_device(name)
-    if "RANK" not in os.environ:
-        return device, 0, 1
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    if distributed.get_rank():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - to the end: the first process speaks for all
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    return device, distributed.get_rank(), distributed.get_world_size()
-
-
-def agree(stop: list[int], device) -> list[int]:
-    """The signal that some process has received, for all to stop at the same step."""
-    number = torch.tensor(stop[0] if stop else 0, device=device)
-    distributed.all_reduce(number, distributed.ReduceOp.MAX)
-    return [int(number)] if number else []
-
-
 class Run:
     """A trained run, ready to answer."""
 
     def __init__(self, name: str, device: str = "auto"):
         self.folder = find_run(name)
+        self.machine = devices.pick(device)
         state = load_state(self.folder / "best.pt")
-        self.stage, self.data = state["stage"], state["data"]
-        self.config = c = asdict(TrainConfig()) | state["config"]  # an option that it lacks had its default
-        self.device = pick_device(device)
-        self.model = GPT(GPTConfig(**state["model_config"])).to(self.device).eval()
+        self.stage = state["stage"]
+        self.data = state["data"]
+        self.config = asdict(TrainConfig()) | state["config"]  # an option that it lacks had its default
+        self.model = GPT(GPTConfig(**state["model_config"])).to(self.machine.device).eval()
         self.model.load_state_dict(state["model"])
         self.encoding = tokenizer.load(self.data["tokenizer"], self.data["vocabulary"])
         self.special = tokenizer.special_ids(self.encoding)
-        last, extras = len(c["stage_steps"]) - 1, dict(extra=c["extra_stage"], aligned=c["aligned"])
-        self.plan = plan(c["method"], self.stage, last, c["c_thought"], **extras)
+        c = self.config
+        last = len(c["stage_steps"]) - 1
+        self.plan = plan(c["method"], self.stage, last, c["c_thought"], c["extra_stage"], c["aligned"])
 
     def split(self, name: str) -> Split:
         """A split of the data the run was trained on. Raises UserError where that has changed since."""
@@ -190,8 +345,9 @@ class Run:
             raise UserError(f"--latent={n_thoughts}: expected 0 or more, and a run with thoughts; {about}")
         return self.plan._replace(n_thoughts=n_thoughts)
 
-    def answer(self, examples: list[Example], p: Plan, batch_size=250, change=None) -> list[list[int]]:
+    def answer(self, examples: list[Example], p: Plan, batch_size: int = 250, change=None) -> list[list[int]]:
         """What the run writes, ids without eos, one list an example; change as in coconut.generate."""
-        prompts, eot = curriculum.prompts(examples, p, self.special)
-        room = self.data["max_new_tokens"]
-        return coconut.answer(self.model, prompts, p.n_thoughts, eot, self.special["eos"], room, batch_size, change)
+        with self.machine.autocast():
+            return answers.answer(
+                self.model, examples, p, self.special, self.data["max_new_tokens"], batch_size, change
+            )

@@ -17,9 +17,10 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from nanococonut import config, data, evaluate, plots, runs
-from nanococonut.config import CHOICES, PRESETS, TrainConfig, UserError, written
+from nanococonut import config, data, evaluate, log, plots, runs
+from nanococonut.config import UserError, written
 from nanococonut.curriculum import METHODS
+from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
 # [Hao24 Table 1]: accuracy in %, +- where printed, and newly generated tokens, on each of the three tasks.
 PAPER = """
@@ -76,9 +77,9 @@ def measured(label: str, row: TrainConfig) -> dict:
     if not path.exists():
         run = runs.Run(row.name)
         result, _ = evaluate.measure(run, run.split("test"), run.plan)
-        log = plots.read_log(path.with_name("log.csv"))
-        found = dict(method=label, seed=row.seed, seconds=log["train", "seconds"][-1][2], **result)
-        found["first_steps"] = [(step, share) for step, _, share in log["valid", "first_step_is_fact"]]
+        series = log.read(path.with_name("log.csv"))
+        found = dict(method=label, seed=row.seed, seconds=series["train", "seconds"][-1][2], **result)
+        found["first_steps"] = [(step, share) for step, _, share in series["valid", "first_step_is_fact"]]
         data.write_text(path, json.dumps(found) + "\n")
     return data.read_json(path)
 
@@ -131,10 +132,10 @@ def main(c: Table1Config) -> None:
                 running[row] = start(row, c.jobs)
             time.sleep(0.2)
             for row in [row for row, process in running.items() if process.poll() is not None]:
-                log = Path(f"runs/{row.name}.log")
+                said = Path(f"runs/{row.name}.log")
                 if running.pop(row).returncode:
-                    last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
-                    raise UserError(f"{todo[row]}, seed {row.seed} did not finish, see {log}: {''.join(last)}")
+                    last = said.read_text(encoding="utf-8").strip().splitlines()[-1:]
+                    raise UserError(f"{todo[row]}, seed {row.seed} did not finish, see {said}: {''.join(last)}")
                 done.append(row)
                 left = (time.time() - began) / (len(done) - n_before) * (len(todo) - len(done)) / 60
                 found = "{accuracy:.1%} of test right, {seconds:.0f} s".format(**measured(todo[row], row))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nanococonut import pretrained
-from nanococonut.curriculum import Batch, pad
+from nanococonut.coconut import Batch, pad
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # prepare, train and sample are scripts at the top

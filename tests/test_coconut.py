@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from nanococonut import coconut, pretrained
-from nanococonut.curriculum import Batch, pad
-from nanococonut.model import GPT, GPTConfig, Segment
+from nanococonut import coconut, compiling, pretrained
+from nanococonut.coconut import Batch, pad
+from nanococonut.model import GPT, KV, GPTConfig
 
 FORWARDS = {"fast": coconut.forward, "reference": coconut.forward_reference}
 
@@ -59,7 +59,7 @@ def random_batch(n_thoughts=2, lengths=(7, 3, 5), suffix=(4, 6, 1), seed=0) -> B
     )
 
 
-@pytest.mark.parametrize("n_thoughts", range(5))
+@pytest.mark.parametrize("n_thoughts", range(7))
 def test_forward_is_forward_reference(n_thoughts):
     batch, grads, outs = random_batch(n_thoughts), [], []
     for forward in FORWARDS.values():
@@ -120,12 +120,13 @@ def test_padding_and_batch_mates_change_nothing():
 
 def test_gradient_reaches_the_prompt_through_the_thoughts():
     model, batch = small_model(), random_batch(n_thoughts=3)
-    hidden, cache = coconut.prefill(model, batch.prompt, batch.prompt_len)
+    hidden, prompt_kv = coconut.prefill(model, batch.prompt, batch.prompt_len)
     hidden = hidden.detach().requires_grad_()
-    frozen = [[segment._replace(k=segment.k.detach(), v=segment.v.detach()) for segment in layer] for layer in cache]
-    _, cache = coconut.think(model, hidden, batch.prompt_len, frozen, 3)
-    logits, _ = coconut.decode(model, batch.suffix, batch.prompt_len + 3, cache)
-    coconut.cross_entropy(logits, batch.targets).backward()
+    frozen = [KV(k.detach(), v.detach()) for k, v in prompt_kv]
+    cache = coconut.open_cache(frozen, batch.prompt_len, room=3 + batch.suffix.size(1))
+    _, cache = coconut.think(model, hidden, cache, 3)
+    said, _ = coconut.step(model, batch.suffix, cache)
+    coconut.cross_entropy(model.logits(said), batch.targets).backward()
     assert (hidden.grad.abs().amax(dim=(1, 2)) > 1e-6).all()  # the first thought is the prompt's last hidden state
 
 
@@ -157,11 +158,14 @@ def test_generate_stops_at_eos_row_by_row_and_eos_may_be_first():
 
 def test_the_prompts_cache_is_shared_and_never_copied():
     model, batch = small_model(), random_batch()
-    hidden, cache = coconut.prefill(model, batch.prompt, batch.prompt_len)
-    _, after = coconut.think(model, hidden, batch.prompt_len, cache, 3)
-    for layer, grown in zip(cache, after, strict=True):
-        assert grown[0].k is layer[0].k and grown[0].v is layer[0].v
-        assert grown[1].k.size(2) == 3
+    hidden, prompt_kv = coconut.prefill(model, batch.prompt, batch.prompt_len)
+    cache = coconut.open_cache(prompt_kv, batch.prompt_len, room=5)
+    _, after = coconut.think(model, hidden, cache, 3)
+    assert after.prompt is cache.prompt
+    assert after.n_filled.tolist() == [3]
+    for tail, before in zip(after.tail, cache.tail, strict=True):
+        assert not before.k.any(), "the cache of before is as it was: others may go on from there"
+        assert tail.k[:, :, :3].all() and not tail.k[:, :, 3:].any()
 
 
 def test_changed_thoughts_change_what_follows_and_unchanged_ones_nothing():
@@ -184,41 +188,62 @@ def loss_and_gradients(model, batch):
     return out.loss.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-@pytest.mark.filterwarnings("ignore")  # of torch.compile's own parts
-def test_compiled_blocks_equal_eager_and_six_graphs_serve_every_stage():
-    eager, compiled = small_model(), small_model()
-    compiled.compile_blocks()
+CASES = [  # thoughts, prompt lengths, suffix lengths; all prompts fit into one bucket of 32
+    (2, (7, 3, 5), (4, 6, 1)),
+    (0, (9, 2, 31), (3, 3, 2)),
+    (1, (4, 4, 4), (8, 1, 1)),
+    (3, (5, 1, 2), (2, 2, 2)),
+    (4, (32, 3, 1), (1, 5, 7)),
+    (5, (2, 2, 9), (6, 6, 6)),
+    (6, (11, 8, 5), (2, 4, 8)),
+]
+
+
+def compiled_equals_reference(phases, n_thoughts, lengths, suffix):
+    compiled, definition = small_model(), small_model()
+    batch = random_batch(n_thoughts, lengths, suffix)
+    out, expected = compiling.forward(compiled, batch, phases), coconut.forward_reference(definition, batch)
+    out.loss.backward()
+    expected.loss.backward()
+    assert out.loss.item() == pytest.approx(expected.loss.item(), abs=1e-9)
+    assert out.logits.shape == expected.logits.shape
+    real = batch.targets != -100
+    torch.testing.assert_close(out.logits[real], expected.logits[real])
+    torch.testing.assert_close(out.thoughts, expected.thoughts)
+    for (name, p), other in zip(compiled.named_parameters(), definition.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, other.grad, atol=1e-9, rtol=1e-7, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.fixture
+def graphs():
+    """How many graphs have been compiled since the test began."""
     torch._dynamo.reset()
-    counters = torch._dynamo.utils.counters
-    counters.clear()
-    loss_and_gradients(compiled, random_batch(n_thoughts=2))  # compiles; from here on nothing may be compiled again
+    torch._dynamo.utils.counters.clear()
+    return lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.compile's own parts
+def test_one_graph_serves_every_thought_of_every_number_of_thoughts(graphs):
+    phases = compiling.phases(backend="aot_eager")  # the whole graph, forward and backward, without machine code
+    compiled_equals_reference(phases, *CASES[0])
+    assert graphs() == 3, "prefill, a thought, the suffix"
     with torch.compiler.set_stance("fail_on_recompile"):
-        for n_thoughts, lengths, suffix in (
-            (0, (7, 3, 5), (4, 6, 1)),
-            (1, (9, 2), (3, 3)),
-            (6, (4, 11, 8, 5), (2,) * 4),
-        ):
-            batch = random_batch(n_thoughts, lengths, suffix)
-            (loss, gradients), (expected, others) = (
-                loss_and_gradients(compiled, batch),
-                loss_and_gradients(eager, batch),
-            )
-            assert loss == pytest.approx(expected, abs=1e-9)
-            for name, gradient in gradients.items():
-                torch.testing.assert_close(gradient, others[name], atol=1e-9, rtol=1e-7)
-    assert 1 <= counters["stats"]["unique_graphs"] <= 6, counters["stats"]
+        for case in CASES[1:]:
+            compiled_equals_reference(phases, *case)
+    compiled_equals_reference(phases, 2, (40, 3, 5), (4, 6, 1))
+    assert graphs() == 6, "another prompt bucket has three of its own"
+    compiled_equals_reference(phases, 2, (7, 3, 5), (12, 6, 1))
+    assert graphs() == 7, "another suffix shape has one"
+    compiled_equals_reference(phases, 5, (7, 3, 5), (12, 6, 1))
+    assert graphs() == 7
 
 
-def test_a_lent_segment_has_the_gradient_of_one_that_is_not():
-    model, batch = small_model(), random_batch(n_thoughts=3)
-    _, lent = loss_and_gradients(model, batch)
-    before, coconut.lend = coconut.lend, Segment
-    try:
-        _, plain = loss_and_gradients(model, batch)
-    finally:
-        coconut.lend = before
-    for name, gradient in lent.items():
-        torch.testing.assert_close(gradient, plain[name], atol=1e-12, rtol=1e-9)
+@pytest.mark.filterwarnings("ignore")  # of torch.compile's own parts
+def test_the_compiled_loop_equals_the_definition(graphs):
+    phases = compiling.phases()
+    compiled_equals_reference(phases, *CASES[0])
+    compiled_equals_reference(phases, *CASES[6])
+    assert graphs() == 3
 
 
 def test_a_training_step_leaves_nothing_in_memory():

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from nanococonut import config
-from nanococonut.config import CHOICES, PRESETS, TrainConfig, UserError
+from nanococonut.config import UserError
+from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,13 +6,22 @@ from collections import Counter
 
 import pytest
 
-from nanococonut.curriculum import METHODS, Example, collate, draw_stage, layout, plan, split
+from nanococonut.curriculum import METHODS, Example, arrange, collate, layout, plan
+from nanococonut.icot import n_removed_tokens
 
 SPECIAL = {"bot": 90, "eot": 91, "pause": 92, "eos": 93}
 # Three steps; the words of a rest need not be the end of those before it (19 is 20 where another step precedes it).
 EXAMPLE = Example(
     [1, 2, 3], [[10, 11, 19, 30, 31, 32, 40, 41], [20, 30, 31, 32, 40, 41], [30, 31, 32, 40, 41], [40, 41]]
 )
+
+
+def at_begin(method, stage, max_stage, longest_chain):
+    """A plan when its stage begins, as train.Schedule makes it."""
+    p = plan(method, stage, max_stage)
+    if METHODS[method].removes == "tokens":
+        p = p._replace(n_tokens=n_removed_tokens(stage, max_stage, longest_chain, progress=0.0))
+    return p
 
 
 @pytest.mark.parametrize(
@@ -36,9 +45,9 @@ EXAMPLE = Example(
     ],
 )
 def test_layout_of_tokens(method, stage, prompt, suffix, n_thoughts):
-    p = plan(method, stage, max_stage=5, chain=6)
-    assert split(EXAMPLE, p, SPECIAL) == (prompt, suffix)
-    batch = collate([split(e, p, SPECIAL) for e in (EXAMPLE, Example([7], [[8]]))], p.n_thoughts, SPECIAL["eos"])
+    p = at_begin(method, stage, max_stage=5, longest_chain=6)
+    assert arrange(EXAMPLE, p, SPECIAL) == (prompt, suffix)
+    batch = collate([arrange(e, p, SPECIAL) for e in (EXAMPLE, Example([7], [[8]]))], p.n_thoughts, SPECIAL["eos"])
     assert batch.n_thoughts == n_thoughts
     assert batch.prompt_len.tolist() == [len(prompt), len(prompt) - 2]
     assert batch.prompt[0].tolist() == prompt
@@ -64,24 +73,17 @@ def test_every_method_ends_where_table_1_evaluates_it():
 
 
 def test_icot_forgets_one_token_after_the_other():
-    gone = [plan("icot", stage, 4, chain=9, behind=i / 10).n_tokens for stage in range(4) for i in range(10)]
+    gone = [n_removed_tokens(stage, 4, longest_chain=9, progress=i / 10) for stage in range(4) for i in range(10)]
     assert gone[:10] == [0] * 10 and gone[10] == 1 and gone[-1] == 8
     assert all(b - a in (0, 1) for a, b in zip(gone, gone[1:], strict=False)), "never two at once"
-    assert split(EXAMPLE, plan("icot", 3, 4, chain=90), SPECIAL) == ([1, 2], [3, 40, 41, 93]), "the answer stays"
+    assert arrange(EXAMPLE, at_begin("icot", 3, 4, longest_chain=90), SPECIAL) == ([1, 2], [3, 40, 41, 93]), (
+        "the answer stays"
+    )
 
 
 def test_icot_smooths_the_removal_as_deng_et_al_do():
-    p, rng = plan("icot", 1, 5, chain=6), random.Random(0)
-    more = Counter(9 - len(split(EXAMPLE, p, SPECIAL, rng)[1]) for _ in range(20000))
+    p, rng = at_begin("icot", 1, 5, longest_chain=6), random.Random(0)
+    more = Counter(9 - len(arrange(EXAMPLE, p, SPECIAL, rng)[1]) for _ in range(20000))
     for j in (0, 1):  # geometric: P(j) = (1 - e^-4) e^-4j
         assert abs(more[j] / 20000 - (1 - math.exp(-4)) * math.exp(-4 * j)) < 0.004
-    assert split(EXAMPLE, p, SPECIAL) == split(EXAMPLE, p, SPECIAL), "without rng nothing is drawn"
-
-
-def test_mixing_draws_earlier_stages_alone():
-    rng = random.Random(0)
-    drawn = Counter(draw_stage(3, 0.4, rng) for _ in range(5000))
-    assert set(drawn) == {0, 1, 2, 3}
-    assert abs(drawn[3] / 5000 - 0.6) < 0.03
-    assert {draw_stage(0, 0.9, rng) for _ in range(50)} == {0}
-    assert {draw_stage(3, 0.0, rng) for _ in range(50)} == {3}
+    assert arrange(EXAMPLE, p, SPECIAL) == arrange(EXAMPLE, p, SPECIAL), "without rng nothing is drawn"

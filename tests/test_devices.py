@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nanococonut import coconut
-from nanococonut.curriculum import Batch
+from nanococonut import coconut, compiling
+from nanococonut.coconut import Batch
 from nanococonut.model import GPT, GPTConfig
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -43,11 +43,10 @@ def test_the_papers_numbers_in_float32(device, released, released_batch, referen
 def test_the_papers_numbers_in_bfloat16(device, compiled, released, released_batch, reference):
     model, batch = moved(released, released_batch, device)
     coconut.forward(released, released_batch).loss.backward()  # in float64, on the CPU
-    if compiled:
-        model.compile_blocks()
+    phases = compiling.phases() if compiled else coconut.EAGER
     flash = sdpa_kernel(SDPBackend.FLASH_ATTENTION) if device == "cuda" else contextlib.nullcontext()
     with torch.autocast(device, torch.bfloat16), flash:  # this kernel, or an error
-        loss = coconut.forward(model, batch).loss
+        loss = compiling.forward(model, batch, phases).loss
     loss.backward()
     assert loss.item() == pytest.approx(float(reference["loss"]), rel=0.01)
     assert all(p.grad.dtype == p.dtype == torch.float32 for p in model.parameters())

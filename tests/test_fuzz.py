@@ -11,7 +11,8 @@ import prepare
 import sample
 import train
 from nanococonut import config, evaluate, table1
-from nanococonut.config import CHOICES, PRESETS, TrainConfig, UserError
+from nanococonut.config import UserError
+from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch.compile's own parts
 JUNK = [

@@ -1,6 +1,7 @@
 """The house rules: size, imports, and that what the README says about the code is so."""
 
 import ast
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -8,9 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = sorted((ROOT / "nanococonut").glob("*.py"))
 SCRIPTS = [ROOT / name for name in ("prepare.py", "train.py", "sample.py")]
-READING_PATH = [ROOT / "nanococonut" / f"{name}.py" for name in ("model", "coconut", "curriculum")] + [
-    ROOT / "train.py"
-]
+CORE = [ROOT / "nanococonut" / f"{name}.py" for name in ("model", "coconut", "curriculum")] + [ROOT / "train.py"]
+LAB = {"evaluate", "probe", "plots", "table1", "bench", "pretrained"}
 
 
 def n_lines(paths):
@@ -18,9 +18,42 @@ def n_lines(paths):
 
 
 def test_size():
-    assert n_lines(READING_PATH) <= 920
+    assert n_lines(CORE) <= 750
     assert n_lines(PACKAGE + SCRIPTS) <= 3800
     assert not {"utils.py", "common.py", "helpers.py", "base.py"} & {path.name for path in PACKAGE}
+
+
+def test_lines_of_the_core_are_short():
+    for path in CORE:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            assert len(line) <= 100, f"{path.name}, line {number}"
+
+
+def imported(path) -> set[str]:
+    """The modules that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.removeprefix("nanococonut.") for name in names}
+
+
+def test_imports_go_from_the_lab_to_the_core():
+    for path in CORE:
+        assert not imported(path) & LAB, f"{path.name} imports {imported(path) & LAB}"
+    for path in PACKAGE:
+        if path not in CORE and path.stem not in LAB:  # rooms around the core; one of them starts from GPT-2's weights
+            allowed = {"pretrained"} if path.stem == "runs" else set()
+            assert not imported(path) & LAB - allowed, f"{path.name} imports {imported(path) & LAB}"
+    for earlier, later in itertools.pairwise(CORE):  # read in this order, and never back
+        assert later.stem not in imported(earlier), f"{earlier.name} imports {later.name}, which is read after it"
+
+
+def test_autograd_is_pytorchs_own():
+    for path in [*PACKAGE, *SCRIPTS]:
+        assert "autograd.Function" not in path.read_text(encoding="utf-8"), path.name
 
 
 def test_only_the_six_packages_are_imported():
@@ -63,6 +96,6 @@ def test_readme_lists_every_difference_from_the_paper():
 
 def test_readme_counts_the_lines_of_the_reading_path():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for path in READING_PATH:
+    for path in CORE:
         (written,) = re.findall(rf"{path.name}`?\]?[^|\n]*\| *(\d+) \|", readme)
         assert int(written) == n_lines([path]), f"{path.name} has {n_lines([path])} lines, README says {written}"

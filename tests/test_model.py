@@ -4,53 +4,63 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from nanococonut.model import GPT, GPTConfig, Segment, attend, hide_after
+from nanococonut.model import GPT, KV, GPTConfig, attend
 
 SIZES = dict(vocab_size=40, block_size=32, n_layer=2, n_head=2, n_embd=16, dropout=0.0)
 
 
-def test_flash_and_written_out_attention_agree_and_the_map_is_causal():
+def random_model() -> GPT:
     torch.manual_seed(0)
-    model = GPT(GPTConfig(**SIZES, init_std=0.3)).double()
-    x, positions, maps = torch.randn(3, 9, 16, dtype=torch.float64), torch.arange(9), []
-    flash, _ = model(x, positions)
-    written_out, _ = model(x, positions, maps=maps)
-    torch.testing.assert_close(flash, written_out)
-    assert [m.shape for m in maps] == [(3, 2, 9, 9)] * 2
-    for m in maps:
-        torch.testing.assert_close(m.sum(-1), torch.ones(3, 2, 9, dtype=torch.float64))
-        assert (m.triu(1) == 0).all()
+    return GPT(GPTConfig(**SIZES, init_std=0.3)).double()
 
 
-def test_attention_is_the_formula_and_segments_join():
+def test_ids_and_their_embeddings_give_the_same():
+    model, ids = random_model(), torch.randint(40, (3, 9))
+    torch.testing.assert_close(model(ids)[0], model(model.wte(ids))[0])
+    changed = ids.clone()
+    changed[:, 5] = (changed[:, 5] + 1) % 40
+    torch.testing.assert_close(model(changed)[0][:, :5], model(ids)[0][:, :5])
+    assert not torch.allclose(model(changed)[0][:, 5:], model(ids)[0][:, 5:])
+
+
+def test_attention_over_a_cache_is_the_formula():
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 4, 7, 8, dtype=torch.float64)
-    bias = torch.full((7, 7), -torch.inf).triu(1)
-    expected = torch.softmax(q @ k.mT / math.sqrt(8) + bias, -1) @ v
-    whole, att = attend(q, [Segment(k, v, bias)])
-    torch.testing.assert_close(whole, expected)
-    parts = [Segment(k[:, :, :3], v[:, :, :3], bias[:, :3]), Segment(k[:, :, 3:], v[:, :, 3:], bias[:, 3:])]
-    joined, joined_att = attend(q, parts)
-    torch.testing.assert_close(joined, expected)
-    torch.testing.assert_close(joined_att, att)
+    visible = torch.ones(7, 7, dtype=torch.bool).tril()
+    expected = torch.softmax((q @ k.mT / math.sqrt(8)).masked_fill(~visible, -math.inf), dim=-1) @ v
+    for n in (0, 3, 7):  # however the keys are cut into prompt and tail
+        prompt, tail = KV(k[:, :, :n], v[:, :, :n]), KV(k[:, :, n:], v[:, :, n:])
+        torch.testing.assert_close(attend(q, prompt, tail, visible), expected)
+    torch.testing.assert_close(F.scaled_dot_product_attention(q, k, v, is_causal=True), expected)
+
+
+def test_queries_that_share_a_prompt_see_what_copies_of_it_would_show_them():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 6, 4, 3, 8, dtype=torch.float64)
+    prompt = KV(*torch.randn(2, 2, 4, 5, 8, dtype=torch.float64))  # two prompts, three rows each
+    visible = torch.ones(3, 8, dtype=torch.bool).tril(5)
+    copies = KV(*(x.repeat_interleave(3, dim=0) for x in prompt))
+    torch.testing.assert_close(attend(q, prompt, KV(k, v), visible), attend(q, copies, KV(k, v), visible))
+
+
+def test_a_written_tail_is_a_copy():
+    kv = KV(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2))
+    new = kv.write(torch.tensor([1, 2]), torch.ones(1, 1, 2, 2), torch.full((1, 1, 2, 2), 2.0))
+    assert new.k[0, 0, :, 0].tolist() == [0, 1, 1, 0] and new.v[0, 0, :, 0].tolist() == [0, 2, 2, 0]
+    assert not kv.k.any() and not kv.v.any()
 
 
 def test_a_reader_gets_what_all_would_have_got():
-    torch.manual_seed(0)
-    model, ends = GPT(GPTConfig(**SIZES, init_std=0.3)).double(), torch.tensor([8, 2, 0])
-    x = torch.randn(3, 9, 16, dtype=torch.float64)
-    every, segments = model(x, torch.arange(9))
-    one, same = model(x, torch.arange(9), reader=ends)
+    model, ends = random_model(), torch.tensor([8, 2, 0])
+    ids = torch.randint(40, (3, 9))
+    every, kvs = model(ids)
+    one, same = model(ids, reader=ends)
     torch.testing.assert_close(one[:, 0], every[torch.arange(3), ends])
-    for a, b in zip(segments, same, strict=True):
+    for a, b in zip(kvs, same, strict=True):
         torch.testing.assert_close(a.k, b.k)
         torch.testing.assert_close(a.v, b.v)
-    assert hide_after(ends, 4).squeeze().tolist() == [
-        [0, 0, 0, 0],
-        [0, 0, 0, -math.inf],
-        [0, -math.inf, -math.inf, -math.inf],
-    ]
 
 
 def test_names_and_number_of_parameters_are_gpt2s():
@@ -73,9 +83,9 @@ def test_dropout_acts_in_training_alone():
     torch.manual_seed(0)
     model = GPT(GPTConfig(**{**SIZES, "dropout": 0.5}))
     x = torch.randn(2, 5, 16)
-    assert not torch.equal(model(x, torch.arange(5))[0], model(x, torch.arange(5))[0])
+    assert not torch.equal(model(x)[0], model(x)[0])
     model.eval()
-    assert torch.equal(model(x, torch.arange(5))[0], model(x, torch.arange(5))[0])
+    assert torch.equal(model(x)[0], model(x)[0])
 
 
 def test_the_lookup_start():
@@ -85,7 +95,7 @@ def test_the_lookup_start():
         q, k, v = block.attn.c_attn.weight.split(128)
         assert torch.equal(q, k)
         assert torch.equal(block.attn.c_proj.weight, 0.5 * v.t())
-    hidden, _ = model(model.wte(torch.arange(9))[None], torch.arange(9))
+    hidden, _ = model(torch.arange(9)[None])
     assert hidden.norm(dim=-1).mean().item() == pytest.approx(model.wte.weight.norm(dim=-1).mean().item(), rel=0.1)
     near, far = model.wpe.weight[10] @ model.wpe.weight[11], model.wpe.weight[10] @ model.wpe.weight[20]
     assert near > 3 * far.abs(), "neighbouring positions look alike, distant ones do not"

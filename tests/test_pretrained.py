@@ -13,9 +13,10 @@ import torch
 import prepare
 import sample
 import train
-from nanococonut import config, data, evaluate, pretrained, runs, tokenizer
-from nanococonut.config import CHOICES, PRESETS, TrainConfig, UserError
+from nanococonut import config, curriculum, data, evaluate, pretrained, runs, tokenizer
+from nanococonut.config import UserError
 from nanococonut.model import GPT, GPTConfig
+from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
 N_VOCAB, N_HEAD = 259, 2  # bytes, "<<", " a", and the end of text
 
@@ -148,4 +149,4 @@ def test_mistakes(task, released, monkeypatch):
 def test_the_extra_stage_of_gsm8k_is_in_the_run(task, capsys):
     trained("--name=run", "--c_thought=2", "--stage_steps=1,1,1,1", "--extra_stage=true")
     assert "    3      1         4       0            all" in capsys.readouterr().out
-    assert runs.Run("run").plan[:3] == (4, 0, None)
+    assert runs.Run("run").plan[:3] == (4, 0, curriculum.ALL)

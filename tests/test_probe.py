@@ -11,8 +11,9 @@ import torch
 import prepare
 import sample
 import train
-from nanococonut import coconut, config, curriculum, evaluate, graph, probe, runs
-from nanococonut.config import CHOICES, PRESETS, TrainConfig, UserError
+from nanococonut import answers, coconut, config, evaluate, graph, probe, runs
+from nanococonut.config import UserError
+from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
 # 0 -> 1 -> 2 (target), 0 -> 3 -> 4 -> 2 (a detour), 3 -> 5 (a wrong leaf), 6 -> 5 (another's)
 ROW = {"edges": [[0, 1], [1, 2], [0, 3], [3, 4], [4, 2], [3, 5], [6, 5]], "root": 0, "target": 2}
@@ -124,7 +125,7 @@ def test_values_are_products_of_token_probabilities(workspace):
     for i, mine in enumerate(names):
         for j, name in enumerate(mine):  # written out: one row, one number of thoughts at a time
             ids = run.encoding.encode_ordinary(graph.subject(name))
-            (prompt,), eot = curriculum.prompts([examples.example(i)], run.plan, run.special)
+            (prompt,), eot = answers.prompts([examples.example(i)], run.plan, run.special)
             for k in range(3):
                 batch = coconut.Batch(
                     *(torch.tensor([prompt]), torch.tensor([len(prompt)]), torch.tensor([[eot, *ids[:-1]]])),
@@ -141,7 +142,7 @@ def test_a_trace_is_what_the_loop_thinks(workspace):
     example = run.split("test").example(0)
     states, attention = probe.trace(run, example, 2)
     thoughts = states[:, -1]
-    (ids,), eot = curriculum.prompts([example], run.plan, run.special)
+    (ids,), eot = answers.prompts([example], run.plan, run.special)
     batch = coconut.Batch(torch.tensor([ids]), torch.tensor([len(ids)]), torch.tensor([[eot]]), torch.tensor([[0]]), 2)
     torch.testing.assert_close(thoughts, coconut.forward_reference(run.model, batch).thoughts[0].detach())
     assert attention.shape == (2, len(ids))

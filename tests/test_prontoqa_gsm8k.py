@@ -11,7 +11,8 @@ import prepare
 import sample
 import train
 from nanococonut import config, data, evaluate
-from nanococonut.config import CHOICES, PRESETS, TrainConfig, UserError
+from nanococonut.config import UserError
+from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 PRONTOQA, GSM8K = SHARED / "prontoqa_valid_official.json", SHARED / "gsm8k_valid_official.txt"

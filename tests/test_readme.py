@@ -12,13 +12,13 @@ import pytest
 
 import prepare
 import sample
-from nanococonut import bench, config, evaluate, probe, table1
+from nanococonut import bench, config, evaluate, probe, settings, table1
 
 ROOT = Path(__file__).parents[1]
 RELEASED = ROOT.parent / "shared/data/prosqa_valid_official.json"
 PARSERS = {
     "prepare.py": lambda words: config.parse(prepare.PrepareConfig, words),
-    "train.py": lambda words: config.parse(config.TrainConfig, words, config.PRESETS, config.CHOICES),
+    "train.py": lambda words: config.parse(settings.TrainConfig, words, settings.PRESETS, settings.CHOICES),
     "sample.py": lambda words: config.parse(sample.SampleConfig, words),
     "nanococonut.table1": lambda words: config.parse(table1.Table1Config, words),
     "nanococonut.probe": lambda words: config.parse(probe.ProbeConfig, words),

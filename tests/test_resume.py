@@ -15,7 +15,8 @@ import torch
 import prepare
 import train
 from nanococonut import coconut, config, runs
-from nanococonut.config import CHOICES, PRESETS, TrainConfig, UserError
+from nanococonut.config import UserError
+from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}

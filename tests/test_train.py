@@ -12,9 +12,10 @@ import torch
 import prepare
 import sample
 import train
-from nanococonut import coconut, config, curriculum, data, evaluate, runs
-from nanococonut.config import CHOICES, PRESETS, TrainConfig, UserError
+from nanococonut import coconut, config, curriculum, data, evaluate, optimizers, runs
+from nanococonut.config import UserError
 from nanococonut.model import GPT, GPTConfig
+from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
 
 def prepared(*words):
@@ -129,10 +130,10 @@ def test_a_batch_depends_on_seed_and_step_alone(workspace):
 @pytest.mark.parametrize("muon_lr", [0.0, 0.005])
 def test_every_parameter_is_in_one_optimizer(muon_lr):
     model = GPT(GPTConfig(vocab_size=20, block_size=8, n_layer=2, n_head=2, n_embd=8))
-    optimizers = train.make_optimizers(model, TrainConfig(muon_lr=muon_lr))
-    held = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
+    made = optimizers.make(model, TrainConfig(muon_lr=muon_lr))
+    held = [id(p) for o in made for group in o.param_groups for p in group["params"]]
     assert sorted(held) == sorted(map(id, model.parameters()))
-    assert len(optimizers) == (2 if muon_lr else 1)
+    assert len(made) == (2 if muon_lr else 1)
 
 
 def test_each_stage_has_its_own_learning_rate(workspace):
@@ -147,8 +148,8 @@ def test_each_stage_has_its_own_learning_rate(workspace):
 def test_the_optimizer_starts_anew_at_each_stage(workspace, monkeypatch):
     prepared()
     made = []
-    real = train.make_optimizers
-    monkeypatch.setattr(train, "make_optimizers", lambda *a: made.append(1) or real(*a))
+    real = optimizers.make
+    monkeypatch.setattr(optimizers, "make", lambda *a: made.append(1) or real(*a))
     trained("--stage_steps=4,4,4")
     assert len(made) == 3
 

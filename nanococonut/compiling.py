@@ -1,0 +1,66 @@
+"""torch.compile for the latent loop: the same numbers from few graphs, each of them whole.
+
+A graph is made for fixed shapes. So prompts, suffixes and the cache's tail are padded to multiples of some length, and
+one graph then makes every thought of every batch, whatever its number of thoughts. Padding changes no number.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanococonut import coconut
+from nanococonut.model import GPT
+
+BUCKET = 32  # prompts and tails are padded to multiples of this many tokens (ours: few shapes, little padding)
+SUFFIX_BUCKET = 8  # suffixes are shorter
+
+
+def phases(backend: str = "inductor") -> coconut.Phases:
+    """Compiled phases: per prompt bucket a graph for prefill and one for all thoughts, and one per suffix shape."""
+    torch._dynamo.config.cache_size_limit = 64  # shapes a function may have; torch's own 8 are fewer than stages need
+    whole = torch.compile(fullgraph=True, dynamic=False, backend=backend)
+    return coconut.Phases(whole(coconut.prefill), whole(coconut.step))
+
+
+def forward(model: GPT, batch: coconut.Batch, phases: coconut.Phases) -> coconut.Output:
+    """coconut.forward of a batch, by phases that are compiled or not."""
+    if phases is coconut.EAGER:
+        return coconut.forward(model, batch)
+    S = batch.suffix.size(1)
+    padded = batch._replace(
+        prompt=pad_to(batch.prompt, BUCKET)[:, : model.config.block_size],
+        suffix=pad_to(batch.suffix, SUFFIX_BUCKET),
+        targets=pad_to(batch.targets, SUFFIX_BUCKET, value=-100),
+    )
+    room = round_up(batch.n_thoughts + padded.suffix.size(1), BUCKET)
+    out = coconut.forward(model, padded, phases, room)
+    return out._replace(logits=out.logits[:, :S])
+
+
+def round_up(n: int, multiple: int) -> int:
+    """The next multiple that is not below n.
+
+    >>> round_up(33, 32), round_up(64, 32)
+    (64, 64)
+    """
+    return -(-n // multiple) * multiple
+
+
+def pad_to(ids: Tensor, multiple: int, value: int = 0) -> Tensor:
+    """ids (B, T) with a value on the right up to a multiple of columns."""
+    T = ids.size(1)
+    return F.pad(ids, (0, round_up(T, multiple) - T), value=value)
+
+
+class Loss(torch.nn.Module):
+    """A forward pass as a module that returns the loss: what DistributedDataParallel can wrap."""
+
+    def __init__(self, model: GPT, phases: coconut.Phases):
+        super().__init__()
+        self.model = model
+        self.phases = phases
+
+    def forward(self, batch: coconut.Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The batch's mean loss, and the mean length of its thoughts."""
+        out = forward(self.model, batch, self.phases)
+        return out.loss, out.thoughts.detach().float().norm(dim=-1).mean()

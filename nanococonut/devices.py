@@ -1,0 +1,136 @@
+"""Where the arithmetic runs and in which precision: decided here for all commands.
+
+On CUDA that is bfloat16 under autocast, for which scaled_dot_product_attention takes its flash kernel; elsewhere it is
+float32. Parameters and optimizers stay in float32: a model that is cast as a whole does not train here.
+"""
+
+import contextlib
+import ctypes
+import os
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._triton import has_triton
+
+from nanococonut.config import UserError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device, the type of its arithmetic, and this process's place among those that train together."""
+
+    device: torch.device
+    dtype: torch.dtype
+    rank: int = 0
+    n_processes: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that speaks, measures and writes."""
+        return self.rank == 0
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The context in which a forward pass runs."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def introduce(self, model: nn.Module, how: str) -> None:
+        """Prints how large a model is, and how and where it is trained."""
+        n_parameters = sum(p.numel() for p in model.parameters())
+        dtype = str(self.dtype).removeprefix("torch.")
+        print(f"{n_parameters:,} parameters on {self.device}, {dtype}, {how}")
+
+    def share(self, module: nn.Module) -> nn.Module:
+        """The module, whose gradients are averaged over the processes where there are several."""
+        return DistributedDataParallel(module) if self.n_processes > 1 else module
+
+    def alone(self, module: nn.Module) -> contextlib.AbstractContextManager:
+        """The context in which the processes' gradients are not averaged yet."""
+        return module.no_sync() if self.n_processes > 1 else contextlib.nullcontext()
+
+    def check(self, batch_size: int) -> None:
+        """Raises UserError where a batch has fewer examples than there are processes."""
+        if batch_size < self.n_processes:
+            raise UserError(f"--batch_size={batch_size} should be at least {self.n_processes}, one example a process")
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """The tensor on the device; copied from pinned memory to CUDA, so that nobody waits for the copy."""
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+    def compiles(self, wanted: str) -> bool:
+        """Whether to compile; wanted is true, false or auto: on CUDA, where there is a Triton that works."""
+        if wanted == "auto":
+            return self.device.type == "cuda" and has_triton()
+        return wanted == "true"
+
+    def agree(self, stop: list[int]) -> int:
+        """The signal that some process has received, for all to stop at the same step; 0: none has."""
+        number = stop[0] if stop else 0
+        if self.n_processes > 1:
+            shared = torch.tensor(number, device=self.device)
+            distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+            number = int(shared)
+        return number
+
+    def add_up(self, x: Tensor) -> Tensor:
+        """The sum of x over all processes, in place."""
+        if self.n_processes > 1:
+            distributed.all_reduce(x)
+        return x
+
+    def wait(self) -> None:
+        """Returns once all processes have come here."""
+        if self.n_processes > 1:
+            distributed.barrier()
+
+    def leave(self) -> None:
+        """Ends what join() began."""
+        if self.n_processes > 1:
+            distributed.destroy_process_group()
+
+
+def pick(device: str = "auto", dtype: str = "auto") -> Machine:
+    """auto: CUDA, else Apple's MPS, else the CPU; bfloat16 on CUDA. Raises UserError for what this machine lacks."""
+    there = ["cpu"]
+    if torch.backends.mps.is_available():
+        there.insert(0, "mps")
+    if torch.cuda.is_available():
+        there.insert(0, "cuda")
+    if device not in ("auto", *there):
+        raise UserError(f"--device={device}: choose from auto, {', '.join(there)}, which this machine has")
+    chosen = torch.device(there[0] if device == "auto" else device)
+    if dtype == "auto":
+        dtype = "bfloat16" if chosen.type == "cuda" else "float32"
+    if chosen.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 where a matrix product is still in float32
+    keep_freed_memory()
+    return Machine(chosen, getattr(torch, dtype))
+
+
+def join(device: str = "auto", dtype: str = "auto") -> Machine:
+    """pick(), and this process's place among those that torchrun started, if it did."""
+    machine = pick(device, dtype)
+    if "RANK" not in os.environ:
+        return machine
+    on_cuda = machine.device.type == "cuda"
+    distributed.init_process_group("nccl" if on_cuda else "gloo")
+    rank, n_processes = distributed.get_rank(), distributed.get_world_size()
+    if rank:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - to the end: the first process speaks for all
+    chosen = machine.device
+    if on_cuda:
+        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(chosen)
+    return Machine(chosen, machine.dtype, rank, n_processes)
+
+
+def keep_freed_memory() -> None:
+    """Keeps what a training step frees for the next one, instead of fetching it from the system page by page."""
+    with contextlib.suppress(AttributeError, TypeError):  # glibc alone has mallopt
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: none

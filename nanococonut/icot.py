@@ -1,0 +1,33 @@
+"""iCoT's schedule [Deng24]: the chain is removed token by token, from the left."""
+
+import math
+import random
+
+SMOOTHING = 4.0  # j more tokens are removed with a probability in proportion to exp(-SMOOTHING * j) [Deng24]
+
+
+def n_removed_tokens(stage: int, max_stage: int, longest_chain: int, progress: float) -> int:
+    """Tokens that are removed when a share `progress` (0 to 1) of a stage is over.
+
+    The first token goes when stage 1 begins, the last one of the longest chain when the last stage does.
+
+    >>> [n_removed_tokens(stage, 3, longest_chain=10, progress=0.3) for stage in (0, 1, 2)]
+    [0, 2, 6]
+    """
+    # Differs from the paper of iCoT [Deng24], which takes 8 tokens an epoch and starts AdamW anew at each.
+    if not 0 < stage < max_stage:
+        return 0
+    return 1 + math.floor((longest_chain - 1) * (stage - 1 + progress) / (max_stage - 1))
+
+
+def remove(rest: list[int], n_tokens: int, n_answer: int, rng: random.Random | None) -> list[int]:
+    """What is left of a chain and its answer without n_tokens at the front; the answer's n_answer tokens always stay.
+
+    With rng some more tokens go now and then, so that the next one's absence is no surprise: "removal smoothing".
+
+    >>> remove([1, 2, 3, 4, 5], n_tokens=2, n_answer=1, rng=None), remove([1, 2, 3], 9, 1, None)
+    ([3, 4, 5], [3])
+    """
+    if n_tokens and rng:
+        n_tokens += math.floor(rng.expovariate(SMOOTHING))
+    return rest[min(n_tokens, len(rest) - n_answer) :]

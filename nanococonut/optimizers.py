@@ -1,0 +1,54 @@
+"""AdamW and Muon, their rates over a stage, and one step of them."""
+
+import math
+
+import torch
+
+from nanococonut.config import UserError
+from nanococonut.model import GPT
+from nanococonut.settings import TrainConfig
+
+
+def make(model: GPT, c: TrainConfig) -> list[torch.optim.Optimizer]:
+    """AdamW; with muon_lr, AdamW on embeddings, norms and biases, Muon on the blocks' matrices. Raises UserError."""
+    matrices = []
+    if c.muon_lr:
+        if not hasattr(torch.optim, "Muon"):
+            raise UserError(f"--muon_lr needs torch 2.9 or later, this is {torch.__version__}; or use --muon_lr=0")
+        # Differs from the paper: Muon [Jordan 2024]; RESULTS.md compares it with AdamW alone.
+        matrices = [p for p in model.h.parameters() if p.dim() == 2]
+    taken = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in taken]
+    optimizers = [torch.optim.AdamW(rest, c.lr, (0.9, c.beta2), weight_decay=c.weight_decay, fused=True)]
+    if matrices:
+        optimizers.append(torch.optim.Muon(matrices, c.muon_lr, weight_decay=c.weight_decay))
+    return optimizers
+
+
+def update(model: GPT, optimizers: list, c: TrainConfig, stage: int, factor: float) -> torch.Tensor:
+    """One step of the optimizers at factor times their rates; returns the gradient's length before clipping."""
+    length = torch.nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip or math.inf)
+    rates = [c.lr, c.muon_lr]
+    if stage == 0:
+        rates = [c.first_lr or c.lr, c.first_muon_lr or c.muon_lr]
+    for optimizer, rate in zip(optimizers, rates, strict=False):  # without Muon there is one optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = rate * factor
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return length
+
+
+def factor(n_behind: int, n_steps: int, c: TrainConfig) -> float:
+    """What the learning rates are multiplied by in a stage: up over `warmup` steps, down over a last share `decay`.
+
+    >>> c = TrainConfig(warmup=10, decay=0.5)
+    >>> [factor(step, 100, c) for step in (0, 9, 50, 75)]
+    [0.1, 1.0, 1.0, 0.5]
+    """
+    found = 1.0
+    if c.warmup:
+        found *= min(1.0, (n_behind + 1) / c.warmup)
+    if c.decay:
+        found *= min(1.0, (n_steps - n_behind) / (c.decay * n_steps))
+    return found

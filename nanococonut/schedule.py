@@ -1,0 +1,71 @@
+"""When a training run is in which stage, and what each stage does to an example."""
+
+import bisect
+import itertools
+
+from nanococonut import curriculum, icot
+from nanococonut.settings import TrainConfig
+
+SLACK = 8  # tokens that an answer may be longer than the longest chain in the data
+
+
+class Schedule:
+    """Which stage a step belongs to, and what each stage does to an example."""
+
+    def __init__(self, c: TrainConfig, longest: dict[str, int]):
+        self.c = c
+        self.longest = longest  # in tokens, of the dataset's questions, chains and rests
+        self.n_steps = c.schedule  # of each stage
+        self.ends = list(itertools.accumulate(self.n_steps))  # the step at which each stage is over
+        self.plans = [self.plan(stage) for stage in range(len(self.n_steps))]
+
+    def plan(self, stage: int) -> curriculum.Plan:
+        """The plan of a stage when it begins."""
+        c = self.c
+        plan = curriculum.plan(c.method, stage, len(self.n_steps) - 1, c.c_thought, c.extra_stage, c.aligned)
+        return plan._replace(n_tokens=self.n_tokens(stage, progress=0.0))
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run."""
+        return self.ends[-1]
+
+    @property
+    def removes_tokens(self) -> bool:
+        """Whether the method is icot, which removes token by token."""
+        return curriculum.METHODS[self.c.method].removes == "tokens"
+
+    def n_tokens(self, stage: int, progress: float) -> int:
+        """Tokens that icot has removed when a share of a stage is over; 0 for the other methods."""
+        if not self.removes_tokens:
+            return 0
+        return icot.n_removed_tokens(stage, len(self.n_steps) - 1, self.longest["chain"], progress)
+
+    def thoughts_begin(self, stage: int) -> bool:
+        """Whether the stage before had no thoughts and this one has."""
+        return stage > 0 and self.plans[stage].n_thoughts > 0 and self.plans[stage - 1].n_thoughts == 0
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """The stage of a step, and how many steps of that stage are behind it."""
+        stage = bisect.bisect_right(self.ends, step)
+        return stage, step - (self.ends[stage] - self.n_steps[stage])
+
+    @property
+    def max_new_tokens(self) -> int:
+        """How long an answer may be."""
+        return self.longest["rest"] + SLACK
+
+    @property
+    def n_positions(self) -> int:
+        """The longest thing a run can meet: a question, thoughts or pauses between two markers, an answer."""
+        n_fillers = max(plan.n_thoughts + plan.n_pauses for plan in self.plans)
+        return self.longest["question"] + n_fillers + 2 + self.max_new_tokens
+
+    def show(self) -> None:
+        """Prints one line a stage: how long, how many thoughts, what is removed."""
+        c = self.c
+        print(f"{c.method}: {self.total} steps of {c.batch_size} examples")
+        print("stage  steps  thoughts  pauses  steps removed")
+        for stage, (n, plan) in enumerate(zip(self.n_steps, self.plans, strict=True)):
+            removed = "all" if plan.n_removed == curriculum.ALL else plan.n_removed
+            print(f"{stage:5}  {n:5}  {plan.n_thoughts:8}  {plan.n_pauses:6}  {removed:>13}")

@@ -1,0 +1,143 @@
+"""The settings of a training run, and presets of them.
+
+A setting is one line: name, type, default, and a comment that is also its line in --help.
+"""
+
+from dataclasses import dataclass
+
+from nanococonut.config import demand
+from nanococonut.curriculum import METHODS
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """python train.py [PRESET] [--option=value ...]: trains a GPT-2 through the latent curriculum into runs/<name>/."""
+
+    preset: str = "prosqa"  # the settings to start from
+    task: str = "prosqa"  # which data/<task>/ to train on
+    name: str = ""  # run's folder under runs/; default: task-method, numbered where that exists
+    method: str = "coconut"  # row of the paper's Table 1
+    seed: int = 0  # of weights, batches and dropout
+    stage_steps: tuple[int, ...] = (700,)  # optimizer steps per stage 0..max_stage; one number serves every stage
+    max_stage: int = 6  # last stage, where one stage_steps serves all
+    c_thought: int = 1  # thoughts for each removed step
+    aligned: bool = False  # thoughts begin as the chain's own tokens: <bot> as a copy of <eot>, and one filler more
+    extra_stage: bool = False  # a last stage with no steps left and no more thoughts, as in the paper's GSM8k
+    mix: float = 0.0  # probability that a batch comes from an earlier stage
+    longer: float = 0.0  # probability that a batch is of chains with steps left to write, as long as there are any
+    augment: bool = True  # tell each ProsQA problem anew whenever it is drawn: names, facts' order, options' order
+    hard: float = 0.0  # share of problems told anew whose false option is as far from every person as there is one
+    grow: int = 0  # steps over which the facts beside the chain grow from none to all
+    batch_size: int = 128  # examples per optimizer step
+    micro_batch_size: int = 0  # examples in memory at once; 0: batch_size
+    lr: float = 0.0001  # AdamW's learning rate
+    first_lr: float = 0.0  # AdamW's in stage 0; 0: lr there too
+    muon_lr: float = 0.0  # Muon's, on the blocks' matrices; 0: AdamW there too
+    first_muon_lr: float = 0.0  # Muon's in stage 0; 0: muon_lr there too
+    beta2: float = 0.999  # AdamW's
+    weight_decay: float = 0.01  # of both optimizers, on all parameters
+    warmup: int = 0  # steps of linear warm-up at the start of each stage
+    decay: float = 0.0  # share of each stage, at its end, over which the learning rates fall to zero
+    grad_clip: float = 0.0  # largest gradient norm; 0: no clipping
+    n_layer: int = 12  # blocks
+    n_head: int = 12  # attention heads per block
+    n_embd: int = 768  # channels
+    block_size: int = 0  # positions; 0: what the data needs
+    dropout: float = 0.1  # in embeddings, attention and both residual branches
+    init_from: str = ""  # weights to start from, with their sizes: gpt2, gpt2-medium, a run or a file; empty: random
+    init: str = "gpt2"  # where training starts: GPT-2's normal draw, or lookup (see model.GPT)
+    init_std: float = 0.02  # standard deviation of the first weights
+    device: str = "auto"  # where to train; auto: cuda, else mps, else cpu
+    dtype: str = "auto"  # of the arithmetic; parameters stay float32. auto: bfloat16 on cuda, float32 elsewhere
+    compile: str = "auto"  # torch.compile for the latent loop; auto: on cuda with a working Triton
+    log_every: int = 20  # steps between lines of log.csv
+    eval_every: int = 0  # steps between accuracies on valid; 0: at each stage's end alone
+    save_every: int = 500  # steps between checkpoints
+    resume: bool = False  # go on with the run --name from its last checkpoint
+
+    @property
+    def schedule(self) -> list[int]:
+        """Steps of each stage 0..max_stage."""
+        return list(self.stage_steps) * (self.max_stage + 1 if len(self.stage_steps) == 1 else 1)
+
+    def __post_init__(self):
+        demand(self, "batch_size n_layer n_head n_embd c_thought", lambda n: 1 <= n <= 10**5, "from 1 to 100000")
+        demand(self, "log_every save_every", lambda x: x >= 1, "at least 1")
+        sizes = "seed micro_batch_size warmup grow eval_every lr first_lr muon_lr first_muon_lr weight_decay grad_clip"
+        demand(self, f"{sizes} init_std", lambda x: 0 <= x <= 1e9, "from 0 to 1e9")
+        demand(self, "max_stage block_size", lambda x: 0 <= x <= 10**5, "from 0 to 100000")
+        demand(self, "mix longer hard decay dropout beta2", lambda x: 0 <= x < 1, "at least 0 and below 1")
+        demand(self, "stage_steps", lambda n: min(n) >= 0 and 1 <= sum(n) <= 10**9, "0 or more each, 1 to 1e9 in all")
+        demand(self, "n_embd", lambda n: n % self.n_head == 0, f"a multiple of --n_head={self.n_head}")
+
+
+# What each preset changes. What it was measured to reach stands in RESULTS.md.
+FROM_SCRATCH = {
+    "n_layer": 2,
+    "n_head": 4,
+    "n_embd": 128,
+    "dropout": 0.0,
+    "init": "lookup",
+    "init_std": 0.08,
+    "batch_size": 64,
+    "mix": 0.2,
+    "first_lr": 5e-3,
+    "lr": 2e-3,
+    "muon_lr": 5e-3,
+    "beta2": 0.99,
+    "warmup": 100,
+    "decay": 0.4,
+    "grad_clip": 1.0,
+    "eval_every": 400,
+}
+RELEASED_SIZE = FROM_SCRATCH | {
+    "task": "prosqa",
+    "stage_steps": (7000, 1000, 1500, 1500, 1000, 500, 11500),
+    "grow": 2000,
+    "mix": 0.3,
+    "longer": 0.9,
+    "aligned": True,
+    "hard": 0.6,
+    "lr": 1e-3,
+    "muon_lr": 2e-3,
+    "first_muon_lr": 5e-3,
+    "decay": 0.6,
+}
+PRESETS = {
+    # any machine, a second: a model too small to learn, for tests
+    "smoke": {
+        "task": "prosqa",
+        "n_layer": 2,
+        "n_head": 2,
+        "n_embd": 32,
+        "stage_steps": (4,),
+        "max_stage": 2,
+        "batch_size": 8,
+        "lr": 1e-3,
+        "dropout": 0.0,
+    },
+    # two CPU cores, 7 minutes: 95 to 99 % of test right on data/prosqa-small (10 nodes, 3 and 4 hops)
+    "laptop": FROM_SCRATCH
+    | {
+        "task": "prosqa-small",
+        "stage_steps": (1500, 900, 1500, 1200, 1400),
+        "grow": 700,
+    },
+    # the default; one of two CPU cores, 54 minutes: 88 % of test right on data/prosqa, the released size (one seed)
+    "prosqa": RELEASED_SIZE,
+    # one CUDA GPU, the same with a wider model and four times the batch: not measured on a GPU yet
+    "gpu": RELEASED_SIZE | {"n_head": 8, "n_embd": 256, "init_std": 0.06, "batch_size": 256},
+    # one CUDA GPU, the paper's recipe for ProsQA (5 epochs a stage, the last to epoch 50): 97 there, not measured here
+    "gpt2": {
+        "task": "prosqa-gpt2",
+        "init_from": "gpt2",
+        "stage_steps": (700, 700, 700, 700, 700, 700, 2800),
+        "augment": False,
+    },
+}
+CHOICES = {
+    "method": tuple(METHODS),
+    "init": ("gpt2", "lookup"),
+    "dtype": ("auto", "float32", "bfloat16"),
+    "compile": ("auto", "true", "false"),
+}
