@@ -52,7 +52,7 @@ class Bench:
         self.sizes, shape = SIZES[c.preset]
         torch.manual_seed(0)
         self.model = GPT(shape).to(self.device)
-        self.room = compiling.round_up(c.max_thoughts + self.sizes[2], 8)
+        self.room = 0  # slots for thoughts; 0: as many as there are thoughts
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-4, fused=True)
 
     def clock(self) -> float:
@@ -83,10 +83,10 @@ class Bench:
             with flash:
                 hidden, prompt_kv = self.phases.prefill(self.model, batch.prompt, batch.prompt_len)
             marks.append(clock())
-            cache = coconut.open_cache(prompt_kv, batch.prompt_len, self.room)
+            cache = coconut.open_cache(prompt_kv, batch.prompt_len, self.room or batch.n_thoughts)
             _, cache = coconut.think(self.model, hidden, cache, batch.n_thoughts, self.phases.step)
             marks.append(clock())
-            hidden, _ = self.phases.step(self.model, batch.suffix, cache)
+            hidden, _ = self.phases.step(self.model, batch.suffix, coconut.make_room(cache, batch.suffix.size(1)))
             loss = coconut.cross_entropy(self.model.logits(hidden), batch.targets)
         marks.append(clock())
         loss.backward()
@@ -150,7 +150,7 @@ def main(c: BenchConfig) -> None:
         answer_batched=bench.seconds(3, lambda: [bench.generate(part) for part in many]) / c.questions,
         answer_alone_cached=bench.seconds(20, bench.generate, alone),
     )
-    bench.phases = compiling.phases()
+    bench.phases, bench.room = compiling.phases(), compiling.round_up(c.max_thoughts, compiling.THOUGHT_BUCKET)
     marks = np.ravel([bench.step(batch, bench.clock) for batch in batches])
     measured |= dict(
         compile=marks[-1] - marks[0] - sum(row["step"] for row in rows),

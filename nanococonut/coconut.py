@@ -88,7 +88,7 @@ def prefill(model: GPT, prompt: Tensor, length: Tensor) -> tuple[Tensor, list[KV
 
 
 def open_cache(prompt_kv: list[KV], length: Tensor, room: int) -> Cache:
-    """The cache behind a prompt, with room for that many thoughts and tokens."""
+    """The cache behind a prompt, with room for that many thoughts."""
     k = prompt_kv[0].k
     B, H, _, D = k.shape
 
@@ -98,6 +98,12 @@ def open_cache(prompt_kv: list[KV], length: Tensor, room: int) -> Cache:
 
     n_filled = torch.zeros(1, dtype=torch.int64, device=length.device)
     return Cache(prompt_kv, [KV(empty(), empty()) for _ in prompt_kv], length, n_filled)
+
+
+def make_room(cache: Cache, n: int) -> Cache:
+    """The cache with n more slots in its tail. Thoughts copy the tail, so it has few slots before."""
+    tail = [KV(F.pad(k, (0, 0, 0, n)), F.pad(v, (0, 0, 0, n))) for k, v in cache.tail]
+    return cache._replace(tail=tail)
 
 
 def step(model: GPT, x: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
@@ -151,13 +157,12 @@ def think(
 def forward(model: GPT, batch: Batch, phases: Phases = EAGER, room: int = 0) -> Output:
     """The numbers of forward_reference from one prefill, K steps of one token and one of S tokens.
 
-    room is the number of slots in the tail; 0: as many as there are thoughts and suffix tokens.
+    room is the number of slots for thoughts; 0: as many as there are thoughts.
     """
-    room = room or batch.n_thoughts + batch.suffix.size(1)
     hidden, prompt_kv = phases.prefill(model, batch.prompt, batch.prompt_len)
-    cache = open_cache(prompt_kv, batch.prompt_len, room)
+    cache = open_cache(prompt_kv, batch.prompt_len, room or batch.n_thoughts)
     thoughts, cache = think(model, hidden, cache, batch.n_thoughts, phases.step)
-    hidden, _ = phases.step(model, batch.suffix, cache)
+    hidden, _ = phases.step(model, batch.suffix, make_room(cache, batch.suffix.size(1)))
     logits = model.logits(hidden)
     return Output(cross_entropy(logits, batch.targets), logits, thoughts)
 
@@ -174,10 +179,11 @@ def generate(
     """
     assert eot is not None or n_thoughts == 0, f"{n_thoughts} thoughts need an <eot> to end them"
     hidden, prompt_kv = prefill(model, prompt, length)
-    asked = open_cache(prompt_kv, length, room=n_thoughts + 1 + max_new_tokens)
+    asked = open_cache(prompt_kv, length, room=n_thoughts)
     thoughts, cache = think(model, hidden, asked, n_thoughts)
     if change and n_thoughts:
         _, cache = step(model, change(thoughts), asked)
+    cache = make_room(cache, 1 + max_new_tokens)
     if eot is not None:
         hidden, cache = step(model, torch.full_like(prompt[:, :1], eot), cache)
     tokens = []

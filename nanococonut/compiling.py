@@ -1,7 +1,7 @@
 """torch.compile for the latent loop: the same numbers from few graphs, each of them whole.
 
-A graph is made for fixed shapes. So prompts, suffixes and the cache's tail are padded to multiples of some length, and
-one graph then makes every thought of every batch, whatever its number of thoughts. Padding changes no number.
+A graph is made for fixed shapes. So prompts, suffixes and the room for thoughts are padded to multiples of some length,
+and one graph then makes every thought, whatever their number. Padding changes no result.
 """
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor
 from nanococonut import coconut
 from nanococonut.model import GPT
 
-BUCKET = 32  # prompts and tails are padded to multiples of this many tokens (ours: few shapes, little padding)
+PROMPT_BUCKET = 32  # prompts are padded to multiples of this many tokens (ours: few shapes, little padding)
 SUFFIX_BUCKET = 8  # suffixes are shorter
+THOUGHT_BUCKET = 8  # up to 8 thoughts share one graph, 16 the next
 
 
 def phases(backend: str = "inductor") -> coconut.Phases:
@@ -28,11 +29,11 @@ def forward(model: GPT, batch: coconut.Batch, phases: coconut.Phases) -> coconut
         return coconut.forward(model, batch)
     S = batch.suffix.size(1)
     padded = batch._replace(
-        prompt=pad_to(batch.prompt, BUCKET)[:, : model.config.block_size],
+        prompt=pad_to(batch.prompt, PROMPT_BUCKET)[:, : model.config.block_size],
         suffix=pad_to(batch.suffix, SUFFIX_BUCKET),
         targets=pad_to(batch.targets, SUFFIX_BUCKET, value=-100),
     )
-    room = round_up(batch.n_thoughts + padded.suffix.size(1), BUCKET)
+    room = round_up(max(1, batch.n_thoughts), THOUGHT_BUCKET)
     out = coconut.forward(model, padded, phases, room)
     return out._replace(logits=out.logits[:, :S])
 

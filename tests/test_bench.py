@@ -34,7 +34,7 @@ def test_flops_are_those_of_the_matrix_products():
     first = 24 * C * C * B * P + attention * B * P * P  # a whole block
     last = 6 * C * C * B * P + attention * B * P * P  # queries, keys, values and attention
     thought = (24 - 6) * C * C * B  # the rest at one position a row: the first thought, which K = 0 never uses
-    suffix = 2 * (24 * C * C * B * S + attention * B * S * (P + b.room)) + 2 * C * V * B * S
+    suffix = 2 * (24 * C * C * B * S + attention * B * S * (P + S)) + 2 * C * V * B * S
     assert b.flops(b.batch(0)) == 3 * (first + last + suffix) + thought  # backward is twice forward
 
 

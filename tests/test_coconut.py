@@ -123,9 +123,9 @@ def test_gradient_reaches_the_prompt_through_the_thoughts():
     hidden, prompt_kv = coconut.prefill(model, batch.prompt, batch.prompt_len)
     hidden = hidden.detach().requires_grad_()
     frozen = [KV(k.detach(), v.detach()) for k, v in prompt_kv]
-    cache = coconut.open_cache(frozen, batch.prompt_len, room=3 + batch.suffix.size(1))
+    cache = coconut.open_cache(frozen, batch.prompt_len, room=3)
     _, cache = coconut.think(model, hidden, cache, 3)
-    said, _ = coconut.step(model, batch.suffix, cache)
+    said, _ = coconut.step(model, batch.suffix, coconut.make_room(cache, batch.suffix.size(1)))
     coconut.cross_entropy(model.logits(said), batch.targets).backward()
     assert (hidden.grad.abs().amax(dim=(1, 2)) > 1e-6).all()  # the first thought is the prompt's last hidden state
 
