@@ -69,9 +69,7 @@ class PrepareConfig:
     min_hops: int = 3  # ProsQA: shortest chain kept
     max_hops: int = 6  # ProsQA: longest chain kept
     hops: int = 5  # ProntoQA: length of each chain, its last hop from a concept to a property
-    fair: bool = (
-        False  # no shortcut. ProsQA: what is above both options is alike; ProntoQA: both are named equally often
-    )
+    fair: bool = False  # no shortcut. ProsQA: the same above both options; ProntoQA: both named equally often
     tokenizer: str = "words"  # encoding of the token files
 
 

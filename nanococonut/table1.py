@@ -2,10 +2,10 @@
 
     results/<name>-<task>-<preset>.{json,md,png}       runs/<name>-<task>-<preset>-<row>-<seed>/
 
-A row is a method, and may have options of its own: --methods="cot,cot --grow=0" asks what growing is good for. Of ProsQA
-the table also tells how often a question and its twin are both right, see evaluate. The drop is the step from which
-nine of ten first steps written are facts: what a model can do once it looks edges up. Each run is a process of its own;
-one that was interrupted goes on, a finished one, with its test.json, is not repeated.
+A row is a method, and may have options of its own: --methods="cot,cot --grow=0" asks what growing is good for. ProsQA's
+table also tells how often a question and its twin are both right, see evaluate. The drop is the step from which nine of
+ten first steps written are facts: what a model can do once it looks edges up. Each run is a process of its own; one
+that was interrupted goes on, a finished one, with its test.json, is not repeated.
 """
 
 import json
