@@ -13,6 +13,11 @@ problem, from graph to sentence:
     steps     Tom is a lempus.  Every lempus is a rempus.           one of the shortest paths
     answer    Tom is a rempus.
 
+The false option mostly hangs closer to a person than the true one, so that a look at its surroundings tells much. With
+--fair=true it tells nothing. All that is above the target is copied: the other root reaches the false option by facts
+of the same shape. Any further fact about a node of the one or of the other is given to it or to its counterpart by the
+toss of a coin, and so is the question: which of the two persons is asked. Only the way from the person is left.
+
 Source: [Hao24 A.2] and the released files. The printed algorithm does not make the released data; the one here
 was fitted to the released 300 validation and 500 test problems, and tests/test_prepare.py compares the two.
 """
@@ -64,7 +69,7 @@ class PrepareConfig:
     min_hops: int = 3  # ProsQA: shortest chain kept
     max_hops: int = 6  # ProsQA: longest chain kept
     hops: int = 5  # ProntoQA: length of each chain, its last hop from a concept to a property
-    fair: bool = False  # ProntoQA: no shortcut, both concepts with the property are mentioned equally often
+    fair: bool = False  # no shortcut. ProsQA: the same above both options; ProntoQA: both named equally often
     tokenizer: str = "words"  # encoding of the token files
 
 
@@ -90,14 +95,9 @@ def draw_graph(n_nodes: int, rng: random.Random) -> list[list[int]]:
     return edges
 
 
-def prosqa(c: PrepareConfig, rng: random.Random) -> tuple | None:
-    """What tells one ProsQA problem as a row, once it is wanted, and what makes it another than the next: no names.
-
-    None where the graph drawn has no question of the wanted length.
-    """
-    edges = draw_graph(c.n_nodes, rng)
-    parents, children = {a for a, _ in edges}, {b for _, b in edges}
-    leaves, distance = children - parents, [graph.distances(edges, 0), graph.distances(edges, 1)]
+def ask(edges: list[list[int]], c: PrepareConfig, rng: random.Random) -> tuple[int, int, int] | None:
+    """Root, target and neg_target of a question about a graph drawn; None where it has none of the wanted length."""
+    leaves, distance = {b for _, b in edges} - {a for a, _ in edges}, [graph.distances(edges, r) for r in (0, 1)]
     own = [{v: d for v, d in distance[r].items() if v in leaves and v not in distance[1 - r]} for r in (0, 1)]
     if not all(own):
         return None
@@ -106,14 +106,64 @@ def prosqa(c: PrepareConfig, rng: random.Random) -> tuple | None:
     if not c.min_hops <= deepest[root] <= c.max_hops:
         return None
     target = rng.choice([v for v, d in own[root].items() if d == deepest[root]])
-    neg_target = rng.choice(list(own[1 - root]))
+    return root, target, rng.choice(list(own[1 - root]))
+
+
+def mirror(edges: list[list[int]], root: int, target: int, n_nodes: int, rng: random.Random) -> tuple | None:
+    """New edges, and the root, target and neg_target of a question that nothing but the way from the root answers.
+
+    None where another person is above the target, or too few nodes are left for the copy.
+
+    >>> mirror([[0, 2], [2, 3], [1, 4], [2, 5]], root=0, target=3, n_nodes=6, rng=random.Random(0))
+    ([[0, 2], [1, 3], [2, 4], [3, 5]], 1, 5, 4)
+    """
+    parents, children = {a for a, _ in edges}, {b for _, b in edges}
+    above = sorted(graph.distances(graph.backwards(edges), target))  # root first, target last: edges ascend
+    free = [v for v in range(2, n_nodes) if v not in above]
+    leaves = [v for v in free if v not in parents]
+    if not children.issuperset(above[1:]) or len(free) < len(above) - 1 or not leaves:
+        return None
+    neg_target = rng.choice(leaves)
+    free.remove(neg_target)
+    copies = [1 - root, *sorted(rng.sample(free, len(above) - 2)), neg_target]
+    other = dict(zip(above + copies, copies + above, strict=True))  # each node's counterpart
+    new = [[a, b] for a, b in edges if b in above]
+    new += [[other[a], other[b]] for a, b in new]
+    for a, b in edges:
+        if b in other:
+            continue  # above the options are the original and its copy, nothing else
+        given = a in other and [other[a], b] not in edges and rng.random() < 0.5
+        new.append([other[a] if given else a, b])
+    # Edges go from low to high: the nodes are numbered anew, each after its parents, the persons asked about first.
+    place = {0: 0.0, 1: 0.0}
+    for v in [*above[1:], *copies[1:], *(v for v in range(2, n_nodes) if v not in other)]:
+        place[v] = rng.random() + max((place[a] for a, b in new if b == v), default=0.0)
+    number = {v: i for i, v in enumerate(sorted(place, key=place.get))}
+    asked = rng.sample([(root, target), (1 - root, neg_target)], 2)
+    ends = asked[0][0], number[asked[0][1]], number[asked[1][1]]
+    return sorted(([number[a], number[b]] for a, b in new), key=lambda edge: edge[::-1]), *ends
+
+
+def prosqa(c: PrepareConfig, rng: random.Random) -> tuple | None:
+    """What tells one ProsQA problem as a row, once it is wanted, and what makes it another than the next: no names.
+
+    None where the graph drawn has no question of the wanted length.
+    """
+    edges = draw_graph(c.n_nodes, rng)
+    asked = ask(edges, c, rng)
+    if asked and c.fair:
+        edges, *asked = mirror(edges, *asked[:2], c.n_nodes, rng) or [edges]
+    if not asked:
+        return None
+    root, target, neg_target = asked
+    parents, children = {a for a, _ in edges}, {b for _, b in edges}
     n_persons = len(parents - children)
     if n_persons > len(PERSONS) or len(children) > len(CONCEPTS):
         return None
     persons, concepts = iter(rng.sample(PERSONS, n_persons)), iter(rng.sample(CONCEPTS, len(children)))
     nodes = sorted(parents | children)  # those with an edge, which are numbered anew
     names = {v: next(concepts if v in children else persons) for v in nodes}
-    path = graph.shortest_path(edges, distance[root], target, rng)
+    path = graph.shortest_path(edges, graph.distances(edges, root), target, rng)
     steps = [graph.fact(names, a, b) for a, b in zip(path, path[1:], strict=False)]
     index = {v: i for i, v in enumerate(nodes)}
     edges, ends = [[index[a], index[b]] for a, b in edges], (root, index[target], index[neg_target])
@@ -225,7 +275,7 @@ def gsm8k_row(line: str) -> dict:
 
 
 def main(c: PrepareConfig) -> None:
-    n_names, n_hops = len(CONCEPTS) + 2, 5 if c.fair else 6
+    n_names, n_hops = len(CONCEPTS) + 2, 5 if c.fair and c.task == "prontoqa" else 6
     config.demand(c, "train valid test", lambda n: 0 <= n <= 10**7, f"from 0 to {10**7}")
     config.demand(c, "n_nodes", lambda n: 3 <= n <= n_names, f"from 3 to {n_names}, as many as there are names")
     config.demand(c, "hops", lambda n: 1 <= n <= n_hops, f"from 1 to {n_hops}: there are {len(KINDS)} concepts")
@@ -234,7 +284,7 @@ def main(c: PrepareConfig) -> None:
     splits = read_source(c) if c.source or c.task == "gsm8k" else generate(c)
     lengths = Counter(len(row["steps"]) for row in splits["train"])
     meta = {"task": c.task, "seed": c.seed, "tokenizer": c.tokenizer, "max_steps": max(lengths)}
-    options = {"prosqa": ["n_nodes", "min_hops", "max_hops"], "prontoqa": ["hops", "fair"], "gsm8k": ["source"]}
+    options = {"prosqa": ["n_nodes", "min_hops", "max_hops", "fair"], "prontoqa": ["hops", "fair"], "gsm8k": ["source"]}
     meta["options"] = {k: getattr(c, k) for k in (["source"] if c.source else options[c.task])}
     folder, meta = data.save(c.name or c.task, splits, meta)
     shown = []  # ten examples in words, each with what coconut makes of it at every stage

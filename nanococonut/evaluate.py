@@ -4,6 +4,10 @@ Scoring is the paper's: what stands after the last "#", commas removed, must equ
 run.py]. Tokens are those written after the thoughts, <eos> not counted, plus the thoughts; pauses are not counted
 [Hao24 Table 1]. What is written before the answer to a ProsQA question gets one of six verdicts [Hao24 5.1], and beside
 the accuracy stands what one gets without a model: chance, and shortcuts that look at the graph but not for a path.
+
+A ProsQA problem has a twin: the same facts and options, asked of a person for whom the other option is right, see
+graph.twin. Who does not look at the person asked is wrong in one of the two. So the share of problems that are right
+together with their twin comes first: guessing gets a quarter.
 """
 
 import json
@@ -104,6 +108,11 @@ def baselines(rows: list[dict]) -> dict[str, float]:
     return found
 
 
+def baselines_both(pairs: list[tuple[dict, dict]]) -> dict[str, float]:
+    """How often one is right without a model in both, a ProsQA problem and its twin; nothing where there are none."""
+    return {"chance": 0.25, **graph.rules_both(pairs)} if pairs else {}
+
+
 def mentions(row: dict) -> float:
     """1 where ProntoQA's answer is what is said of the concept that the question names more often; a tie is a half.
 
@@ -132,14 +141,36 @@ def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts:
     return dict(accuracy=len(won) / len(rows), low=low, high=high, tokens=tokens, hops=hops, verdicts=verdicts)
 
 
+def summary_both(right: list[bool], twin_right: list[bool]) -> dict:
+    """How many problems have a twin; the share of the twins that are right; the share of both, with its interval.
+
+    >>> summary_both([True, True, False], [True, False, False])["both"]
+    0.3333333333333333
+    """
+    n = len(right)
+    n_both = [*zip(right, twin_right, strict=True)].count((True, True))
+    low, high = wilson(n_both, n)
+    return {"twins": n, "twin": sum(twin_right) / n, "both": n_both / n, "both_low": low, "both_high": high}
+
+
 def measure(run: runs.Run, examples: data.Split, p: Plan, batch_size=250, intervene="none") -> tuple[dict, list[str]]:
-    """The summary of a run's answers to a split under a plan, and the answers in words."""
+    """The summary of a run's answers to a split and to its twins under a plan, and the split's answers in words."""
     change = None if intervene == "none" else INTERVENTIONS[intervene]
-    todo = [examples.example(i) for i in range(len(examples))]
-    ids = run.answer(todo, p, batch_size, change)
-    texts = run.encoding.decode_batch(ids)
+
+    def answers(split: data.Split) -> tuple[list[list[int]], list[str]]:
+        ids = run.answer([split.example(i) for i in range(len(split))], p, batch_size, change)
+        return ids, run.encoding.decode_batch(ids)
+
+    ids, texts = answers(examples)
     hidden = p.n_thoughts > 0 if METHODS[run.config["method"]].filler == "thought" else p.n_removed != 0
-    return summary(texts, list(map(len, ids)), examples.rows, p.n_thoughts, hidden), texts
+    result = summary(texts, list(map(len, ids)), examples.rows, p.n_thoughts, hidden)
+    found = map(graph.twin, examples.rows) if examples.graphs else ()
+    twins = {i: row for i, row in enumerate(found) if row}
+    if twins:
+        _, twin_texts = answers(data.Split(run.encoding, list(twins.values())))
+        right = [is_right(texts[i], examples.rows[i]) for i in twins]
+        result |= summary_both(right, list(map(is_right, twin_texts, twins.values())))
+    return result, texts
 
 
 def main(c: EvaluateConfig) -> None:
@@ -152,24 +183,33 @@ def main(c: EvaluateConfig) -> None:
         rng, name = random.Random(0), f"{name}, hard"
         examples = data.Split(run.encoding, [graph.tell(graph.harder(row, rng), rng) for row in examples.rows])
     rows, without = examples.rows, baselines(examples.rows)
+    pairs = graph.twins(rows) if examples.graphs else []
+    without_both = baselines_both(pairs)
     print(f"{run.folder.name} ({run.config['method']}, stage {run.stage}) on {name}, {len(rows)} questions")
+    if examples.graphs:
+        print(f"  {len(pairs)} have a twin: the same facts, asked of a person for whom the other option is right")
     for rule, share in without.items():
-        print(f"  without a model, {rule}: {share:.1%}")
+        both = f"question and twin both right {without_both[rule]:.1%}, accuracy " if pairs else ""
+        print(f"  without a model, {rule}: {both}{share:.1%}")
     for n_thoughts in c.latent or (None,):
         p = run.plan_for(n_thoughts)
         result, texts = measure(run, examples, p, c.batch_size, c.intervene)
         about = f" instead of the {run.plan.n_thoughts} of training" * (p is not run.plan)
         about += f" ({c.intervene})" * (c.intervene != "none")
-        found = "{accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}), {tokens:.1f} tokens".format(**result)
+        found = "accuracy {accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}), {tokens:.1f} tokens".format(**result)
+        if pairs:
+            both = "question and twin both right {both:.1%} (95 % interval {both_low:.1%} to {both_high:.1%})"
+            found = f"{both}, twin alone {{twin:.1%}}; ".format(**result) + found
         hops = ", ".join(f"{k}: {a}/{b}" for k, (a, b) in result["hops"].items())
-        print(f"{p.n_thoughts} thoughts{about}: accuracy {found}; right by hops: {hops}")
+        print(f"{p.n_thoughts} thoughts{about}: {found}; right by hops: {hops}")
         if counts := ", ".join(f"{v.replace('_', ' ')} {n}" for v, n in result["verdicts"].items() if n):
             print(f"  verdicts: {counts}")
         results.append({"latent": p.n_thoughts, "intervene": c.intervene, **result})
     for i in [i for i, row in enumerate(rows) if not is_right(texts[i], row)][:5]:
         print(f"wrong, {i}: {rows[i]['question'][-60:]}  expected: {rows[i]['answer']}  written: {texts[i]!r}")
     line = {"run": run.folder.name, "data": name, "n": len(rows), "chance": without.pop("chance", None)}
-    print(json.dumps(line | {"shortcuts": without, "results": results}))
+    line |= {"chance_both": without_both.pop("chance", None), "shortcuts": without, "shortcuts_both": without_both}
+    print(json.dumps(line | {"results": results}))
 
 
 if __name__ == "__main__":

@@ -126,6 +126,44 @@ def harder(row: dict, rng: random.Random) -> dict:
     return row | {"neg_target": rng.choice([v for v in others if far[v] == most] or [row["neg_target"]])}
 
 
+def twin(row: dict) -> dict | None:
+    """The row asked of another person, one who reaches the false option and not the true one, so that it is right.
+
+    Of such persons it is the one nearest to the false option, and of several the first. The text is the row's own with
+    another name in its question. None where there is no such person, or the question does not end as ProsQA's do.
+
+    >>> row = {"idx_to_symbol": ["Tom", "Max", "lempus", "rempus", "impus"], "edges": [[0, 2], [2, 3], [1, 4]],
+    ...        "root": 0, "target": 3, "neg_target": 4, "steps": ["Tom is a lempus.", "Every lempus is a rempus."],
+    ...        "question": "Max is a impus. Tom is a lempus. Is Tom a rempus or impus?", "answer": "Tom is a rempus."}
+    >>> other = twin(row)
+    >>> other["question"], other["steps"], other["answer"]
+    ('Max is a impus. Tom is a lempus. Is Max a rempus or impus?', ['Max is a impus.'], 'Max is a impus.')
+    >>> [other[end] for end in ("root", "target", "neg_target")]
+    [1, 4, 3]
+    """
+    names, true, false = row["idx_to_symbol"], row["target"], row["neg_target"]
+    beside = distances(backwards(row["edges"]), true)  # who is above the true option
+    others = [v for v in distances(backwards(row["edges"]), false) if is_person(names[v]) and v not in beside]
+    before, asked, options = row["question"].rpartition(f"Is {names[row['root']]} a ")
+    if not others or not asked:
+        return None
+    far = {v: distances(row["edges"], v) for v in others}
+    root = min(others, key=lambda v: (far[v][false], v))
+    path = shortest_path(row["edges"], far[root], false, random.Random(0))
+    return row | {
+        "question": f"{before}Is {names[root]} a {options}",
+        "steps": [fact(names, *edge) for edge in itertools.pairwise(path)],
+        "answer": fact(names, root, false),
+        **{"root": root, "target": false, "neg_target": true},
+    }
+
+
+def twins(rows: list[dict]) -> list[tuple[dict, dict]]:
+    """Each row that has a twin, and the twin."""
+    pairs = [(row, twin(row)) for row in rows]
+    return [(row, other) for row, other in pairs if other]
+
+
 def on_shortest_paths(row: dict) -> set[int]:
     """The nodes that are on some shortest path from root to target.
 
@@ -198,12 +236,23 @@ def rule_scores(row: dict, option: int) -> dict[str, float]:
     }
 
 
+def rule_points(row: dict) -> dict[str, float]:
+    """How likely each rule of rule_scores() is right: 1, 0, or 0.5 where it cannot tell and has to guess."""
+    right, wrong = rule_scores(row, row["target"]), rule_scores(row, row["neg_target"])
+    return {rule: 0.5 if right[rule] == wrong[rule] else float(right[rule] > wrong[rule]) for rule in right}
+
+
 def rules(rows: list[dict]) -> dict[str, float]:
-    """How often each rule of rule_scores() is right; where it cannot tell, half is counted."""
-    won = {}
-    for row in rows:
-        right, wrong = rule_scores(row, row["target"]), rule_scores(row, row["neg_target"])
-        for rule in right:
-            point = 0.5 if right[rule] == wrong[rule] else float(right[rule] > wrong[rule])
-            won[rule] = won.get(rule, 0.0) + point
-    return {rule: n / len(rows) for rule, n in won.items()}
+    """How often each rule of rule_scores() is right."""
+    points = list(map(rule_points, rows))
+    return {rule: sum(point[rule] for point in points) / len(rows) for rule in points[0]}
+
+
+def rules_both(pairs: list[tuple[dict, dict]]) -> dict[str, float]:
+    """How often each rule of rule_scores() is right in both, a problem and its twin; none where there are no pairs."""
+    both = {}
+    for row, other in pairs:
+        points, other_points = rule_points(row), rule_points(other)
+        for rule in points:
+            both[rule] = both.get(rule, 0.0) + points[rule] * other_points[rule]
+    return {rule: n / len(pairs) for rule, n in both.items()}

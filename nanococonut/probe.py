@@ -1,6 +1,6 @@
 """What the thoughts of a run say, and whether they matter: numbers and figures under runs/<name>/probe/.
 
-k               the same weights after 0, 1, 2, ... thoughts: accuracy and verdicts              [Hao24 5]
+k               the same weights after 0, 1, 2, ... thoughts: accuracy, with twins, and verdicts  [Hao24 5]
 interventions   accuracy, and answers that change, with the thoughts zeroed, swapped, reordered, ...: the controls
 values          after k thoughts <eot> is forced: the probability of "Every lempus is a ", not renormalised [Hao24 5]
 geometry        inner products of thought i with the nodes' embeddings; the last layer's attention, summed over heads,

@@ -2,9 +2,10 @@
 
     results/<name>-<task>-<preset>.{json,md,png}       runs/<name>-<task>-<preset>-<row>-<seed>/
 
-A row is a method, and may have options of its own: --methods="cot,cot --grow=0" asks what growing is good for. The drop
-is the step from which nine of ten first steps written are facts: what a model can do once it looks edges up. Each run
-is a process of its own; one that was interrupted goes on, a finished one, with its test.json, is not repeated.
+A row is a method, and may have options of its own: --methods="cot,cot --grow=0" asks what growing is good for. ProsQA's
+table also tells how often a question and its twin are both right, see evaluate. The drop is the step from which nine of
+ten first steps written are facts: what a model can do once it looks edges up. Each run is a process of its own; one
+that was interrupted goes on, a finished one, with its test.json, is not repeated.
 """
 
 import json
@@ -17,7 +18,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from nanococonut import config, data, evaluate, log, plots, runs
+from nanococonut import config, data, evaluate, graph, log, plots, runs
 from nanococonut.config import UserError, written
 from nanococonut.curriculum import METHODS
 from nanococonut.settings import CHOICES, PRESETS, TrainConfig
@@ -84,23 +85,39 @@ def measured(label: str, row: TrainConfig) -> dict:
     return data.read_json(path)
 
 
+def percent(shares: list[float]) -> str:
+    """Mean ± standard deviation of shares, in %.
+
+    >>> percent([0.5, 0.75]), percent([0.5])
+    ('62.5±17.7', '50.0±0.0')
+    """
+    return f"{100 * statistics.mean(shares):.1f}±{100 * statistics.stdev(shares) if len(shares) > 1 else 0:.1f}"
+
+
 def write_results(c: Table1Config, rows: list[dict]) -> str:
     """Writes results/ and returns its table in Markdown: mean ± standard deviation over seeds, the paper's beside."""
     test, theirs, mean, shares = data.Dataset(c.task).split("test").rows, paper(c.task), statistics.mean, {}
-    baselines = evaluate.baselines(test)
-    lines = ["| method | accuracy, % | seeds | drop | tokens | seconds | paper: accuracy | tokens |", "|---" * 8 + "|"]
+    baselines, both = evaluate.baselines(test), {}
+    if all(map(graph.has_graph, test)):
+        both = evaluate.baselines_both(graph.twins(test))
+    lines = ["| method | accuracy, % | both right, % | seeds | drop | tokens | seconds | paper: accuracy | tokens |"]
+    lines.append("|---" * 9 + "|")
     for method in dict.fromkeys(row["method"] for row in rows):
         mine = [row for row in rows if row["method"] == method]
         right, tokens, seconds = ([row[key] for row in mine] for key in ("accuracy", "tokens", "seconds"))
-        accuracy = f"{100 * mean(right):.1f}±{100 * statistics.stdev(right) if len(mine) > 1 else 0:.1f}"
+        pairs = [row["both"] for row in mine if "both" in row]  # one measured before there were twins lacks it
         drops = [next((f"{n}" for n, x in row["first_steps"] if x >= 0.9), "-") for row in mine]
-        cells = [method, accuracy, f"{len(mine)}", ", ".join(drops), f"{mean(tokens):.1f}", f"{mean(seconds):.0f}"]
+        cells = [method, percent(right), percent(pairs) if len(pairs) == len(mine) else "-", f"{len(mine)}"]
+        cells += [", ".join(drops), f"{mean(tokens):.1f}", f"{mean(seconds):.0f}"]
         lines.append(f"| {' | '.join(cells + theirs.get(method, ['-', '-']))} |")
         steps = zip(*(row["first_steps"] for row in mine), strict=False)
         shares[method] = [(at[0][0], mean(x for _, x in at)) for at in steps]
-    lines += [f"| *{rule}* | {100 * share:.1f}" + " | -" * 6 + " |" for rule, share in baselines.items()]
+    for rule, share in baselines.items():
+        pair = f"{100 * both[rule]:.1f}" if rule in both else "-"
+        lines.append(f"| *{rule}* | {100 * share:.1f} | {pair}" + " | -" * 6 + " |")
     text, stem = "\n".join(lines) + "\n", Path("results") / f"{c.name}-{c.task}-{c.preset}"
-    kept = dict(task=c.task, preset=c.preset, options=c.options, n=len(test), baselines=baselines, rows=rows)
+    kept = dict(task=c.task, preset=c.preset, options=c.options, n=len(test), baselines=baselines)
+    kept |= dict(baselines_both=both, rows=rows)
     data.write_text(stem.with_suffix(".json"), json.dumps(kept, indent=1) + "\n")
     data.write_text(stem.with_suffix(".md"), text)
     accuracies = {method: float(accuracy.partition("±")[0]) for method, (accuracy, _) in theirs.items()}
@@ -138,7 +155,10 @@ def main(c: Table1Config) -> None:
                     raise UserError(f"{todo[row]}, seed {row.seed} did not finish, see {said}: {''.join(last)}")
                 done.append(row)
                 left = (time.time() - began) / (len(done) - n_before) * (len(todo) - len(done)) / 60
-                found = "{accuracy:.1%} of test right, {seconds:.0f} s".format(**measured(todo[row], row))
+                result = measured(todo[row], row)
+                found = "{accuracy:.1%} of test right, {seconds:.0f} s".format(**result)
+                if "both" in result:
+                    found = f"{result['both']:.1%} right with their twin, {found}"
                 print(f"[{len(done)}/{len(todo)}] {todo[row]}, seed {row.seed}: {found}; about {left:.0f} min left")
                 write_results(c, [measured(label, row) for row, label in todo.items() if row in done])
     finally:  # an error or Ctrl-C: the others save and end

@@ -32,8 +32,8 @@ def test_flops_are_those_of_the_matrix_products():
     H, D = b.model.config.n_head, C // b.model.config.n_head
     attention = 2 * 2 * H * D  # scores and values, for each query and key
     first = 24 * C * C * B * P + attention * B * P * P  # a whole block
-    last = 6 * C * C * B * P + attention * B * P * P  # queries, keys, values and attention
-    thought = (24 - 6) * C * C * B  # the rest at one position a row: the first thought, which K = 0 never uses
+    last = 6 * C * C * B * P  # queries, keys and values
+    thought = attention * B * P * P + (24 - 6) * C * C * B  # the rest of the first thought, which K = 0 never uses
     suffix = 2 * (24 * C * C * B * S + attention * B * S * (P + S)) + 2 * C * V * B * S
     assert b.flops(b.batch(0)) == 3 * (first + last + suffix) + thought  # backward is twice forward
 

@@ -1,11 +1,15 @@
 """Verdicts, shortcuts and what evaluate prints beside an accuracy."""
 
+import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
-from nanococonut import data, evaluate
+import prepare
+import train
+from nanococonut import config, data, evaluate, graph, runs
 
 RELEASED = Path(__file__).parents[2] / "shared/data/prosqa_valid_official.json"
 # Tom -> lempus -> rempus -> impus, a detour lempus -> jompus -> rempus, and Max -> yumpus.
@@ -67,6 +71,76 @@ def test_shortcuts_of_the_released_file():
     found = evaluate.baselines(data.read_rows(RELEASED))
     for share, expected in zip(found.values(), (0.5, 0.843, 0.707, 0.916), strict=True):
         assert abs(share - expected) < 0.03, found
+
+
+ASKED = ROW | {"question": "Max is a yumpus. Tom is a lempus. Is Tom a impus or yumpus?"}
+
+
+def test_the_twin_of_a_hand_made_graph():
+    twin = graph.twin(ASKED)
+    assert twin["question"] == "Max is a yumpus. Tom is a lempus. Is Max a impus or yumpus?"
+    assert (twin["steps"], twin["answer"]) == (["Max is a yumpus."], "Max is a yumpus.")
+    assert (twin["root"], twin["target"], twin["neg_target"]) == (1, 6, 4)
+    assert {key: value for key, value in graph.twin(twin).items() if key != "steps"} == {
+        key: value for key, value in ASKED.items() if key != "steps"
+    }
+    assert graph.twin(ROW) is None, "its question is none of ProsQA's"
+    assert graph.twin(ASKED | {"edges": [*EDGES, [1, 3]]}) is None, "Max reaches both options"
+    far = ASKED | {"idx_to_symbol": [*NAMES, "Sally"], "edges": [*EDGES[:-1], [1, 5], [5, 6], [7, 6]]}
+    assert graph.twin(far)["root"] == 7, "Max, who now reaches both, is not asked"
+    far["edges"] = [*EDGES[:-1], [1, 8], [8, 6], [7, 6]]
+    far["idx_to_symbol"] = [*NAMES, "Sally", "zumpus"]
+    assert graph.twin(far)["root"] == 7, "the nearer one is asked"
+    far["edges"] = [*EDGES, [7, 6]]
+    assert graph.twin(far)["root"] == 1, "of two equally near the first"
+
+
+def test_rules_with_the_twin():
+    pairs = graph.twins([ASKED, ROW])
+    assert [row for row, _ in pairs] == [ASKED], "a problem without a twin counts in neither"
+    # Tom's: 1, 1, 1; asked of Max impus is Tom's three steps away, yumpus nobody's but Max's: a tie, then wrong twice
+    assert list(evaluate.baselines_both(pairs).values()) == [0.25, 0.5, 0.0, 0.0], "chance first"
+    assert evaluate.baselines_both([]) == {}
+
+
+@pytest.mark.skipif(not RELEASED.exists(), reason="the released files stand beside the project, not in it")
+def test_twins_of_the_released_file():
+    rows = data.read_rows(RELEASED)
+    pairs = graph.twins(rows)
+    assert len(pairs) == 300
+    hops = Counter(len(twin["steps"]) for _, twin in pairs)
+    assert hops == {1: 64, 2: 160, 3: 71, 4: 5}
+    for row, twin in pairs:
+        assert data.is_problem(twin)
+        assert twin["question"].split()[:-4] == [*row["question"].split()[:-5], *twin["question"].split()[-5:-4]]
+        assert twin["question"].split()[-4:] == row["question"].split()[-4:], "only the name differs"
+        assert graph.judge_chain(twin["steps"], twin, hidden=False) == "correct_path"
+        assert twin["target"] not in graph.distances(row["edges"], row["root"])
+    found = {rule: round(100 * share, 1) for rule, share in evaluate.baselines_both(pairs).items()}
+    assert list(found.values()) == [25.0, 43.2, 2.4, 2.6], found
+
+
+def test_a_run_is_measured_with_twins(workspace, capsys):
+    prepare.main(prepare.PrepareConfig(train=32, valid=6, test=8, n_nodes=8, min_hops=2, max_hops=3))
+    train.main(config.parse(config.TrainConfig, ["smoke", "--name=run"], config.PRESETS, config.CHOICES))
+    run = runs.Run("run")
+    examples = run.split("test")
+    twins = [twin for _, twin in graph.twins(examples.rows)]
+    result, texts = evaluate.measure(run, examples, run.plan)
+    alone, twin_texts = evaluate.measure(run, data.Split(run.encoding, twins), run.plan)
+    assert result["twins"] == len(twins) == 8 and result["twin"] == alone["accuracy"]
+    right = [data.is_right(*pair) for pair in zip(texts, examples.rows, strict=True)]
+    twin_right = [data.is_right(*pair) for pair in zip(twin_texts, twins, strict=True)]
+    assert result["both"] == sum(a and b for a, b in zip(right, twin_right, strict=True)) / 8
+    capsys.readouterr()
+    evaluate.main(evaluate.EvaluateConfig())
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1].startswith("  8 have a twin: ")
+    assert printed[2] == "  without a model, chance: question and twin both right 25.0%, accuracy 50.0%"
+    assert any("thoughts: question and twin both right" in line for line in printed)
+    line = json.loads(printed[-1])
+    assert line["chance_both"] == 0.25 and line["shortcuts_both"].keys() == line["shortcuts"].keys()
+    assert line["results"][0]["both"] == result["both"]
 
 
 def test_interventions_on_known_thoughts():

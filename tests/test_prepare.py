@@ -103,6 +103,23 @@ def test_small_graphs_are_sound_too():
         assert len(row["idx_to_symbol"]) <= 10 and 2 <= len(row["steps"]) <= 4
 
 
+@pytest.mark.parametrize("n_nodes", [10, 13, 28])
+def test_fair_graphs_are_sound_and_their_options_hang_equally_deep(n_nodes):
+    rows = problems(300, n_nodes=n_nodes, min_hops=3, max_hops=4 if n_nodes < 28 else 6, fair=True)
+    for row in rows:
+        check_sound(row)
+        (other,) = {0, 1} - {row["root"]}
+        assert walk(row, other)[row["neg_target"]] == len(row["steps"]) and row["target"] not in walk(row, other)
+        up = {
+            option: walk({"edges": graph.backwards(row["edges"])}, row[option]) for option in ("target", "neg_target")
+        }
+        shapes = {option: sorted(up[option].values()) for option in up}
+        assert shapes["target"] == shapes["neg_target"], "as many ancestors at every distance"
+        above = [{v for v in up[option] if row["idx_to_symbol"][v][0].isupper()} for option in up]
+        assert above == [{row["root"]}, {other}], "each below one person"
+    assert abs(sum(row["root"] for row in rows) / 300 - 0.5) < 0.12, "either is asked"
+
+
 def test_shortest_paths_are_drawn_evenly():
     edges = [[0, 1], [0, 2], [0, 3], [1, 4], [2, 4], [3, 5], [4, 6], [5, 6]]
     distance = graph.distances(edges, 0)

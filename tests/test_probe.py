@@ -184,6 +184,8 @@ def test_the_command_makes_every_figure(workspace, capsys):
     assert {key for key in cells if key[0] != "none"} == {
         (name, k) for name in evaluate.INTERVENTIONS if name != "none" for k in (1, 2)
     }
+    assert all(0 <= x["both"] <= min(x["accuracy"], x["twin"]) for x in cells.values() if x["twins"] == numbers["n"])
+    assert all(x["both_low"] <= x["both"] <= x["both_high"] for x in cells.values())
     assert cells["none", 2]["flipped"] == cells["permute", 1]["flipped"] == 0
     assert cells["permute", 1]["accuracy"] == cells["none", 1]["accuracy"]
     assert set(numbers["geometry"]) == {"norm", "inner product", "attention to facts"}

@@ -49,7 +49,14 @@ def test_a_table_is_trained_once_and_resumed(small, capsys, monkeypatch):
     coconut = [cell.strip() for cell in lines[3].strip("|").split("|")]
     assert coconut[0] == "coconut" and coconut[1] == f"{100 * kept['rows'][1]['accuracy']:.1f}±0.0"
     assert coconut[-2:] == ["97.0±0.3", "14.2"], "the paper's figures stand beside"
-    assert lines[4] == "| *chance* | 50.0 | - | - | - | - | - | - |" and len(lines) == 8, "and what no model gets"
+    assert lines[4] == "| *chance* | 50.0 | 25.0 | - | - | - | - | - | - |", "and what no model gets"
+    assert len(lines) == 8
+    assert coconut[2] == f"{100 * kept['rows'][1]['both']:.1f}±0.0"
+    assert kept["baselines_both"].keys() == kept["baselines"].keys()
+    assert " right with their twin, " in printed
+    old = [{k: v for k, v in row.items() if k != "both"} for row in kept["rows"]]  # from before there were twins
+    c = table1.Table1Config("smoke", task="prosqa", name="old")
+    assert table1.write_results(c, old).splitlines()[3].split(" | ")[2] == "-"
     assert stem.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
