@@ -95,7 +95,7 @@ def difference(row: dict) -> str:
     own = collections.Counter(f"{sentence}." for sentence in sentences)
     told = collections.Counter(fact(names, a, b) for a, b in row["edges"])
     for sentence in own - told:
-        return f"its question says {sentence[:80]!r}, which its graph is not told as"
+        return f"its question says {sentence[:80]!r}, which tells no edge so"
     for sentence in told - own:
         return f"its question does not say {sentence[:80]!r}"
     root, one, other = (names[row[field]] for field in ("root", "target", "neg_target"))

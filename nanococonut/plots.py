@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from nanococonut import data, graph
+from nanococonut import data, graph, reading
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # Okabe and Ito's palette: told apart by everyone
 COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GREY, "black")
@@ -19,7 +19,7 @@ matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False
 def read_log(path: Path) -> dict[tuple[str, str], list[tuple[int, int, float]]]:
     """(split, metric) -> [(step, stage, value)] of a log.csv."""
     series = defaultdict(list)
-    for row in csv.DictReader(data.read_text(path).splitlines()):
+    for row in csv.DictReader(reading.read_text(path).splitlines()):
         series[row["split"], row["metric"]].append((int(row["step"]), int(row["stage"]), float(row["value"])))
     return series
 

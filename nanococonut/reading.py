@@ -29,7 +29,7 @@ FACT = re.compile(r"(?:(?:every|each) )?(\S+) is an? (\S+)\.", re.IGNORECASE)  #
 
 
 def read_text(path: Path) -> str:
-    """What a text file holds, its lines ended by \\n alone. Raises UserError."""
+    """What a text file holds, its lines ended by a line feed alone. Raises UserError."""
     try:
         content = path.read_bytes()
         if content[:2] in (b"\xff\xfe", b"\xfe\xff") or content[:2].count(0) == 1:
@@ -64,47 +64,40 @@ def read_json(path: Path):
         raise UserError(f"{path} is not a JSON file ({error})") from None
 
 
-def read_json_lines(path: Path) -> list:
-    """What each line of a file of JSON lines holds; where the first is no JSON, neither is the file. Raises UserError."""
+def read_rows(path: Path) -> list[dict]:
+    """The problems of a file in any of the forms above. Raises UserError with the row's number and what is wrong."""
+    text = read_text(path)
+    if path.suffix == ".txt" and not text.lstrip().startswith(("[", "{")):
+        unit, first = "line {}: expected question||<<step>> <<step>> #### answer; ", 1
+        rows = [gsm8k_row(line) for line in text.rstrip().split("\n")]
+    else:
+        unit, first = "row {}: ", 0
+        rows = [problem(row) for row in rows_in(read_json_or_lines(path, text), path)]
+    for number, row in enumerate(rows, start=first):
+        wrong = fault(row)
+        if wrong:
+            raise UserError(f"{path}: {unit.format(number)}{wrong}")
+    return rows
+
+
+def read_json_or_lines(path: Path, text: str):
+    """What the text of a file holds, which is JSON, or JSON on each of its lines. Raises UserError."""
+    try:
+        return loads(text)
+    except (ValueError, RecursionError) as error:
+        whole = error
     values = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         try:
             if line.strip():
                 values.append(loads(line))
         except (ValueError, RecursionError) as error:
-            place = f"{path}: line {number}" if values else path
-            raise UserError(f"{place} is not JSON ({error})") from None
+            if values:
+                raise UserError(f"{path}: line {number} is not JSON ({error})") from None
+            break  # not even the first line: no JSON lines
+    if not values:
+        raise UserError(f"{path} is not a JSON file ({whole})")
     return values
-
-
-def read_rows(path: Path) -> list[dict]:
-    """The problems of a file in any of the forms above. Raises UserError with the row's number and what is wrong."""
-    text = read_text(path)
-    unit, first = "row", 0
-    if path.suffix == ".txt" and not text.lstrip().startswith(("[", "{")):
-        unit, first = "line", 1
-        rows = [gsm8k_row(line) for line in text.rstrip().split("\n")]
-    else:
-        try:
-            value = loads(text)
-        except (ValueError, RecursionError) as error:
-            if not starts_with_json_line(text):
-                raise UserError(f"{path} is not a JSON file ({error})") from None
-            value = read_json_lines(path)
-        rows = [problem(row) for row in rows_in(value, path)]
-    for number, row in enumerate(rows, start=first):
-        wrong = fault(row)
-        if wrong:
-            raise UserError(f"{path}: {unit} {number}: {wrong}")
-    return rows
-
-
-def starts_with_json_line(text: str) -> bool:
-    """Whether the first line is a JSON object by itself."""
-    try:
-        return isinstance(json.loads(text.lstrip().partition("\n")[0]), dict)
-    except (ValueError, RecursionError):
-        return False
 
 
 # From any form to one.
@@ -150,16 +143,17 @@ def problem(row):
     row = dict(row)
     if "answer" in row:
         row["answer"] = as_text(row["answer"])
-    words, mark, answer = row["answer"].rpartition("####") if isinstance(row.get("answer"), str) else ("", "", "")
+    chain = None  # the steps where they stand in the answer
+    if isinstance(row.get("answer"), str) and "####" in row["answer"]:
+        chain, _, answer = row["answer"].rpartition("####")
+        row["answer"] = answer.strip()
     if "steps" not in row:
         if "query" in row and "chain_of_thought" in row:
             row = prontoqa_row(row)
         elif "cot" in row:
             row["steps"] = row.pop("cot")
-        elif mark:
-            row["steps"] = words
-    if mark:
-        row["answer"] = answer.strip()
+        elif chain is not None:
+            row["steps"] = chain
     if isinstance(row.get("steps"), str):
         row["steps"] = cut(row["steps"])
     if isinstance(row.get("idx_to_symbol"), list):
@@ -205,15 +199,14 @@ def gsm8k_row(line: str) -> dict:
 
 
 def prontoqa_row(row: dict) -> dict:
-    """A row of the released ProntoQA generator as the paper has it: the chain's sentences two by two, the last alone."""
-    question, query, chain = row["question"], row.pop("query"), row.pop("chain_of_thought")
-    is_text = [isinstance(text, str) for text in (question, query)]
-    if not all(is_text) or not isinstance(chain, list):
-        return row | {"steps": chain}
-    if not all(isinstance(sentence, str) for sentence in chain):
-        return row | {"steps": chain}
-    steps = [" ".join(chain[i : i + 2]) for i in range(0, len(chain), 2)]
-    return row | {"question": f"{question} {query}", "steps": steps}
+    """A row of ProntoQA's generator as the paper has it: the chain's sentences two by two, the last alone."""
+    question, query, chain = row.get("question"), row.pop("query"), row.pop("chain_of_thought")
+    if isinstance(question, str) and isinstance(query, str):
+        row["question"] = f"{question} {query}"
+    row["steps"] = chain
+    if isinstance(chain, list) and all(isinstance(sentence, str) for sentence in chain):
+        row["steps"] = [" ".join(chain[i : i + 2]) for i in range(0, len(chain), 2)]
+    return row
 
 
 # What is wrong with a row.
