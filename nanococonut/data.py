@@ -17,6 +17,7 @@ import json
 import os
 import random
 import re
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -98,8 +99,12 @@ def fetch(url: str, path: Path, option: str, digest: str | None = None) -> Path:
         if digest not in (None, hashlib.sha256(content).hexdigest()):
             raise ValueError(f"invalid hash value, expected {digest}")
     except (OSError, http.client.HTTPException, ValueError) as error:
-        kind = NotThereError if getattr(error, "code", None) == 404 else UserError
-        raise kind(f"cannot fetch {url} ({error}); download it and give its path as --{option}") from None
+        what = f"cannot fetch {url} ({error}); download it and give its path as --{option}"
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+            if error.code == 404:
+                raise NotThereError(what) from None
+        raise UserError(what) from None
     write_atomically(path, lambda file: file.write(content))
     return path
 
