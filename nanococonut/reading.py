@@ -13,6 +13,7 @@ else a row holds, a graph for example. What may go in, as UTF-8 with or without 
 
 import itertools
 import json
+import math
 import re
 import reprlib
 from pathlib import Path
@@ -119,13 +120,17 @@ def rows_in(value, path: Path) -> list:
 
 
 def from_columns(columns: dict, path: Path) -> list[dict]:
-    """The rows of a table that is kept column by column. Raises UserError."""
+    """The rows of a table that is kept column by column; an empty cell is a field less. Raises UserError."""
     columns = {name: column for name, column in columns.items() if isinstance(column, list)}
     n_rows = len(columns["question"])
     for name, column in columns.items():
         if len(column) != n_rows:
             raise UserError(f"{path}: the column {name} has {len(column)} entries, the column question {n_rows}")
-    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+    rows = []
+    for i in range(n_rows):
+        cells = {name: column[i] for name, column in columns.items()}
+        rows.append({name: cell for name, cell in cells.items() if cell is not None})
+    return rows
 
 
 def problem(row):
@@ -162,11 +167,13 @@ def problem(row):
 
 
 def as_text(value):
-    """A number or a truth value as one writes it; anything else as it is.
+    """A finite number or a truth value as one writes it; anything else as it is.
 
     >>> as_text(4), as_text(4.0), as_text(0.5), as_text(True), as_text(None)
     ('4', '4', '0.5', 'True', None)
     """
+    if isinstance(value, float) and not math.isfinite(value):
+        return value
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value) if isinstance(value, int | float) else value

@@ -138,8 +138,11 @@ def in_another_form(rng, content: bytes) -> bytes:
     """The rows of a file as other people keep them, at times damaged as well."""
     try:
         rows = json.loads(content)
-        changed = [changed_row(rng, row) for row in rows]
-    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError):
+        kind = rng.randrange(8)  # of all rows; one more changes in another way
+        changed = [changed_row(rng, row, kind) for row in rows]
+        if rng.random() < 0.3:
+            changed[-1] = changed_row(rng, rows[-1], rng.randrange(8))
+    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError, KeyError):  # not a file of rows
         return b"\xef\xbb\xbf" + content
     columns = {field: [row.get(field) for row in changed] for field in changed[0]}
     lines = "\n".join(map(json.dumps, changed))
@@ -155,21 +158,20 @@ def in_another_form(rng, content: bytes) -> bytes:
     return form
 
 
-def changed_row(rng, row: dict) -> dict:
+def changed_row(rng, row: dict, kind: int) -> dict:
     """A row with one field in another form."""
-    kind = rng.randrange(8)
     if kind == 0:
         row = row | {"cot": " ".join(row["steps"])}
         del row["steps"]
     elif kind == 1:
         row = row | {"steps": rng.choice([" ", "\n"]).join(row["steps"])}
     elif kind == 2:
-        row = row | {"answer": rng.choice([4, 4.5, 1e30, True, "#### 4", "####", "C#", ",", None])}
+        row = row | {"answer": rng.choice([4, 4.5, 1e30, True, "#### 4", "#### 5", "C#", None])}
     elif kind == 3:
         row = row | {"query": "Is it?", "chain_of_thought": rng.choice([row["steps"], 3, [3], []])}
         del row["steps"]
     elif kind == 4:
-        row = row | {"question": row["question"] + rng.choice([" \ud83e", " \udd65?", "\r\n", "\ufeff"])}
+        row = row | {"question": row["question"] + rng.choice(["", " \ud83e", " \udd65?", "\r\n"])}
     elif kind == 5:
         row = row | {"idx_to_symbol": rng.choice([list(range(len(row["idx_to_symbol"]))), [True], "Tom", [""]])}
     elif kind == 6:

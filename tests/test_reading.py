@@ -65,6 +65,7 @@ FORMS = {
     "both": "\ufeff" + json.dumps(ROWS, indent=1).replace("\n", "\r\n"),
     "data": json.dumps({"version": 1, "data": ROWS}),
     "columns": json.dumps(columns(ROWS)),
+    "columns with empty cells": json.dumps(columns(ROWS) | {"edges": [None] * 30}),
     "columns in data": json.dumps({"data": columns(ROWS)}),
     "cot": json.dumps(list(map(with_cot, ROWS))),
     "cot by lines": as_json_lines(map(with_cot, ROWS)),
@@ -125,6 +126,7 @@ def test_what_was_read_once_reads_the_same_again(tmp_path):
         (json.dumps([ROWS[0] | {"question": 3}]).encode(), "row 0: question is 3, not a text"),
         (json.dumps([*ROWS, ROWS[0] | {"steps": None}]).encode(), "row 30: steps is None, not a list of texts"),
         (json.dumps([ROWS[0] | {"steps": ["a", 2]}]).encode(), "row 0: step 2 is 2, not a text"),
+        (json.dumps([ROWS[0] | {"answer": float("nan")}]).encode(), "row 0: answer is nan, not a text"),
         (json.dumps([ROWS[0] | {"answer": [4]}]).encode(), "row 0: answer is [4], not a text"),
         (json.dumps([ROWS[0] | {"answer": "C#"}]).encode(), "row 0: answer is 'C#', but what is scored stands after"),
         (json.dumps({"example1": {"test_example": {"question": "a", "query": "b"}}}).encode(), "row 0: it has no"),
@@ -148,6 +150,11 @@ def test_a_marked_answer_can_be_right():
         assert data.is_right(f"{data.texts_of(row)[1]}", row) and data.is_right(f"### {written}", row)
         assert not data.is_right("### 5", row) and not data.is_right("", row)
     assert data.is_right("### 4", ROWS[0] | {"answer": "#### 4"}), "also where no reader came before"
+
+
+def test_a_number_becomes_text_however_long():
+    for number, text in [(10**400, "1" + "0" * 400), (1e22, "1" + "0" * 22), (-0.5, "-0.5"), (False, "False")]:
+        assert reading.problem(ROWS[0] | {"answer": number})["answer"] == text
 
 
 def test_half_a_surrogate_pair_is_replaced(workspace):
