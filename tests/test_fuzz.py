@@ -138,12 +138,14 @@ def in_another_form(rng, content: bytes) -> bytes:
     """The rows of a file as other people keep them, at times damaged as well."""
     try:
         rows = json.loads(content)
-        kind = rng.randrange(8)  # of all rows; one more changes in another way
-        changed = [changed_row(rng, row, kind) for row in rows]
-        if rng.random() < 0.3:
-            changed[-1] = changed_row(rng, rows[-1], rng.randrange(8))
-    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError, KeyError):  # not a file of rows
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        rows = None
+    if not isinstance(rows, list):  # not a file of rows
         return b"\xef\xbb\xbf" + content
+    kind = rng.randrange(8)  # of all rows; one more changes in another way
+    changed = [changed_row(rng, row, kind) for row in rows]
+    if rng.random() < 0.3:
+        changed[-1] = changed_row(rng, rows[-1], rng.randrange(8))
     columns = {field: [row.get(field) for row in changed] for field in changed[0]}
     lines = "\n".join(map(json.dumps, changed))
     example = {f"example{i}": {"test_example": row} for i, row in enumerate(changed)}
