@@ -22,15 +22,18 @@ Source: [Hao24 A.2] and the released files. The printed algorithm does not make 
 was fitted to the released 300 validation and 500 test problems, and tests/test_prepare.py compares the two.
 """
 
+import itertools
 import math
 import random
+import re
+import urllib.parse
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from nanococonut import config, data, graph
+from nanococonut import config, data, graph, reading
 from nanococonut.curriculum import layout
 
 PERSONS = "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren".split()
@@ -51,6 +54,7 @@ FAMILIES = """large/small bright/dull transparent/opaque slow/fast/moderate hot/
 red/blue/brown/orange sour/sweet/bitter/spicy loud/muffled wooden/metallic/liquid luminous nervous/happy/feisty/shy
 melodic/discordant snowy/overcast/sunny/rainy/windy kind/mean/angry/amenable/aggressive"""
 FAMILIES = [family.split("/") for family in FAMILIES.split()]
+SUFFIXES = (".json", ".jsonl", ".txt")  # of files that hold problems
 CHOICES = {"task": data.TASKS, "tokenizer": ("words", "gpt2")}
 
 
@@ -60,7 +64,7 @@ class PrepareConfig:
 
     task: str = "prosqa"  # what to prepare
     name: str = ""  # folder under data/; default: the task
-    source: str = ""  # instead of generating: a JSON file, a folder or base URL with train, valid and test, or a URL
+    source: str = ""  # instead of generating: a file or its URL, or a folder or base URL with train, valid and test
     seed: int = 0  # same seed, same bytes
     train: int = 0  # problems to generate; 0: the released number
     valid: int = 0  # problems to generate; 0: the released number
@@ -232,46 +236,113 @@ def generate(c: PrepareConfig) -> dict[str, list[dict]]:
 
 def read_source(c: PrepareConfig) -> dict[str, list[dict]]:
     """The splits of --source: split by split from a folder or base URL, or one file divided 80/10/10 by the seed."""
-    kind = ".txt" if c.task == "gsm8k" else ".json"
-    if c.source.endswith((".json", ".txt")) or Path(c.source).is_file():
-        rows = read_file(c.source, c)
+    if suffix_of(c.source) in SUFFIXES or Path(c.source).is_file():
+        rows = reading.read_rows(fetched(c.source, c) if "://" in c.source else Path(c.source))
         if len(rows) < 10:
             raise config.UserError(f"{c.source} has {len(rows)} problems; 10 are needed for 80/10/10")
         random.Random(f"split {c.seed}").shuffle(rows)
         a, b = len(rows) * 8 // 10, len(rows) * 9 // 10
         return {"train": rows[:a], "valid": rows[a:b], "test": rows[b:]}
-    splits = {}
-    for split, host in zip(data.SPLITS, GSM8K_HOSTS, strict=True):
-        named = f"{c.source.rstrip('/')}/{c.task}_{split}{kind}"  # as the released files are
-        where = named if "://" in named or Path(named).exists() else f"{c.source}/{split}{kind}"
-        splits[split] = read_file(where if c.source else GSM8K.format(host, split), c)
-    return splits
+    if "://" in c.source:
+        paths = [first_there(c, split) for split in data.SPLITS]
+        if len({data.sha256(path) for path in paths}) == 1:
+            raise config.UserError(
+                f"{c.source} answers every name with the same bytes; give a file, or another address"
+            )
+    elif c.source:
+        paths = [first_in_folder(c, split) for split in data.SPLITS]
+    else:
+        urls = [GSM8K.format(host, split) for host, split in zip(GSM8K_HOSTS, data.SPLITS, strict=True)]
+        paths = [fetched(url, c) for url in urls]
+    return {split: reading.read_rows(path) for split, path in zip(data.SPLITS, paths, strict=True)}
 
 
-def read_file(where: str, c: PrepareConfig) -> list[dict]:
-    """The problems of a JSON file, or of lines `question||<<a>> <<b>> #### answer`, on disk or at an address."""
-    path = Path(where)
-    if "://" in where:
-        path = data.fetch(where, data.folder_of("data", c.name or c.task) / "source" / path.name, "source")
-    if path.suffix != ".txt":
-        return data.read_rows(path)
-    rows = [gsm8k_row(line) for line in data.read_text(path).rstrip().split("\n")]
-    if bad := [number for number, row in enumerate(rows, start=1) if not data.is_problem(row)]:
-        raise config.UserError(f"{path}: line {bad[0]}: expected question||<<step>> <<step>> #### answer")
-    return rows
+def names_of_split(task: str, split: str) -> list[str]:
+    """The names that a file of a split may have, likeliest first.
 
-
-def gsm8k_row(line: str) -> dict:
-    """A line of GSM8k-Aug, cut as the paper's code cuts it: an empty chain becomes one empty step.
-
-    >>> gsm8k_row("How much?||<<4-2=2>> <<2/.5=4>> #### 1,200")
-    {'question': 'How much?', 'steps': ['<<4-2=2>>', '<<2/.5=4>>'], 'answer': '1200'}
-    >>> gsm8k_row("How many?|| #### 9")["steps"]
-    ['']
+    >>> names_of_split("prontoqa", "valid")[:4]
+    ['prontoqa_valid.json', 'prontoqa_valid.jsonl', 'prontoqa_valid.txt', 'valid.json']
     """
-    question, _, rest = line.partition("||")
-    chain, _, answer = rest.rpartition("####")
-    return {"question": question, "steps": chain.strip().split(" "), "answer": answer.strip().replace(",", "")}
+    stems = [f"{task}_{split}", split, f"{task}_{split}_graph_4_coconut"]  # the last as superposition's files are
+    if task == "gsm8k":
+        stems.append(f"gsm_{split}")  # as the paper's code names it
+    if split == "valid":
+        stems += [f"{task}_validation", "validation"]
+    return [stem + suffix for stem, suffix in itertools.product(stems, SUFFIXES)]
+
+
+def suffix_of(source: str) -> str:
+    """What the name of a file ends in, on disk or at an address, whose query is no part of it.
+
+    >>> suffix_of("https://host/x/train.json?download=true"), suffix_of("folder/with.dots/")
+    ('.json', '.dots')
+    """
+    return Path(path_of(source) if "://" in source else source).suffix.lower()
+
+
+def path_of(url: str) -> str:
+    """The path of an address. Raises UserError."""
+    try:
+        return urllib.parse.urlsplit(url).path
+    except ValueError as error:
+        raise config.UserError(f"{url} is not an address ({error})") from None
+
+
+def fetched(url: str, c: PrepareConfig) -> Path:
+    """The file in data/<name>/source/ that now holds what is at an address; it has the name that the path ends in."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(path_of(url)).name) or "download"
+    return data.fetch(url, data.folder_of("data", c.name or c.task) / "source" / name, "source")
+
+
+def first_there(c: PrepareConfig, split: str) -> Path:
+    """The file of a split from a base URL, whose query is kept: the first name at which there is something."""
+    path, refusals = path_of(c.source).rstrip("/"), []
+    for name in names_of_split(c.task, split):
+        url = urllib.parse.urlsplit(c.source)._replace(path=f"{path}/{name}").geturl()
+        try:
+            return fetched(url, c)
+        except data.NotThereError as error:
+            refusals.append(error)
+    raise refusals[0]
+
+
+def first_in_folder(c: PrepareConfig, split: str) -> Path:
+    """The file of a split in a folder. Raises UserError."""
+    names = names_of_split(c.task, split)
+    for name in names:
+        if (Path(c.source) / name).exists():
+            return Path(c.source) / name
+    raise config.UserError(f"cannot read {c.source}/{split}.json: no such file, nor any of {', '.join(names)}")
+
+
+def demand_other_problems(splits: dict[str, list[dict]]) -> None:
+    """Warns of questions that stand in two splits. Raises UserError where two splits hold the same problems."""
+    texts = {}
+    for split, rows in splits.items():
+        texts[split] = sorted([row["question"], *row["steps"], row["answer"]] for row in rows)
+    for one, other in itertools.combinations(splits, 2):
+        if texts[one] == texts[other]:
+            raise config.UserError(f"{one} and {other} hold the same problems; give each split a file of its own")
+    seen, n_repeated = set(), 0
+    for rows in splits.values():
+        questions = [row["question"] for row in rows]
+        n_repeated += sum(question in seen for question in questions)
+        seen.update(questions)
+    if n_repeated:
+        print(f"warning: {n_repeated} questions of valid or test stand in an earlier split too")
+
+
+def how_told(folder: Path, rows: list[dict]) -> str:
+    """How many problems of train --augment cannot tell anew, and why not the first; empty where it can tell all."""
+    found = [graph.difference(row) for row in rows]
+    differing = [i for i, how in enumerate(found) if how]
+    if not differing:
+        return ""
+    if not any(map(graph.has_graph, rows)):
+        return f"{folder}/train.json: no problem has a graph; --augment keeps the file's words"
+    first = differing[0]
+    how_many = f"--augment keeps the file's words of {len(differing)} of {len(rows)} problems"
+    return f"{folder}/train.json: {how_many}; the first is row {first}: {found[first]}"
 
 
 def main(c: PrepareConfig) -> None:
@@ -281,7 +352,11 @@ def main(c: PrepareConfig) -> None:
     config.demand(c, "hops", lambda n: 1 <= n <= n_hops, f"from 1 to {n_hops}: there are {len(KINDS)} concepts")
     config.demand(c, "min_hops", lambda n: 1 <= n <= c.max_hops, f"from 1 to --max_hops={c.max_hops}")
     data.folder_of("data", c.name or c.task)  # a name that leads elsewhere is refused before any work
-    splits = read_source(c) if c.source or c.task == "gsm8k" else generate(c)
+    if c.source or c.task == "gsm8k":
+        splits = read_source(c)
+        demand_other_problems(splits)
+    else:
+        splits = generate(c)
     lengths = Counter(len(row["steps"]) for row in splits["train"])
     meta = {"task": c.task, "seed": c.seed, "tokenizer": c.tokenizer, "max_steps": max(lengths)}
     options = {"prosqa": ["n_nodes", "min_hops", "max_hops", "fair"], "prontoqa": ["hops", "fair"], "gsm8k": ["source"]}
@@ -296,6 +371,9 @@ def main(c: PrepareConfig) -> None:
     print(shown[0])
     print("steps in a chain (train):", ", ".join(f"{k}: {n}" for k, n in sorted(lengths.items())))
     print(f"{folder}: {meta['counts']}, {len(meta['vocabulary'])} words, see {folder}/preview.txt")
+    told = how_told(folder, splits["train"])
+    if told and (c.task == "prosqa" or any(map(graph.has_graph, splits["train"]))):
+        print(told)
 
 
 if __name__ == "__main__":

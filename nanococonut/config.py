@@ -7,6 +7,7 @@ the code. The first field of a class may be given as a bare word: `python train.
 import dataclasses
 import difflib
 import inspect
+import io
 import re
 import sys
 
@@ -17,6 +18,8 @@ class UserError(Exception):
 
 def run(main, config_class, presets=None, choices=None) -> None:
     """Parses the command line, calls main(config), and turns a UserError into one line on stderr and exit status 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? for what it cannot show
     try:
         main(parse(config_class, sys.argv[1:], presets, choices))
     except KeyboardInterrupt:

@@ -1,20 +1,23 @@
-"""Problems: their schema, when an answer is right, and data/<name>/ on disk.
+"""Problems: when an answer is right, how they are tokenised and told anew, and data/<name>/ on disk.
 
-A problem is what the field's files hold, {"question": str, "steps": [str], "answer": str}, and for ProsQA the graph it
+A problem is a row that reading.py reads, {"question": str, "steps": [str], "answer": str}, and for ProsQA the graph it
 was told from: "edges" [[from, to]], "idx_to_symbol" [name], "root", "target", "neg_target". As tokens [Hao24]:
 
     question \\n      each step \\n      ### answer
 
 A ProsQA problem can be told again: the same graph with other names, its facts and its two options in another order.
 Training draws a fresh telling each time (--augment), because 17,886 fixed texts are too few to learn from scratch.
+A problem whose graph does not tell its own words (see graph.difference) keeps those words.
 """
 
+import functools
 import hashlib
 import http.client
 import json
 import os
 import random
 import re
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -23,57 +26,12 @@ import numpy as np
 from nanococonut import graph, tokenizer
 from nanococonut.config import UserError
 from nanococonut.curriculum import Example
+from nanococonut.reading import read_json, read_rows
 
 TASKS = ("prosqa", "prontoqa", "gsm8k")
 SPLITS = ("train", "valid", "test")
 MAX_DOWNLOAD = 2 * 10**9  # bytes, kept in memory while they are checked
 ALLOWED = re.compile(r"https://|http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)")  # http: this machine alone
-
-
-def read_text(path: Path) -> str:
-    """What a text file holds. Raises UserError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (ValueError, OSError) as error:  # ValueError: not utf-8, no path
-        raise UserError(f"cannot read {path} as text in utf-8 ({error})") from None
-    if text.startswith("version https://git-lfs"):
-        raise UserError(f"{path} is a Git-LFS pointer, not the data; fetch the file itself (git lfs pull)")
-    return text
-
-
-def read_json(path: Path):
-    """What a JSON file holds. Raises UserError."""
-    try:
-        return json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a JSON file ({error})") from None
-
-
-def read_rows(path: Path) -> list[dict]:
-    """The problems of a JSON file in the field's schema. Raises UserError with the number of the row that is not."""
-    rows = read_json(path)
-    if not isinstance(rows, list) or not rows:
-        raise UserError(f"{path} should hold a list of problems like {{question, steps, answer}}, and at least one")
-    if bad := [i for i, row in enumerate(rows) if not is_problem(row)]:
-        more = "and with a graph each name once, nodes by number, steps that end in a name"
-        raise UserError(f"{path}: row {bad[0]}: expected {{question: text, steps: [text], answer: text}}, {more}")
-    return rows
-
-
-def is_problem(row) -> bool:
-    """Whether a row follows the schema and its graph, if it has one, holds together."""
-    try:
-        lists, texts = [row["steps"]], [row["question"], row["answer"], *row["steps"]]
-        checks = texts[:2]
-        if graph.has_graph(row):
-            graph.chain_of(row)  # raises where a step ends in no name
-            names, edges, *ends = (row[field] for field in graph.FIELDS)
-            lists, texts = [*lists, names, edges], [*texts, *names]
-            nodes = [*ends, *(v for a, b in edges for v in (a, b))]
-            checks += [*names, len(set(names)) == len(names), *(type(v) is int and 0 <= v < len(names) for v in nodes)]
-        return all(isinstance(x, list) for x in lists) and all(isinstance(x, str) for x in texts) and all(checks)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
-        return False
 
 
 def final_answer(text: str) -> str:
@@ -87,7 +45,7 @@ def final_answer(text: str) -> str:
 
 def is_right(text: str, row: dict) -> bool:
     """Whether what was written ends in the row's answer, word for word: the paper's score."""
-    return final_answer(text) == row["answer"].replace(",", "").strip()
+    return final_answer(text) == final_answer(row["answer"])
 
 
 def starts_with_fact(text: str, row: dict) -> bool:
@@ -114,11 +72,16 @@ def write_atomically(path: Path, write) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+    """Writes a text as UTF-8; half a surrogate pair, as in a file's name that is not UTF-8, becomes "?"."""
+    write_atomically(path, lambda file: file.write(text.encode("utf-8", errors="replace")))
 
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class NotThereError(UserError):
+    """An address at which there is nothing (HTTP status 404)."""
 
 
 def fetch(url: str, path: Path, option: str, digest: str | None = None) -> Path:
@@ -136,7 +99,12 @@ def fetch(url: str, path: Path, option: str, digest: str | None = None) -> Path:
         if digest not in (None, hashlib.sha256(content).hexdigest()):
             raise ValueError(f"invalid hash value, expected {digest}")
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise UserError(f"cannot fetch {url} ({error}); download it and give its path as --{option}") from None
+        what = f"cannot fetch {url} ({error}); download it and give its path as --{option}"
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+            if error.code == 404:
+                raise NotThereError(what) from None
+        raise UserError(what) from None
     write_atomically(path, lambda file: file.write(content))
     return path
 
@@ -169,8 +137,9 @@ def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, di
     folder, vocabulary = folder_of("data", name), []
     if meta["tokenizer"] == "words":
         texts = [text for row in splits["train"] for text in texts_of(row)]
-        if all(map(graph.has_graph, splits["train"])):  # every name in every place, for tellings to come
-            persons, concepts = graph.names_of(splits["train"])
+        told = [row for row in splits["train"] if not graph.difference(row)]
+        if told:  # every name in every place, for tellings to come
+            persons, concepts = graph.names_of(told)
             facts = [(graph.subject(p), graph.subject(c), c, p) for p in persons for c in concepts]
             texts += [f"{one}{c}. {one}{c}. {every}{c}. Is {p} a {c} or {c}?\n" for one, every, c, p in facts]
             texts += [f"{every}{c}.\n{every}{c}.\n### {one}{c}." for one, every, c, p in facts]
@@ -194,7 +163,7 @@ def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, di
 
 
 class Split:
-    """The examples of one file as token ids: as they were written, or told anew where there is a graph."""
+    """The examples of one file as token ids: as they were written, or told anew where a graph tells the same words."""
 
     def __init__(self, encoding, rows: list[dict], arrays: dict[str, np.ndarray] | None = None):
         self.encoding, self.rows = encoding, rows
@@ -214,11 +183,34 @@ class Split:
         question, *rests = (self.tokens[a:b].tolist() for a, b in zip(ends, ends[1:], strict=False))
         return Example(question, rests)
 
+    @functools.cached_property
+    def told(self) -> list[bool]:
+        """Of each row, whether its graph tells the words that it has."""
+        return [graph.difference(row) == "" for row in self.rows]
+
+    @functools.cached_property
+    def pool(self) -> tuple[list[str], list[str]]:
+        """The persons and the concepts that a problem told anew may be about."""
+        return graph.names_of([row for i, row in enumerate(self.rows) if self.told[i]])
+
+    def retells(self, i: int) -> bool:
+        """Whether problem i can be told anew; where not, training keeps the file's words."""
+        return self.told[i]
+
+    def demand_graphs(self, option: str) -> None:
+        """Raises UserError, naming an option that works on graphs, where no problem can be told anew from its graph."""
+        if any(self.told):
+            return
+        why = "the problems have no graph"
+        if any(map(graph.has_graph, self.rows)):
+            why = f"no problem's graph tells the file's own words; of the first, {graph.difference(self.rows[0])}"
+        raise UserError(f"{option} should be 0: {why}")
+
     def retold(self, i: int, rng: random.Random, keep: float = 1.0, hard: float = 0.0) -> Example:
         """Problem i in a fresh order and under fresh names, persons for persons; by chance with a harder option."""
         row = graph.harder(self.rows[i], rng) if hard and rng.random() < hard else self.rows[i]
         # Differs from the paper: its texts are fixed and its weights have read the web; from scratch 17,886 are few.
-        (persons, concepts), are_persons = self.names, [n[0].isupper() for n in row["idx_to_symbol"]]
+        (persons, concepts), are_persons = self.pool, [n[0].isupper() for n in row["idx_to_symbol"]]
         n, n_persons = len(are_persons), sum(are_persons)
         persons, concepts = iter(rng.sample(persons, n_persons)), iter(rng.sample(concepts, n - n_persons))
         names = [next(persons if is_person else concepts) for is_person in are_persons]
@@ -226,13 +218,18 @@ class Split:
         return Example(question, rests)
 
     def draw(self, n: int, rng: random.Random, augment: bool, keep=1.0, over=None, hard=0.0) -> list[Example]:
-        """n examples drawn with replacement, of more than `over` steps if there are any; augment tells them anew."""
+        """n examples drawn with replacement, of more than `over` steps if there are any.
+
+        augment tells those anew that can be; hard is the share of these that get a harder option.
+        """
         pool = self.longer[over] if over and over < len(self.longer) else range(len(self))
         # One eighth of 8 n sorted by length: neighbours need little padding, and all problems stay equally likely.
         drawn = sorted(rng.choices(pool, k=8 * n), key=self.lengths.__getitem__)
         start = n * rng.randrange(8)
-        retells = augment and self.graphs
-        return [self.retold(i, rng, keep, hard) if retells else self.example(i) for i in drawn[start : start + n]]
+        return [
+            self.retold(i, rng, keep, hard) if augment and self.retells(i) else self.example(i)
+            for i in drawn[start : start + n]
+        ]
 
 
 class Dataset:

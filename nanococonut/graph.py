@@ -7,6 +7,7 @@ the others are concepts'. An edge [a, b] is the fact that a is a b. The root rea
     edges          [[0, 2], [2, 3], [1, 4]]                         Tom -> lempus -> rempus     Max -> impus
 """
 
+import collections
 import itertools
 import math
 import random
@@ -73,6 +74,42 @@ def tell(row: dict, rng: random.Random, names: list[str] | None = None, keep: fl
         "answer": fact(names, nodes[0], nodes[-1]),
         "idx_to_symbol": names,
     }
+
+
+def difference(row: dict) -> str:
+    """How a row's own words differ from what tell() makes of its graph; empty where they are the same.
+
+    The order of the facts and of the two options is free: tell() draws it anew.
+
+    >>> row = {"idx_to_symbol": ["Tom", "Max", "lempus", "impus"], "edges": [[0, 2], [1, 3]], "root": 0, "target": 2,
+    ...        "neg_target": 3, "question": "Max is a impus. Tom is a lempus. Is Tom a lempus or impus?",
+    ...        "steps": ["Tom is a lempus."], "answer": "Tom is a lempus."}
+    >>> difference(row), difference(row | {"answer": "Yes"})
+    ('', "its answer is 'Yes', not 'Tom is a lempus.'")
+    """
+    for field in FIELDS:
+        if field not in row:
+            return f"it has no {field}"
+    names, nodes = row["idx_to_symbol"], chain_of(row)
+    *sentences, asked = row["question"].split(". ")
+    own = collections.Counter(f"{sentence}." for sentence in sentences)
+    told = collections.Counter(fact(names, a, b) for a, b in row["edges"])
+    for sentence in own - told:
+        return f"its question says {sentence[:80]!r}, which tells no edge so"
+    for sentence in told - own:
+        return f"its question does not say {sentence[:80]!r}"
+    root, one, other = (names[row[field]] for field in ("root", "target", "neg_target"))
+    options = [f"Is {root} a {one} or {other}?", f"Is {root} a {other} or {one}?"]
+    if asked not in options:
+        return f"its question asks {asked[:80]!r}, not {options[0]!r}"
+    steps = [fact(names, a, b) for a, b in itertools.pairwise(nodes)]
+    for number, (step, wanted) in enumerate(zip(row["steps"], steps, strict=True), start=1):
+        if step != wanted:
+            return f"its step {number} is {step[:80]!r}, not {wanted!r}"
+    answer = fact(names, nodes[0], nodes[-1])
+    if row["answer"] != answer:
+        return f"its answer is {row['answer'][:80]!r}, not {answer!r}"
+    return ""
 
 
 # Searching: who reaches what, and how far away it is.

@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from nanococonut import data
+from nanococonut import data, reading
 
 HEADER = "step,stage,split,metric,value\n"
 LINE = re.compile(r"(\d{1,9}),\d{1,9},\w+,\w+,-?[\d.]+(e[-+]\d+)?\n")
@@ -40,7 +40,7 @@ def cut(path: Path, step: int) -> None:
 def read(path: Path) -> dict[tuple[str, str], list[tuple[int, int, float]]]:
     """(split, metric) -> [(step, stage, value)]."""
     series = defaultdict(list)
-    for row in csv.DictReader(data.read_text(path).splitlines()):
+    for row in csv.DictReader(reading.read_text(path).splitlines()):
         series[row["split"], row["metric"]].append((int(row["step"]), int(row["stage"]), float(row["value"])))
     return series
 

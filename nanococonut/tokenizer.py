@@ -13,6 +13,7 @@ can be like a token from the start. Glue is function words, full stops and blank
 """
 
 import collections
+import hashlib
 import re
 
 import tiktoken
@@ -27,6 +28,8 @@ PATTERN = (
     r"[a-z]+\.|\n(?=### )|"  # object, and what stands before an answer
     rf"(?! ?(?:{FUNCTION_WORDS})\b) ?[A-Za-z]+|(?:[ .?#\n]|\b(?:{FUNCTION_WORDS})\b)+|[0-9]|[\s\S]"  # word, glue, rest
 )
+GPT2_FILES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # where tiktoken fetches from
+GPT2_NAMES = ("vocab.bpe", "encoder.json")  # it keeps each under the sha1 of its address
 SPECIAL = ("bot", "eot", "pause", "eos")  # begin and end of thought, Table 1's pause, end of sequence
 
 
@@ -52,10 +55,14 @@ def words(vocabulary: list[str]) -> tiktoken.Encoding:
 
 def gpt2() -> tiktoken.Encoding:
     """GPT-2's encoding with <bot>, <eot> and <pause> behind it; its <|endoftext|> is <eos>. Downloads on first use."""
+    cached = ", ".join(f"{hashlib.sha1((GPT2_FILES + name).encode()).hexdigest()} ({name})" for name in GPT2_NAMES)
+    hint = f"go online, or set TIKTOKEN_CACHE_DIR to a folder that holds {cached} of {GPT2_FILES}, or use words"
     try:
         base = tiktoken.get_encoding("gpt2")
     except OSError:  # requests' exceptions are OSErrors
-        raise UserError("--tokenizer=gpt2 fetches GPT-2's vocabulary at first use: go online, or use words") from None
+        raise UserError(f"GPT-2's vocabulary is not on this machine and cannot be fetched: {hint}") from None
+    except (ValueError, AssertionError):  # tiktoken knows the files' checksums
+        raise UserError(f"what came for GPT-2's vocabulary is another file, a login page perhaps: {hint}") from None
     special = {f"<{name}>": base.n_vocab + i for i, name in enumerate(SPECIAL[:-1])} | {"<eos>": base.eot_token}
     ranks, pattern = base._mergeable_ranks, base._pat_str
     return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)

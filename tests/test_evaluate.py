@@ -9,7 +9,8 @@ import torch
 
 import prepare
 import train
-from nanococonut import config, data, evaluate, graph, runs
+from nanococonut import config, data, evaluate, graph, reading, runs
+from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
 RELEASED = Path(__file__).parents[2] / "shared/data/prosqa_valid_official.json"
 # Tom -> lempus -> rempus -> impus, a detour lempus -> jompus -> rempus, and Max -> yumpus.
@@ -111,7 +112,7 @@ def test_twins_of_the_released_file():
     hops = Counter(len(twin["steps"]) for _, twin in pairs)
     assert hops == {1: 64, 2: 160, 3: 71, 4: 5}
     for row, twin in pairs:
-        assert data.is_problem(twin)
+        assert reading.fault(twin) == ""
         assert twin["question"].split()[:-4] == [*row["question"].split()[:-5], *twin["question"].split()[-5:-4]]
         assert twin["question"].split()[-4:] == row["question"].split()[-4:], "only the name differs"
         assert graph.judge_chain(twin["steps"], twin, hidden=False) == "correct_path"
@@ -122,7 +123,7 @@ def test_twins_of_the_released_file():
 
 def test_a_run_is_measured_with_twins(workspace, capsys):
     prepare.main(prepare.PrepareConfig(train=32, valid=6, test=8, n_nodes=8, min_hops=2, max_hops=3))
-    train.main(config.parse(config.TrainConfig, ["smoke", "--name=run"], config.PRESETS, config.CHOICES))
+    train.main(config.parse(TrainConfig, ["smoke", "--name=run"], PRESETS, CHOICES))
     run = runs.Run("run")
     examples = run.split("test")
     twins = [twin for _, twin in graph.twins(examples.rows)]

@@ -135,9 +135,56 @@ def fuzz_commands(n, seed):
     return seen
 
 
+def in_another_form(rng, content: bytes) -> bytes:
+    """The rows of a file as other people keep them, at times damaged as well."""
+    try:
+        rows = json.loads(content)
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        rows = None
+    if not isinstance(rows, list):  # not a file of rows
+        return b"\xef\xbb\xbf" + content
+    kind = rng.randrange(8)  # of all rows; one more changes in another way
+    changed = [changed_row(rng, row, kind) for row in rows]
+    if rng.random() < 0.3:
+        changed[-1] = changed_row(rng, rows[-1], rng.randrange(8))
+    columns = {field: [row.get(field) for row in changed] for field in changed[0]}
+    lines = "\n".join(map(json.dumps, changed))
+    example = {f"example{i}": {"test_example": row} for i, row in enumerate(changed)}
+    values = [changed, {"data": changed}, columns, {"data": columns}, example, changed[0]]
+    text = rng.choice([lines, *map(json.dumps, values)])
+    if rng.random() < 0.3:
+        text = text.replace("\n", "\r\n")
+    form = text.encode(rng.choice(["utf-8", "utf-8", "utf-8-sig", "utf-16-le"]))
+    if rng.random() < 0.3:
+        i = rng.randrange(len(form))
+        form = form[:i] + rng.choice([b"", b"\n", b"\\ud83e", b"#"]) + form[i + 1 :]
+    return form
+
+
+def changed_row(rng, row: dict, kind: int) -> dict:
+    """A row with one field in another form."""
+    if kind == 0:
+        row = row | {"cot": " ".join(row["steps"])}
+        del row["steps"]
+    elif kind == 1:
+        row = row | {"steps": rng.choice([" ", "\n"]).join(row["steps"])}
+    elif kind == 2:
+        row = row | {"answer": rng.choice([4, 4.5, 1e30, True, "#### 4", "#### 5", "C#", None])}
+    elif kind == 3:
+        row = row | {"query": "Is it?", "chain_of_thought": rng.choice([row["steps"], 3, [3], []])}
+        del row["steps"]
+    elif kind == 4:
+        row = row | {"question": row["question"] + rng.choice(["", " \ud83e", " \udd65?", "\r\n"])}
+    elif kind == 5:
+        row = row | {"idx_to_symbol": rng.choice([list(range(len(row["idx_to_symbol"]))), [True], "Tom", [""]])}
+    elif kind == 6:
+        row = {field: value for field, value in row.items() if field != rng.choice(list(row))}
+    return row
+
+
 def mutated(rng, content: bytes) -> bytes:
     """The content of a file, damaged in one of the ways files get damaged."""
-    kind = rng.randrange(8)
+    kind = rng.randrange(9)
     if kind == 0:
         return content[: rng.randrange(len(content))]
     if kind == 1:
@@ -151,6 +198,8 @@ def mutated(rng, content: bytes) -> bytes:
         return b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 133\n"
     if kind == 5:
         return content.decode("latin-1").encode("utf-16")
+    if kind == 8:
+        return in_another_form(rng, content)
     try:  # another value somewhere in the JSON, or a field less
         value = json.loads(content)
         inside = value

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import prepare
-from nanococonut import data, graph
+from nanococonut import data, graph, reading
 from nanococonut.config import UserError, parse
 
 RELEASED = Path(__file__).parents[2] / "shared/data/prosqa_valid_official.json"
@@ -302,9 +302,9 @@ def test_a_folder_is_taken_split_by_split(workspace):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git-LFS pointer"),
         (
             json.dumps([*ROWS[:3], {"question": "q", "answer": "a"}]).encode(),
-            "row 3: expected {question: text, steps: [text], answer: text}",
+            "row 3: it has no steps; its fields are ['question', 'answer']",
         ),
-        (json.dumps([{"question": "", "steps": [], "answer": "a"}]).encode(), "row 0: expected"),
+        (json.dumps([{"question": "", "steps": [], "answer": "a"}]).encode(), "row 0: question is '', not a text"),
         (json.dumps(ROWS[:5]).encode(), "10 are needed"),
     ],
 )
@@ -336,7 +336,7 @@ def test_mistakes(workspace, words, message):
 
 
 GRAPH = {"idx_to_symbol": ["Tom", "a", "b", "Max"], "edges": [[0, 1], [1, 2], [3, 1]], "root": 0, "target": 2}
-GRAPH |= {"question": "q", "answer": "a", "steps": ["Tom is a a.", "Every a is a b."], "neg_target": 1}
+GRAPH |= {"question": "q", "answer": "a", "steps": ["Tom is a a.", "Every a is a b."], "neg_target": 3}
 
 
 @pytest.mark.parametrize(
@@ -354,11 +354,11 @@ GRAPH |= {"question": "q", "answer": "a", "steps": ["Tom is a a.", "Every a is a
         ("steps", ["Tom is a zzz."]),
         ("steps", ["."]),
         ("steps", None),
-        ("answer", 3),
+        ("answer", None),
     ],
 )
 def test_a_graph_that_does_not_hold_together_is_refused(field, value):
-    assert data.is_problem(GRAPH) and not data.is_problem(GRAPH | {field: value})
+    assert reading.fault(GRAPH) == "" and reading.fault(GRAPH | {field: value})
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Every text comes back, and a known piece is one token."""
 
+import hashlib
+import json
 import random
 from pathlib import Path
 
@@ -82,10 +84,38 @@ def test_a_broken_vocabulary_is_refused():
         tokenizer.words(["x"])
 
 
-def test_gpt2_without_the_network_is_one_clear_line(monkeypatch):
-    def offline(name):
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError("no route to host"), "GPT-2's vocabulary is not on this machine and cannot be fetched"),
+        (ValueError("Hash mismatch for data downloaded from ..."), "is another file, a login page perhaps"),
+    ],
+)
+def test_gpt2_without_its_vocabulary_is_one_clear_line(workspace, monkeypatch, error, message):
+    def refuse(name):
+        raise error
+
+    monkeypatch.setattr("tiktoken.get_encoding", refuse)
+    with pytest.raises(UserError, match=message) as refused:
+        tokenizer.gpt2()
+    assert "TIKTOKEN_CACHE_DIR" in str(refused.value) and "\n" not in str(refused.value)
+    meta = {"tokenizer": "gpt2", "vocabulary": [], "longest": {}, "sha256": {}}
+    data.write_text(workspace / "data/theirs/meta.json", json.dumps(meta))
+    with pytest.raises(UserError, match=message):
+        data.Dataset("theirs")
+
+
+def test_the_hint_names_the_files_that_tiktoken_looks_for(monkeypatch):
+    asked = []
+
+    def note(address, *_, **__):
+        asked.append(address)
         raise OSError("no route to host")
 
-    monkeypatch.setattr("tiktoken.get_encoding", offline)
-    with pytest.raises(UserError, match="--tokenizer=gpt2 fetches GPT-2's vocabulary at first use"):
+    monkeypatch.setattr("tiktoken.load.read_file_cached", note)
+    monkeypatch.setattr("tiktoken.registry.ENCODINGS", {})
+    with pytest.raises(UserError) as refused:
         tokenizer.gpt2()
+    assert asked == [tokenizer.GPT2_FILES + "vocab.bpe"]
+    assert f"{hashlib.sha1(asked[0].encode()).hexdigest()} (vocab.bpe)" in str(refused.value)
+    assert "encoder.json" in str(refused.value)

@@ -1,0 +1,511 @@
+"""Files as people have them: every form gives the same rows, and what is wrong is named by file, row and field."""
+
+import contextlib
+import http.server
+import io
+import json
+import random
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import prepare
+from nanococonut import config, data, graph, reading
+from nanococonut.config import UserError
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared/data"
+released = pytest.mark.skipif(not SHARED.exists(), reason="the released files stand beside the project, not in it")
+
+
+def sums(n, first=0):
+    """n problems of two steps."""
+    rows = []
+    for i in range(first, first + n):
+        steps = [f"<<{i}+1={i + 1}>>", f"<<{i + 1}*2={2 * i + 2}>>"]
+        rows.append({"question": f"Twice {i} plus 1?", "steps": steps, "answer": str(2 * i + 2)})
+    return rows
+
+
+ROWS = sums(30)
+
+
+def columns(rows):
+    return {field: [row[field] for row in rows] for field in rows[0]}
+
+
+def with_cot(row):
+    return {"question": row["question"], "cot": " ".join(row["steps"]), "answer": int(row["answer"])}
+
+
+def in_answer(row):
+    """GSM8k as first released: the chain stands before the answer."""
+    return {"question": row["question"], "answer": "\n".join([*row["steps"], f"#### {row['answer']}"])}
+
+
+def as_json_lines(rows):
+    return "\n".join(json.dumps(row) for row in rows) + "\n"
+
+
+def as_bars(rows):
+    return "".join(f"{row['question']}||{' '.join(row['steps'])} #### {row['answer']}\n" for row in rows)
+
+
+FORMS = {
+    "list": json.dumps(ROWS),
+    "indented": json.dumps(ROWS, indent=2),
+    "lines": as_json_lines(ROWS),
+    "lines with a blank one": as_json_lines(ROWS).replace("\n", "\n\n", 1),
+    "byte order mark": "\ufeff" + json.dumps(ROWS),
+    "carriage returns": as_json_lines(ROWS).replace("\n", "\r\n"),
+    "both": "\ufeff" + json.dumps(ROWS, indent=1).replace("\n", "\r\n"),
+    "data": json.dumps({"version": 1, "data": ROWS}),
+    "columns": json.dumps(columns(ROWS)),
+    "columns with empty cells": json.dumps(columns(ROWS) | {"edges": [None] * 30}),
+    "columns in data": json.dumps({"data": columns(ROWS)}),
+    "cot": json.dumps(list(map(with_cot, ROWS))),
+    "cot by lines": as_json_lines(map(with_cot, ROWS)),
+    "cot by columns": json.dumps(columns(list(map(with_cot, ROWS)))),
+    "steps in one text": json.dumps([row | {"steps": " ".join(row["steps"])} for row in ROWS]),
+    "steps on lines": json.dumps([row | {"steps": "\n".join(row["steps"])} for row in ROWS]),
+    "answers as numbers": json.dumps([row | {"answer": int(row["answer"])} for row in ROWS]),
+    "answers as floats": json.dumps([row | {"answer": float(row["answer"])} for row in ROWS]),
+    "answers marked": json.dumps([row | {"answer": f"#### {row['answer']}"} for row in ROWS]),
+    "all in the answer": json.dumps(list(map(in_answer, ROWS))),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["mine.json", "mine.jsonl", "mine.txt"])
+def test_every_form_gives_the_same_rows(tmp_path, form, name):
+    path = tmp_path / name
+    path.write_bytes(FORMS[form].encode("utf-8"))
+    assert reading.read_rows(path) == ROWS
+
+
+def test_lines_of_gsm8k_with_mark_and_carriage_returns(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_bytes(("\ufeff" + as_bars(ROWS).replace("\n", "\r\n")).encode("utf-8"))
+    assert reading.read_rows(path) == ROWS
+
+
+def test_one_row_on_one_line(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps(ROWS[0]) + "\n")
+    assert reading.read_rows(path) == ROWS[:1]
+
+
+def test_what_was_read_once_reads_the_same_again(tmp_path):
+    odd = [with_cot(ROWS[0]), in_answer(ROWS[1]), ROWS[2] | {"query": "kept", "answer": "1 #### 2 #### 3"}]
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(odd))
+    rows = reading.read_rows(path)
+    assert rows[2]["answer"] == "3" and rows[2]["query"] == "kept"
+    path.write_text(json.dumps(rows))
+    assert reading.read_rows(path) == rows
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (json.dumps(ROWS).encode("utf-16"), "it is in UTF-16; save it as UTF-8"),
+        (json.dumps(ROWS).encode("utf-16-le"), "it is in UTF-16; save it as UTF-8"),
+        (json.dumps(ROWS).encode("utf-16-be"), "it is in UTF-16; save it as UTF-8"),
+        (as_json_lines(ROWS[:2]).encode() + b'{"question": \n', "mine.json: line 3 is not JSON"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "is a web page, not the data"),
+        (json.dumps({"data": []}).encode(), "should hold a list of problems"),
+        (json.dumps({"data": {"data": 3}}).encode(), "should hold a list of problems"),
+        (json.dumps({"question": []}).encode(), "at least one"),
+        (json.dumps({"question": ["a", "b"], "steps": [[]], "answer": ["1", "2"]}).encode(), "column steps has 1 entr"),
+        (json.dumps([3]).encode(), "row 0: it is 3, not a problem"),
+        (json.dumps([{"q": "a"}]).encode(), "row 0: it has no question; its fields are ['q']"),
+        (json.dumps([ROWS[0] | {"question": 3}]).encode(), "row 0: question is 3, not a text"),
+        (json.dumps([*ROWS, ROWS[0] | {"steps": None}]).encode(), "row 30: steps is None, not a list of texts"),
+        (json.dumps([ROWS[0] | {"steps": ["a", 2]}]).encode(), "row 0: step 2 is 2, not a text"),
+        (json.dumps([ROWS[0] | {"answer": float("nan")}]).encode(), "row 0: answer is nan, not a text"),
+        (json.dumps([ROWS[0] | {"answer": [4]}]).encode(), "row 0: answer is [4], not a text"),
+        (json.dumps([ROWS[0] | {"answer": "C#"}]).encode(), "row 0: answer is 'C#', but what is scored stands after"),
+        (json.dumps({"example1": {"test_example": {"question": "a", "query": "b"}}}).encode(), "row 0: it has no"),
+        (
+            json.dumps({"e": {"test_example": {"query": "b", "chain_of_thought": 3, "answer": "True"}}}).encode(),
+            "row 0: it has no question",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(workspace, content, message):
+    Path("mine.json").write_bytes(content)
+    for read in (lambda: reading.read_rows(Path("mine.json")), lambda: prepares("prosqa", "--source=mine.json")):
+        with pytest.raises(UserError, match=re.escape(message)) as refused:
+            read()
+        assert "mine.json" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_marked_answer_can_be_right():
+    for answer, written in [("#### 4", "4"), ("#### 1,200", "1200"), ("Tom is a lempus.", "Tom is a lempus.")]:
+        row = reading.problem(ROWS[0] | {"answer": answer})
+        assert data.is_right(f"{data.texts_of(row)[1]}", row) and data.is_right(f"### {written}", row)
+        assert not data.is_right("### 5", row) and not data.is_right("", row)
+    assert data.is_right("### 4", ROWS[0] | {"answer": "#### 4"}), "also where no reader came before"
+
+
+def test_a_number_becomes_text_however_long():
+    for number, text in [(10**400, "1" + "0" * 400), (1e22, "1" + "0" * 22), (-0.5, "-0.5"), (False, "False")]:
+        assert reading.problem(ROWS[0] | {"answer": number})["answer"] == text
+
+
+def test_half_a_surrogate_pair_is_replaced(workspace):
+    rows = [row | {"question": row["question"] + " \ud83e", "note": "\udd65"} for row in ROWS]
+    rows[0]["question"] = "A cup of \U0001f965 \ud83e"
+    Path("mine.json").write_text(json.dumps(rows))
+    read = reading.read_rows(Path("mine.json"))
+    assert read[0]["question"] == "A cup of \U0001f965 \ufffd" and read[1]["note"] == "\ufffd"
+    prepares("prosqa", "--source=mine.json", "--name=mine")
+    dataset = data.Dataset("mine")
+    split = dataset.split("test")
+    assert dataset.encoding.decode(split.example(0).question) == split.rows[0]["question"] + "\n"
+
+
+# ---- ProntoQA's generator --------------------------------------------------------------------------------------------
+
+
+def raw_prontoqa(rows):
+    """What the released generator writes, of rows in the paper's form."""
+    examples = {}
+    for number, row in enumerate(rows, start=1):
+        question, _, query = row["question"].rpartition(". ")
+        chain = [sentence for step in row["steps"] for sentence in re.findall(r"[^.]+\.", step)]
+        example = {"question": f"{question}.", "query": query, "answer": row["answer"]}
+        example["chain_of_thought"] = [sentence.strip() for sentence in chain]
+        examples[f"example{number}"] = {"test_example": example}
+    return examples
+
+
+def test_raw_files_of_the_prontoqa_generator(workspace):
+    rows = prepare.generate(prepare.PrepareConfig("prontoqa", train=18, valid=1, test=1))["train"]
+    raw = raw_prontoqa(rows)
+    assert len(raw["example1"]["test_example"]["chain_of_thought"]) == 11
+    Path("raw.json").write_text(json.dumps(raw))
+    assert reading.read_rows(Path("raw.json")) == rows
+    prepares("prontoqa", "--source=raw.json")
+    assert data.Dataset("prontoqa").meta["max_steps"] == 6
+
+
+@released
+def test_raw_and_released_form_of_the_prontoqa_file_are_the_same(tmp_path):
+    rows = reading.read_rows(SHARED / "prontoqa_valid_official.json")
+    (tmp_path / "raw.json").write_text(json.dumps(raw_prontoqa(rows)))
+    assert reading.read_rows(tmp_path / "raw.json") == rows
+
+
+# ---- folders and addresses -------------------------------------------------------------------------------------------
+
+
+def prepares(*words):
+    prepare.main(config.parse(prepare.PrepareConfig, words, choices=prepare.CHOICES))
+
+
+NAMES = [
+    ("prosqa", ["prosqa_train.json", "prosqa_valid.json", "prosqa_test.json"]),
+    ("prosqa", [f"prosqa_{split}_graph_4_coconut.json" for split in data.SPLITS]),
+    ("gsm8k", ["train.txt", "valid.txt", "test.txt"]),
+    ("gsm8k", ["train.txt", "validation.txt", "test.txt"]),
+    ("gsm8k", ["train.json", "validation.json", "test.json"]),
+    ("gsm8k", ["gsm_train.json", "gsm_valid.json", "gsm_test.json"]),
+    ("gsm8k", ["train.jsonl", "validation.jsonl", "test.jsonl"]),
+    ("prontoqa", ["train.json", "validation.json", "test.json"]),
+    ("prontoqa", ["train.jsonl", "valid.jsonl", "test.jsonl"]),
+    ("prontoqa", ["train.txt", "valid.txt", "test.txt"]),
+]
+
+
+@pytest.mark.parametrize(("task", "names"), NAMES)
+def test_the_splits_of_a_folder_are_found(workspace, task, names):
+    parts = [ROWS[:20], ROWS[20:25], ROWS[25:]]
+    Path("theirs").mkdir()
+    for name, rows in zip(names, parts, strict=True):
+        write = {"json": json.dumps, "jsonl": as_json_lines, "txt": as_bars}[name.rpartition(".")[2]]
+        Path("theirs", name).write_text(write(rows))
+    prepares(task, "--source=theirs", "--name=theirs")
+    assert [reading.read_rows(Path(f"data/theirs/{split}.json")) for split in data.SPLITS] == parts
+
+
+def test_a_split_that_is_missing_is_named(workspace):
+    Path("theirs").mkdir()
+    Path("theirs/train.json").write_text(json.dumps(ROWS))
+    with pytest.raises(UserError, match=r"cannot read theirs/valid.json: .*validation.jsonl"):
+        prepares("gsm8k", "--source=theirs")
+
+
+@contextlib.contextmanager
+def serving(files, otherwise=None):
+    """The address of a server on this machine that holds these files, and answers `otherwise` to any other name."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            content = files.get(self.path.partition("?")[0], otherwise)
+            self.send_response(404 if content is None else 200)
+            self.send_header("Content-Length", str(len(content or b"")))
+            self.end_headers()
+            self.wfile.write(content or b"")
+
+        def log_message(self, *_):
+            pass
+
+    asked = []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", asked
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_an_address_is_taken_by_its_path_and_its_query_is_kept(workspace):
+    with serving({"/x/train.json": json.dumps(ROWS).encode()}) as (address, asked):
+        prepares("prosqa", f"--source={address}/x/train.json?download=true", "--name=mine")
+    assert asked == ["/x/train.json?download=true"]
+    assert Path("data/mine/source/train.json").exists() and data.Dataset("mine").meta["counts"]["train"] == 24
+
+
+def test_a_base_address_with_a_query(workspace):
+    files = {"/x/train.jsonl": ROWS[:20], "/x/validation.jsonl": ROWS[20:25], "/x/test.jsonl": ROWS[25:]}
+    with serving({name: as_json_lines(rows).encode() for name, rows in files.items()}) as (address, asked):
+        prepares("gsm8k", f"--source={address}/x/?token=a")
+    assert data.Dataset("gsm8k").meta["counts"] == {"train": 20, "valid": 5, "test": 5}
+    assert all(path.endswith("?token=a") for path in asked) and "/x/train.jsonl?token=a" in asked
+
+
+@pytest.mark.parametrize("content", [json.dumps(ROWS).encode(), b"<html>Sign in</html>"])
+def test_a_base_address_that_answers_anything_is_refused(workspace, content):
+    with (
+        serving({}, otherwise=content) as (address, _),
+        pytest.raises(UserError, match="answers every name with the same bytes"),
+    ):
+        prepares("prosqa", f"--source={address}")
+
+
+def test_addresses_with_nothing_behind_them(workspace):
+    with serving({}) as (address, _):
+        for source in (address, f"{address}/x.json", f"{address}/?a=b"):
+            with pytest.raises(UserError, match=r"cannot fetch .*404"):
+                prepares("prosqa", f"--source={source}")
+    for source in ("http://[::1", "https://[x/train.json", "https:///train.json", "ftp://host/x.json"):
+        with pytest.raises(UserError):
+            prepares("prosqa", f"--source={source}")
+
+
+def test_a_login_page_in_place_of_a_file(workspace):
+    with (
+        serving({}, otherwise=b"\n<!doctype HTML>\n<p>Sign in") as (address, _),
+        pytest.raises(UserError, match="is a web page, not the data"),
+    ):
+        prepares("prosqa", f"--source={address}/train.json")
+
+
+def folder_of(train, valid, test):
+    Path("theirs").mkdir(exist_ok=True)
+    for split, rows in {"train": train, "valid": valid, "test": test}.items():
+        Path(f"theirs/{split}.json").write_text(json.dumps(rows))
+
+
+def test_splits_that_are_the_same_are_refused(workspace):
+    folder_of(ROWS[:20], ROWS[20:], ROWS[20:][::-1])
+    with pytest.raises(UserError, match="valid and test hold the same problems"):
+        prepares("prosqa", "--source=theirs")
+    assert not Path("data").exists()
+
+
+def test_questions_that_stand_in_two_splits_are_counted(workspace, capsys):
+    folder_of(ROWS[:20], ROWS[18:25], ROWS[24:])
+    prepares("prosqa", "--source=theirs")
+    assert "warning: 3 questions of valid or test stand in an earlier split too" in capsys.readouterr().out
+    folder_of(ROWS[:20], ROWS[20:25], ROWS[25:])
+    prepares("prosqa", "--source=theirs")
+    assert "warning" not in capsys.readouterr().out
+
+
+# ---- graphs ----------------------------------------------------------------------------------------------------------
+
+
+def graphs(n=30, **options):
+    return prepare.generate(prepare.PrepareConfig(train=n, valid=1, test=1, n_nodes=10, min_hops=2, **options))["train"]
+
+
+def reworded(row, change):
+    """The row with every text of its own changed; its graph stays."""
+    return row | {
+        "question": change(row["question"]),
+        "steps": list(map(change, row["steps"])),
+        "answer": change(row["answer"]),
+    }
+
+
+def lower(row):
+    """The row with the names of its persons in lower case, in its graph and in its words."""
+    names = [name.lower() for name in row["idx_to_symbol"]]
+    changed = reworded(row, lambda text: re.sub(r"\b([A-Z]\w+)", lambda m: as_named(m[0], row), text))
+    return changed | {"idx_to_symbol": names}
+
+
+def as_named(word, row):
+    return word.lower() if word in row["idx_to_symbol"] else word
+
+
+def numbered(row, kind):
+    """The row with numbers for names, which its graph holds as texts or as numbers."""
+    names = {name: str(v) for v, name in enumerate(row["idx_to_symbol"])}
+    changed = reworded(row, lambda text: re.sub(r"\w+", lambda m: names.get(m[0], m[0]), text))
+    return changed | {"idx_to_symbol": list(map(kind, range(len(names))))}
+
+
+OTHER_WORDS = {
+    "an": lambda row: reworded(row, lambda text: re.sub(r"\ba (\w)", r"an \1", text)),
+    "or a": lambda row: row | {"question": row["question"].replace(" or ", " or a ")},
+    "Each": lambda row: reworded(row, lambda text: text.replace("Every", "Each")),
+    "lower case": lower,
+    "numbers as texts": lambda row: numbered(row, str),
+    "numbers": lambda row: numbered(row, int),
+    "so": lambda row: row | {"steps": [*row["steps"][:-1], f"so {row['answer']}"]},
+    "Yes": lambda row: row | {"answer": "Yes"},
+    "a fact less": lambda row: row | {"question": row["question"].partition(". ")[2]},
+    "a sentence more": lambda row: row | {"question": "It is a fine day. " + row["question"]},
+}
+
+
+def test_own_words_are_told_anew(workspace, capsys):
+    rows = graphs()
+    assert [graph.difference(row) for row in rows] == [""] * 30
+    for row in rows:
+        again = graph.tell(row, random.Random(1))
+        assert graph.difference(again) == "", "facts and options in another order"
+    Path("mine.json").write_text(json.dumps(rows))
+    prepares("prosqa", "--source=mine.json", "--name=mine")
+    assert "--augment keeps" not in capsys.readouterr().out
+
+
+@released
+def test_every_released_problem_tells_its_own_words():
+    rows = reading.read_rows(SHARED / "prosqa_valid_official.json")
+    assert not any(map(graph.difference, rows))
+
+
+@pytest.mark.parametrize("form", OTHER_WORDS)
+def test_other_words_are_kept_and_prepare_says_so(workspace, capsys, form):
+    rows = [OTHER_WORDS[form](row) if i % 3 else row for i, row in enumerate(graphs())]
+    folder_of(rows[:20], rows[20:25], rows[25:])
+    prepares("prosqa", "--source=theirs", "--name=mine")
+    line = next(line for line in capsys.readouterr().out.splitlines() if "--augment keeps" in line)
+    assert "keeps the file's words of 13 of 20 problems; the first is row 1: its " in line
+    dataset = data.Dataset("mine")
+    train = dataset.split("train")
+    assert [train.retells(i) for i in range(20)] == [i % 3 == 0 for i in range(20)]
+    own = {data.texts_of(row)[0] for row in train.rows}
+    drawn = [e for _ in range(50) for e in train.draw(8, random.Random(_), augment=True, hard=0.5)]
+    texts = [dataset.encoding.decode(example.question) for example in drawn]
+    kept = {text for text in texts if text in own}
+    assert kept == {data.texts_of(row)[0] for i, row in enumerate(train.rows) if i % 3}, "these, and only these"
+    persons, concepts = train.pool
+    assert not {"0", "1", "tom"} & {*persons, *concepts}
+
+
+def test_one_row_without_a_graph_does_not_stop_the_others(workspace, capsys):
+    rows = graphs()
+    rows[4] = {field: rows[4][field] for field in ("question", "steps", "answer")}
+    folder_of(rows[:20], rows[20:25], rows[25:])
+    prepares("prosqa", "--source=theirs", "--name=mine")
+    assert "words of 1 of 20 problems; the first is row 4: it has no idx_to_symbol" in capsys.readouterr().out
+    train = data.Dataset("mine").split("train")
+    assert [i for i in range(20) if not train.retells(i)] == [4]
+    train.demand_graphs("--hard")
+
+
+def test_graph_options_want_a_graph(workspace, capsys):
+    folder_of(ROWS[:20], ROWS[20:25], ROWS[25:])
+    prepares("prosqa", "--source=theirs", "--name=mine")
+    assert "no problem has a graph; --augment keeps the file's words" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--hard should be 0: the problems have no graph"):
+        data.Dataset("mine").split("train").demand_graphs("--hard")
+    rows = [row | {"answer": "Yes"} for row in graphs()]
+    folder_of(rows[:20], rows[20:25], rows[25:])
+    prepares("prosqa", "--source=theirs", "--name=mine")
+    with pytest.raises(UserError, match=r"--grow should be 0: no problem's graph tells .*its answer is 'Yes', not"):
+        data.Dataset("mine").split("train").demand_graphs("--grow")
+
+
+TOM = {"idx_to_symbol": ["Tom", "Max", "lempus", "rempus", "impus"], "edges": [[0, 2], [2, 3], [1, 4]]}
+TOM |= {"root": 0, "target": 3, "neg_target": 4, "answer": "Tom is a rempus."}
+TOM |= {"question": "Max is a impus. Tom is a lempus. Every lempus is a rempus. Is Tom a rempus or impus?"}
+TOM |= {"steps": ["Tom is a lempus.", "Every lempus is a rempus."]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"question": "Every impus is a rempus. " + TOM["question"]},
+            "the question says 'Every impus is a rempus.', but",
+        ),
+        (
+            {"question": "Tom is an ox. " + TOM["question"]},
+            "the question says 'Tom is an ox.', but edges has no such edge",
+        ),
+        ({"target": 4, "neg_target": 3}, "target is 4 (impus), which the root, Tom, does not reach"),
+        ({"neg_target": 2}, "neg_target is 2 (lempus), which the root, Tom, reaches too"),
+        ({"edges": [[0, 2], [0, 3], [2, 3], [1, 4]], "steps": ["Tom is a lempus."]}, "the steps end in lempus, not in"),
+        ({"steps": ["Tom is a rempus."]}, "step 1 is 'Tom is a rempus.', but edges has no edge from Tom to rempus"),
+        (
+            {"steps": ["Tom is a lempus.", "Every lempus is a impus."]},
+            "step 2 is 'Every lempus is a impus.', but edges",
+        ),
+        ({"steps": ["Tom is a ox."]}, "step 1 is 'Tom is a ox.', which ends in no name"),
+        ({"edges": [[0, 2], [2, 9]]}, "edges has [2, 9], not a pair of nodes from 0 to 4"),
+        ({"edges": 5}, "edges is 5, not a list of pairs"),
+        ({"root": "Tom"}, "root is 'Tom', not a node from 0 to 4"),
+        ({"idx_to_symbol": ["Tom", "Tom"]}, "idx_to_symbol has 'Tom' twice"),
+        ({"idx_to_symbol": ["Tom", None]}, "idx_to_symbol names node 1 None, which is not a name"),
+        ({"idx_to_symbol": {}}, "idx_to_symbol is {}, not a list of names"),
+    ],
+)
+def test_a_graph_against_its_row_is_named(tmp_path, change, message):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps([TOM, TOM | change]))
+    with pytest.raises(UserError, match=re.escape(f"{path}: row 1: {message}")):
+        reading.read_rows(path)
+
+
+def test_neighbor_k_is_kept_and_ignored(workspace):
+    rows = [row | {"neighbor_k": {"0": [row["root"]]}} for row in graphs()]
+    folder_of(rows[:20], rows[20:25], rows[25:])
+    for split in data.SPLITS:
+        Path(f"theirs/{split}.json").rename(f"theirs/prosqa_{split}_graph_4_coconut.json")
+    prepares("prosqa", "--source=theirs", "--name=mine")
+    train = data.Dataset("mine").split("train")
+    assert train.rows == rows[:20] and all(map(train.retells, range(20)))
+
+
+# ---- the terminal ----------------------------------------------------------------------------------------------------
+
+
+def test_a_terminal_that_is_not_utf_8_shows_question_marks(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    monkeypatch.setattr("sys.argv", ["prepare.py"])
+    config.run(lambda c: print("naïve \U0001f965", flush=True), prepare.PrepareConfig)
+    assert shown.getvalue() == b"na?ve ?\n"
+
+
+@pytest.mark.slow
+def test_prepare_in_such_a_terminal(workspace):
+    rows = [row | {"question": "Où? " + row["question"]} for row in ROWS]
+    Path("où.json").write_text(json.dumps(rows), encoding="utf-8")
+    environment = {"PYTHONIOENCODING": "ascii:strict", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, str(ROOT / "prepare.py"), "prosqa", "--source=où.json", "--name=mine"]
+    done = subprocess.run(words, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0 and b"O?? Twice" in done.stdout, done.stderr
