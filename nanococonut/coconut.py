@@ -101,7 +101,7 @@ def open_cache(prompt_kv: list[KV], length: Tensor, room: int) -> Cache:
 
 
 def make_room(cache: Cache, n: int) -> Cache:
-    """The cache with n more slots in its tail. Thoughts copy the tail, so it has few slots before."""
+    """The cache with n more slots. Every thought copies the tail, so it is short until here."""
     tail = [KV(F.pad(k, (0, 0, 0, n)), F.pad(v, (0, 0, 0, n))) for k, v in cache.tail]
     return cache._replace(tail=tail)
 
