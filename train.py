@@ -9,13 +9,21 @@ batches into N parts.
 """
 
 import contextlib
-import random
-from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from nanococonut import coconut, compiling, config, curriculum, data, devices, optimizers, runs
+from nanococonut import (
+    batching,
+    coconut,
+    compiling,
+    config,
+    data,
+    devices,
+    drawing,
+    optimizers,
+    runs,
+)
 from nanococonut.config import UserError
 from nanococonut.model import GPT
 from nanococonut.schedule import Schedule
@@ -32,71 +40,37 @@ def begin_stage(model: GPT, c: TrainConfig, schedule: Schedule, stage: int, spec
     return optimizers.make(model, c)
 
 
-class Draw(NamedTuple):
-    """What one step learns from."""
-
-    pairs: list  # per example two lists of ids: what is before the thoughts, and what comes after
-    n_thoughts: int
-    is_scheduled: bool  # false: of an earlier stage
-
-
-def draw_batch(c: TrainConfig, problems: data.Split, schedule: Schedule, special, step) -> Draw:
-    """The examples of one step. Depends on (seed, step) alone. All that augments data stands here.
-
-    By chance the batch is of an earlier stage (mix) or of chains with steps left to write (longer).
-    Problems are told anew (augment), with facts that come in one after the other (grow) and by
-    chance with a harder option (hard).
-    """
-    rng = random.Random(f"{c.seed} {step}")
-    stage, n_behind = schedule.locate(step)
-    drawn = stage
-    if stage > 0 and rng.random() < c.mix:
-        # Differs from the released code, which mixes examples, and later stages too.
-        drawn = rng.randrange(stage)
-    plan = schedule.plans[drawn]
-    longer_than = 0
-    if c.longer and rng.random() < c.longer:
-        longer_than = plan.n_removed
-    keep = 1.0
-    if c.grow:
-        keep = min(1.0, step / c.grow)
-    examples = problems.draw(c.batch_size, rng, c.augment, keep, longer_than, c.hard)
-    if schedule.removes_tokens:
-        progress = n_behind / schedule.n_steps[stage]
-        if drawn != stage:
-            progress = rng.random()  # some moment of the earlier stage
-        plan = plan._replace(n_tokens=schedule.n_tokens(drawn, progress))
-    pairs = [curriculum.arrange(example, plan, special, rng) for example in examples]
-    return Draw(pairs, plan.n_thoughts, drawn == stage)
-
-
-def accumulate(loss_of, draw: Draw, c: TrainConfig, machine: devices.Machine, fill: int):
+def accumulate(loss_of, draw: drawing.Draw, c: TrainConfig, machine: devices.Machine, fill: int):
     """Adds the gradient of this process's share of a batch to .grad. Returns (2,): loss, norm.
 
     A part's mean loss is weighed by its share of the batch's supervised tokens. So parts add up to
     the mean over tokens, where a mean of means would favour short answers. Processes are averaged
     by DistributedDataParallel, hence the factor n_processes. Raises UserError without memory.
     """
-    n_targets = sum(len(after) - 1 for _, after in draw.pairs)
-    mine = draw.pairs[machine.rank :: machine.n_processes]
-    size = c.micro_batch_size or c.batch_size
+    n_targets = sum(len(after) - 1 for group in draw.groups for _, after in group.pairs)
+    n_taught = batching.n_taught(draw.groups, draw.n_thoughts)
+    mine = draw.groups[machine.rank :: machine.n_processes]
+    size = max(1, (c.micro_batch_size or c.batch_size) // c.questions)
     parts = [mine[i : i + size] for i in range(0, len(mine), size)]
     total = torch.zeros(2, device=machine.device)
     try:
         for i, part in enumerate(parts):
-            batch = curriculum.collate(part, draw.n_thoughts, fill)
-            share = int((batch.targets != -100).sum()) / n_targets  # on the CPU: nobody waits
-            batch = coconut.Batch(*map(machine.take, batch[:-1]), batch.n_thoughts)
+            batch = batching.collate(part, draw.n_thoughts, fill)
+            # Counted on the CPU: nobody waits for the device.
+            share = int((batch.targets != coconut.NOTHING).sum()) / n_targets
+            taught_share = batching.n_taught(part, draw.n_thoughts) / max(1, n_taught)
+            batch = machine.take(batch)
             is_last = i + 1 == len(parts)
             with contextlib.nullcontext() if is_last else machine.alone(loss_of):
                 with machine.autocast():
-                    loss, norm = loss_of(batch)
-                (loss * share * machine.n_processes).backward()
+                    loss, taught, norm = loss_of(batch)
+                    loss = loss * share + draw.teaching * taught * taught_share
+                (loss * machine.n_processes).backward()
             norm = norm / len(parts) / machine.n_processes
-            total += torch.stack([loss.detach() * share, norm])
+            total += torch.stack([loss.detach(), norm])
     except RuntimeError as error:
         if "out of memory" in str(error) or "can't allocate memory" in str(error):
-            smaller = f"--micro_batch_size={max(1, len(parts[0]) // 2)}"
+            smaller = f"--micro_batch_size={max(1, size * c.questions // 2)}"
             raise UserError(f"out of memory; with fewer examples at once: {smaller}") from None
         raise
     return total
@@ -105,9 +79,10 @@ def accumulate(loss_of, draw: Draw, c: TrainConfig, machine: devices.Machine, fi
 def main(c: TrainConfig) -> None:
     """Trains. Several processes take the same steps, each on its share; the first one writes."""
     machine = devices.join(c.device, c.dtype)
-    machine.check(c.batch_size)
+    machine.check(c.batch_size // c.questions)
     dataset = data.Dataset(c.task)
     problems, valid, special = dataset.split("train"), dataset.split("valid"), dataset.special
+    runs.check_data(c, problems, dataset.meta["tokenizer"])
     schedule = Schedule(c, dataset.meta["longest"])
     config.print_resolved(c)
     schedule.show()
@@ -125,7 +100,7 @@ def main(c: TrainConfig) -> None:
             if n_behind == 0:
                 held = begin_stage(model, c, schedule, stage, special)
                 run.best = -1.0  # a stage is compared with itself alone
-            draw = draw_batch(c, problems, schedule, special, step)
+            draw = drawing.draw_batch(c, problems, schedule, special, step)
             found = accumulate(loss_of, draw, c, machine, special["eos"])
             factor = optimizers.factor(n_behind, schedule.n_steps[stage], c)
             gradient_norm = optimizers.update(model, held, c, stage, factor)

@@ -2,7 +2,7 @@
 
 import torch
 
-from nanococonut import coconut, data
+from nanococonut import batching, coconut, data
 from nanococonut.config import UserError
 from nanococonut.curriculum import Example, Plan, arrange
 from nanococonut.model import GPT
@@ -35,7 +35,7 @@ def answer(model: GPT, examples, plan: Plan, special, max_new_tokens: int, batch
     for start in range(0, len(rows), batch_size):
         chosen = order[start : start + batch_size]
         length = torch.tensor([len(rows[i]) for i in chosen], device=device)
-        prompt = coconut.pad([rows[i] for i in chosen], special["eos"]).to(device)
+        prompt = batching.pad([rows[i] for i in chosen], special["eos"]).to(device)
         eos = special["eos"]
         written = coconut.generate(model, prompt, length, plan.n_thoughts, eot, eos, max_new_tokens, change)
         answers |= zip(chosen, written, strict=True)

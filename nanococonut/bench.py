@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nanococonut import coconut, compiling, config, data, devices, plots
-from nanococonut.curriculum import Batch
+from nanococonut.coconut import Batch
 from nanococonut.model import GPT, GPTConfig
 
 SIZES = {  # examples B (4 or more), prompt P, suffix S, new tokens of an answer; the model

@@ -21,19 +21,27 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from nanococonut.model import GPT, KV, Past
 
+NOTHING = -100  # where there is nothing to predict
+
 
 class Batch(NamedTuple):
-    """Right-padded rows with one number of thoughts, for which there is no token."""
+    """Right-padded rows with one number of thoughts, for which there is no token.
 
-    prompt: Tensor  # (B, P) int64
-    prompt_len: Tensor  # (B,) int64
+    Several questions may share a prompt, which then holds their facts: G prompts, B / G questions
+    each, one after the other. Otherwise G = B and the prompt ends with the question.
+    """
+
+    prompt: Tensor  # (G, P) int64
+    prompt_len: Tensor  # (G,) int64
     suffix: Tensor  # (B, S) int64
     targets: Tensor  # (B, S) int64: the id to predict at each suffix position, -100 where none is
     n_thoughts: int
+    question: Tensor | None = None  # (B, N) int64, left-padded: what follows a shared prompt
+    question_len: Tensor | None = None  # (B,) int64
+    frontier: Tensor | None = None  # (B, K, F) int64: tokens that each thought is taught, or -100
 
 
 class Output(NamedTuple):
@@ -42,6 +50,7 @@ class Output(NamedTuple):
     loss: Tensor  # mean over the supervised tokens
     logits: Tensor  # (B, S, V), at each suffix token
     thoughts: Tensor  # (B, K, C)
+    taught: Tensor  # the loss that teaches the thoughts, a mean over them; 0 where there is none
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -51,28 +60,49 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
+def teaching_loss(logits: Tensor, frontier: Tensor | None) -> Tensor:
+    """Cross-entropy between thoughts' logits (B, K, V) and the uniform distribution over frontiers.
+
+    The mean over the thoughts that have a frontier (B, K, F).
+    """
+    # Differs from the paper: thoughts are taught, as in Coconut-BFS [Zhu25] but each at its depth.
+    if frontier is None:
+        return logits.new_zeros(())
+    is_node = frontier != NOTHING  # (B, K, F)
+    has_nodes = is_node.any(dim=-1)  # (B, K)
+    of_nodes = logits.float().log_softmax(dim=-1).gather(-1, frontier.clamp(min=0))  # (B, K, F)
+    each = -(of_nodes * is_node).sum(dim=-1) / is_node.sum(dim=-1).clamp(min=1)  # (B, K)
+    return each.sum() / has_nodes.sum().clamp(min=1)
+
+
 def forward_reference(model: GPT, batch: Batch) -> Output:
     """The paper's definition: each row alone, K + 1 full passes, no cache, no padding. Slow."""
     logits, thoughts = [], []
-    for prompt, length, suffix in zip(batch.prompt, batch.prompt_len, batch.suffix, strict=True):
-        x = model.wte(prompt[:length])[None]  # (1, T, C)
+    n_sharing = len(batch.suffix) // len(batch.prompt)
+    for row, suffix in enumerate(batch.suffix):
+        ids = batch.prompt[row // n_sharing, : batch.prompt_len[row // n_sharing]]
+        if batch.question is not None:
+            ids = torch.cat([ids, batch.question[row, -batch.question_len[row] :]])
+        x = model.wte(ids)[None]  # (1, T, C)
         for _ in range(batch.n_thoughts):
             hidden, _ = model(x)
             x = torch.cat([x, hidden[:, -1:]], dim=1)  # the last hidden state is the next input
-        thoughts.append(x[:, length:])  # (1, K, C)
+        thoughts.append(x[:, len(ids) :])  # (1, K, C)
         x = torch.cat([x, model.wte(suffix)[None]], dim=1)
         hidden, _ = model(x)
         logits.append(model.logits(hidden[:, -len(suffix) :]))  # (1, S, V)
-    logits = torch.cat(logits)
-    return Output(cross_entropy(logits, batch.targets), logits, torch.cat(thoughts))
+    logits, thoughts = torch.cat(logits), torch.cat(thoughts)
+    taught = teaching_loss(model.logits(thoughts), batch.frontier)
+    return Output(cross_entropy(logits, batch.targets), logits, thoughts, taught)
 
 
 class Cache(NamedTuple):
     """Keys and values: of the prompt, which never change, and in the tail of all that follows."""
 
-    prompt: list[KV]  # per layer (B, H, P, D)
+    prompt: list[KV]  # per layer (G, H, P, D)
     tail: list[KV]  # per layer (B, H, R, D): R slots for thoughts and suffix, filled from the left
     length: Tensor  # (B,) int64: tokens of each prompt, without its pads
+    n_pads: Tensor  # (B,) int64: first slots of the tail that are pads, left of a question
     n_filled: Tensor  # (1,) int64: filled slots; a tensor, so that one graph serves every thought
 
 
@@ -87,17 +117,21 @@ def prefill(model: GPT, prompt: Tensor, length: Tensor) -> tuple[Tensor, list[KV
     ]  # or every thought copies them again
 
 
-def open_cache(prompt_kv: list[KV], length: Tensor, room: int) -> Cache:
-    """The cache behind a prompt, with room for that many thoughts."""
+def open_cache(prompt_kv: list[KV], length: Tensor, room: int, n_pads=None) -> Cache:
+    """The cache behind prompts with as many slots as there is room; length (G,), n_pads (B,)."""
     k = prompt_kv[0].k
-    B, H, _, D = k.shape
+    G, H, _, D = k.shape
+    if n_pads is None:
+        n_pads = torch.zeros_like(length)
+    B = len(n_pads)
+    length = length.repeat_interleave(B // G)
 
     def empty() -> Tensor:
         # Later tails have a gradient. If the first had none, torch.compile would need two graphs.
         return k.new_zeros(B, H, room, D, requires_grad=k.requires_grad)
 
     n_filled = torch.zeros(1, dtype=torch.int64, device=length.device)
-    return Cache(prompt_kv, [KV(empty(), empty()) for _ in prompt_kv], length, n_filled)
+    return Cache(prompt_kv, [KV(empty(), empty()) for _ in prompt_kv], length, n_pads, n_filled)
 
 
 def make_room(cache: Cache, n: int) -> Cache:
@@ -116,15 +150,14 @@ def step(model: GPT, x: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
     P, R, T = cache.prompt[0].k.size(2), cache.tail[0].k.size(2), x.size(1)
     B, device = len(cache.length), cache.length.device
     slots = cache.n_filled + torch.arange(T, device=device)  # (T,)
-    positions = (cache.length[:, None] + slots).clamp(
-        max=model.config.block_size - 1
-    )  # (B, T); pads may stand beyond
+    positions = (cache.length - cache.n_pads)[:, None] + slots  # (B, T)
+    positions = positions.clamp(0, model.config.block_size - 1)  # of pads, which may stand beyond
     # An input sees the prompt without its pads, and the tail up to itself: the rest is to come.
     in_prompt = torch.arange(P, device=device) < cache.length[:, None]  # (B, P)
-    in_tail = torch.arange(R, device=device) <= slots[:, None]  # (T, R)
-    visible = torch.cat(
-        [in_prompt[:, None].expand(B, T, P), in_tail.expand(B, T, R)], dim=-1
-    )  # (B, T, P + R)
+    slot = torch.arange(R, device=device)
+    in_tail = (slot <= slots[:, None]) & (slot >= cache.n_pads[:, None, None])  # (B, T, R)
+    in_prompt = in_prompt[:, None].expand(B, T, P)
+    visible = torch.cat([in_prompt, in_tail], dim=-1)  # (B, T, P + R)
     past = Past(cache.prompt, cache.tail, slots, visible[:, None])
     hidden, tail = model(x, positions, past)
     return hidden, cache._replace(tail=tail, n_filled=cache.n_filled + T)
@@ -159,12 +192,20 @@ def forward(model: GPT, batch: Batch, phases: Phases = EAGER, room: int = 0) -> 
 
     room is the number of slots for thoughts; 0: as many as there are thoughts.
     """
+    room = room or batch.n_thoughts
     hidden, prompt_kv = phases.prefill(model, batch.prompt, batch.prompt_len)
-    cache = open_cache(prompt_kv, batch.prompt_len, room or batch.n_thoughts)
+    if batch.question is None:
+        cache = open_cache(prompt_kv, batch.prompt_len, room)
+    else:  # several questions on top of each prompt
+        N = batch.question.size(1)
+        cache = open_cache(prompt_kv, batch.prompt_len, N + room, N - batch.question_len)
+        hidden, cache = phases.step(model, batch.question, cache)
+        hidden = hidden[:, -1:]
     thoughts, cache = think(model, hidden, cache, batch.n_thoughts, phases.step)
     hidden, _ = phases.step(model, batch.suffix, make_room(cache, batch.suffix.size(1)))
     logits = model.logits(hidden)
-    return Output(cross_entropy(logits, batch.targets), logits, thoughts)
+    taught = teaching_loss(model.logits(thoughts), batch.frontier)
+    return Output(cross_entropy(logits, batch.targets), logits, thoughts, taught)
 
 
 @torch.no_grad()
@@ -197,12 +238,3 @@ def generate(
         hidden, cache = step(model, token, cache)
     rows = torch.cat(tokens, dim=1).tolist() if tokens else [[] for _ in prompt]
     return [row[: row.index(eos)] if eos in row else row for row in rows]
-
-
-def pad(rows: list[list[int]], value: int) -> Tensor:
-    """Rows of ids as one right-padded int64 tensor (B, longest)."""
-    return pad_sequence(
-        [torch.tensor(row, dtype=torch.int64) for row in rows],
-        batch_first=True,
-        padding_value=value,
-    )

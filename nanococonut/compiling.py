@@ -28,10 +28,14 @@ def forward(model: GPT, batch: coconut.Batch, phases: coconut.Phases) -> coconut
     if phases is coconut.EAGER:
         return coconut.forward(model, batch)
     S = batch.suffix.size(1)
+    question = batch.question
+    if question is not None:
+        question = pad_to(question, SUFFIX_BUCKET, left=True)
     padded = batch._replace(
         prompt=pad_to(batch.prompt, PROMPT_BUCKET)[:, : model.config.block_size],
         suffix=pad_to(batch.suffix, SUFFIX_BUCKET),
-        targets=pad_to(batch.targets, SUFFIX_BUCKET, value=-100),
+        targets=pad_to(batch.targets, SUFFIX_BUCKET, value=coconut.NOTHING),
+        question=question,
     )
     room = round_up(max(1, batch.n_thoughts), THOUGHT_BUCKET)
     out = coconut.forward(model, padded, phases, room)
@@ -47,10 +51,10 @@ def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def pad_to(ids: Tensor, multiple: int, value: int = 0) -> Tensor:
-    """ids (B, T) with a value on the right up to a multiple of columns."""
-    T = ids.size(1)
-    return F.pad(ids, (0, round_up(T, multiple) - T), value=value)
+def pad_to(ids: Tensor, multiple: int, value: int = 0, left: bool = False) -> Tensor:
+    """ids (B, T) with a value on the right, or on the left, up to a multiple of columns."""
+    n = round_up(ids.size(1), multiple) - ids.size(1)
+    return F.pad(ids, (n, 0) if left else (0, n), value=value)
 
 
 class Loss(torch.nn.Module):
@@ -61,7 +65,7 @@ class Loss(torch.nn.Module):
         self.model = model
         self.phases = phases
 
-    def forward(self, batch: coconut.Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The batch's mean loss, and the mean length of its thoughts."""
+    def forward(self, batch: coconut.Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The mean loss on words, the loss that teaches thoughts, and the mean length of the thoughts."""
         out = forward(self.model, batch, self.phases)
-        return out.loss, out.thoughts.detach().float().norm(dim=-1).mean()
+        return out.loss, out.taught, out.thoughts.detach().float().norm(dim=-1).mean()

@@ -48,10 +48,7 @@ about the chain's length, at test least of all. icot removes token by token, see
 
 from typing import NamedTuple
 
-import torch
-
 from nanococonut import icot
-from nanococonut.coconut import Batch, pad
 
 
 class Example(NamedTuple):
@@ -59,6 +56,14 @@ class Example(NamedTuple):
 
     question: list[int]  # with its newline
     rests: list[list[int]]  # [k]: what is left to write without the first k steps; last the answer
+    taught: tuple[list[int], ...] = ()  # [k]: the tokens that thought k + 1 is taught
+
+
+class Group(NamedTuple):
+    """Questions about the same facts, which are read once; an empty context: each has its own."""
+
+    context: list[int]
+    examples: list[Example]
 
 
 class Method(NamedTuple):
@@ -154,15 +159,3 @@ def arrange(example: Example, plan: Plan, special, rng=None) -> tuple[list[int],
         return example.question[:-1], [example.question[-1], *rest]
     pauses = [special["pause"]] * plan.n_pauses
     return [*example.question, special["bot"], *pauses], [special["eot"], *rest]
-
-
-def collate(pairs: list[tuple[list[int], list[int]]], n_thoughts: int, fill: int) -> Batch:
-    """A Batch of what arrange() returns, padded with the id `fill`."""
-    before, after = zip(*pairs, strict=True)
-    return Batch(
-        prompt=pad(before, fill),
-        prompt_len=torch.tensor([len(ids) for ids in before]),
-        suffix=pad([ids[:-1] for ids in after], fill),
-        targets=pad([ids[1:] for ids in after], -100),
-        n_thoughts=n_thoughts,
-    )

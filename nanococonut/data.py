@@ -20,16 +20,18 @@ import re
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from nanococonut import graph, tokenizer
 from nanococonut.config import UserError
-from nanococonut.curriculum import Example
+from nanococonut.curriculum import Example, Group
 from nanococonut.reading import read_json, read_rows
 
 TASKS = ("prosqa", "prontoqa", "gsm8k")
 SPLITS = ("train", "valid", "test")
+LEAST_HOPS = 3  # of questions asked anew: one step is a look-up, and with such among them no search was learned (ours)
 MAX_DOWNLOAD = 2 * 10**9  # bytes, kept in memory while they are checked
 ALLOWED = re.compile(r"https://|http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)")  # http: this machine alone
 
@@ -172,6 +174,7 @@ class Split:
         self.lengths = np.diff(arrays["texts"])[arrays["rows"][:-1]].tolist()  # of the questions
         n_steps = np.diff(arrays["rows"]) - 2
         self.longer = [np.flatnonzero(n_steps > n) for n in range(max(n_steps))]  # problems of over n steps
+        self.known_askers, self.known_tokens = {}, {}
         self.graphs = rows if all(map(graph.has_graph, rows)) else None
         self.names = graph.names_of(rows) if self.graphs else None
 
@@ -197,39 +200,98 @@ class Split:
         """Whether problem i can be told anew; where not, training keeps the file's words."""
         return self.told[i]
 
-    def demand_graphs(self, option: str) -> None:
-        """Raises UserError, naming an option that works on graphs, where no problem can be told anew from its graph."""
-        if any(self.told):
+    def demand_graphs(self, option: str, wanted: int = 0, every: bool = False) -> None:
+        """Raises UserError, naming an option that works on graphs, where no problem can be told anew from its graph.
+
+        every: where not all problems can.
+        """
+        if all(self.told) or (any(self.told) and not every):
             return
         why = "the problems have no graph"
         if any(map(graph.has_graph, self.rows)):
             why = f"no problem's graph tells the file's own words; of the first, {graph.difference(self.rows[0])}"
-        raise UserError(f"{option} should be 0: {why}")
+        raise UserError(f"{option} should be {wanted}: {why}")
 
-    def retold(self, i: int, rng: random.Random, keep: float = 1.0, hard: float = 0.0) -> Example:
-        """Problem i in a fresh order and under fresh names, persons for persons; by chance with a harder option."""
-        row = graph.harder(self.rows[i], rng) if hard and rng.random() < hard else self.rows[i]
+    def askers(self, i: int) -> list[graph.Asker]:
+        """The persons about whom questions on problem i's graph may be asked, found out once."""
+        if i not in self.known_askers:
+            self.known_askers[i] = graph.askers(self.rows[i])
+        return self.known_askers[i]
+
+    def retold(self, i: int, rng: random.Random, a: "Augmentation") -> Group:
+        """Problem i in a fresh order and under fresh names, persons for persons, with other questions by chance."""
+        row, names = self.rows[i], self.rows[i]["idx_to_symbol"]
+        rows = []
+        for _ in range(a.questions):
+            asked = row
+            if a.reask and rng.random() < a.reask:
+                asked = graph.ask(row, self.askers(i), rng, max(LEAST_HOPS, a.longer_than + 1))
+            rows.append(asked)
         # Differs from the paper: its texts are fixed and its weights have read the web; from scratch 17,886 are few.
-        (persons, concepts), are_persons = self.pool, [n[0].isupper() for n in row["idx_to_symbol"]]
-        n, n_persons = len(are_persons), sum(are_persons)
-        persons, concepts = iter(rng.sample(persons, n_persons)), iter(rng.sample(concepts, n - n_persons))
-        names = [next(persons if is_person else concepts) for is_person in are_persons]
-        question, *rests = map(self.encoding.encode_ordinary, texts_of(graph.tell(row, rng, names, keep)))
-        return Example(question, rests)
+        persons, concepts = self.pool
+        n_persons = sum(map(graph.is_person, names))
+        persons, concepts = iter(rng.sample(persons, n_persons)), iter(rng.sample(concepts, len(names) - n_persons))
+        names = [next(persons if graph.is_person(name) else concepts) for name in names]
+        always = set()
+        if a.keep < 1:
+            for asked in rows:
+                always |= graph.both_chains(asked, self.askers(i), rng)
+        edges = graph.some_edges(row, rng, a.keep, always)
+        told = [graph.tell(asked, rng, names, edges) for asked in rows]
+        return self.together(told, names, edges, a)
 
-    def draw(self, n: int, rng: random.Random, augment: bool, keep=1.0, over=None, hard=0.0) -> list[Example]:
-        """n examples drawn with replacement, of more than `over` steps if there are any.
+    def together(self, told: list[dict], names: list[str], edges: list[tuple[int, int]], a: "Augmentation") -> Group:
+        """Questions told about the same facts as one group: alone each has its facts in its question."""
+        encode = self.encoding.encode_ordinary
+        context = []
+        examples = []
+        for row in told:
+            question, *rests = texts_of(row)
+            if len(told) > 1:
+                facts, mark, asked = question.rpartition(" Is ")
+                context, question = encode(facts), mark + asked
+            taught = ()
+            if a.n_taught:
+                levels = graph.frontiers(edges, row["root"], a.n_taught)
+                taught = tuple([self.node_token(names[v]) for v in level] for level in levels)
+            examples.append(Example(encode(question), list(map(encode, rests)), taught))
+        return Group(context, examples)
 
-        augment tells those anew that can be; hard is the share of these that get a harder option.
-        """
-        pool = self.longer[over] if over and over < len(self.longer) else range(len(self))
+    def node_token(self, name: str) -> int:
+        """The token with which a chain goes on from a node; see tokenizer.py for why it is one."""
+        if name not in self.known_tokens:
+            start = graph.subject(name)
+            text = start if graph.is_person(name) else f"{name}.\n{start}"
+            self.known_tokens[name] = self.encoding.encode_ordinary(text)[0]
+        return self.known_tokens[name]
+
+    def draw(self, n: int, rng: random.Random, a: "Augmentation") -> list[Group]:
+        """n questions, in groups that share their facts, of problems drawn with replacement."""
+        pool = range(len(self))
+        if 0 < a.longer_than < len(self.longer):
+            pool = self.longer[a.longer_than]
+        n_groups = n // a.questions
         # One eighth of 8 n sorted by length: neighbours need little padding, and all problems stay equally likely.
-        drawn = sorted(rng.choices(pool, k=8 * n), key=self.lengths.__getitem__)
-        start = n * rng.randrange(8)
-        return [
-            self.retold(i, rng, keep, hard) if augment and self.retells(i) else self.example(i)
-            for i in drawn[start : start + n]
-        ]
+        drawn = sorted(rng.choices(pool, k=8 * n_groups), key=self.lengths.__getitem__)
+        start = n_groups * rng.randrange(8)
+        groups = []
+        for i in drawn[start : start + n_groups]:
+            if a.augment and self.retells(i):
+                groups.append(self.retold(i, rng, a))
+            else:
+                groups.append(Group([], [self.example(i)]))
+        return groups
+
+
+class Augmentation(NamedTuple):
+    """How problems are told anew when they are drawn."""
+
+    augment: bool = True  # other names, and another order of facts and options
+    keep: float = 1.0  # probability that a fact beside the chains is told
+    longer_than: int = 0  # chains have more steps than this, if there are any
+    reask: float = 0.0  # probability of another question about the same graph
+    questions: int = 1  # about each graph
+    n_taught: int = 0  # thoughts that are taught the frontier of the search
 
 
 class Dataset:

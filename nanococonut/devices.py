@@ -55,11 +55,17 @@ class Machine:
         if batch_size < self.n_processes:
             raise UserError(f"--batch_size={batch_size} should be at least {self.n_processes}, one example a process")
 
-    def take(self, tensor: Tensor) -> Tensor:
-        """The tensor on the device; copied from pinned memory to CUDA, so that nobody waits for the copy."""
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+    def take(self, batch):
+        """A batch with its tensors on the device; copied from pinned memory to CUDA, so that nobody waits for it."""
+
+        def moved(x):
+            if not isinstance(x, Tensor):
+                return x
+            if self.device.type == "cuda":
+                return x.pin_memory().to(self.device, non_blocking=True)
+            return x.to(self.device)
+
+        return type(batch)(*map(moved, batch))
 
     def compiles(self, wanted: str) -> bool:
         """Whether to compile; wanted is true, false or auto: on CUDA, where there is a Triton that works."""

@@ -11,6 +11,7 @@ import collections
 import itertools
 import math
 import random
+from typing import NamedTuple
 
 FIELDS = ("idx_to_symbol", "edges", "root", "target", "neg_target")
 
@@ -52,10 +53,10 @@ def chain_of(row: dict) -> list[int]:
     return [row["root"], *map(row["idx_to_symbol"].index, objects)]
 
 
-def tell(row: dict, rng: random.Random, names: list[str] | None = None, keep: float = 1.0) -> dict:
-    """The row told in sentences, under its own or other names: its facts and its two options in an order drawn anew.
+def tell(row: dict, rng: random.Random, names: list[str] | None = None, edges: list | None = None) -> dict:
+    """The row told in sentences, under its own or other names, its two options in an order drawn anew.
 
-    keep is the probability that a fact beside the chain is told; facts on the chain always are.
+    edges are the facts to tell, in that order; by default all of them, in an order drawn anew.
 
     >>> row = {"idx_to_symbol": ["Tom", "Max", "lempus", "rempus", "impus"], "edges": [[0, 2], [2, 3], [1, 4]],
     ...        "root": 0, "target": 3, "neg_target": 4, "steps": ["Tom is a lempus.", "Every lempus is a rempus."]}
@@ -64,16 +65,22 @@ def tell(row: dict, rng: random.Random, names: list[str] | None = None, keep: fl
     """
     names = names or row["idx_to_symbol"]
     nodes = chain_of(row)
-    chain = list(itertools.pairwise(nodes))
-    edges = map(tuple, rng.sample(row["edges"], len(row["edges"])))
-    facts = [fact(names, *edge) for edge in edges if keep == 1 or edge in chain or rng.random() < keep]
+    if edges is None:
+        edges = rng.sample(row["edges"], len(row["edges"]))
+    facts = [fact(names, a, b) for a, b in edges]
     one, other = rng.sample([names[row["target"]], names[row["neg_target"]]], 2)
     return row | {
         "question": " ".join([*facts, f"Is {names[nodes[0]]} a {one} or {other}?"]),
-        "steps": [fact(names, *edge) for edge in chain],
+        "steps": [fact(names, a, b) for a, b in itertools.pairwise(nodes)],
         "answer": fact(names, nodes[0], nodes[-1]),
         "idx_to_symbol": names,
     }
+
+
+def some_edges(row: dict, rng: random.Random, keep: float, always: set[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The row's edges in an order drawn anew; those that are not in always stay with probability keep."""
+    edges = map(tuple, rng.sample(row["edges"], len(row["edges"])))
+    return [edge for edge in edges if keep == 1 or edge in always or rng.random() < keep]
 
 
 def difference(row: dict) -> str:
@@ -161,6 +168,82 @@ def harder(row: dict, rng: random.Random) -> dict:
     others = [v for v in sorted(far) if far[v] > 1 and v not in reached]
     most = max((far[v] for v in others), default=0)
     return row | {"neg_target": rng.choice([v for v in others if far[v] == most] or [row["neg_target"]])}
+
+
+class Asker(NamedTuple):
+    """A person whom other questions about a graph may be about."""
+
+    root: int
+    levels: list[list[int]]  # [k]: the nodes k steps away
+    parents: dict[int, list[int]]  # of each node that root reaches, the nodes before it on shortest paths
+    others: list[int]  # concepts that root does not reach
+    farthest: list[int]  # those of them that are farthest from all persons
+
+
+def askers(row: dict) -> list[Asker]:
+    """The persons of a graph about whom one may ask: each reaches some concepts and not all."""
+    names, edges = row["idx_to_symbol"], row["edges"]
+    persons = [v for v, name in enumerate(names) if is_person(name)]
+    far = distances([*edges, *([-1, v] for v in persons)], -1)  # as in harder()
+    found = []
+    for root in persons:
+        distance = distances(edges, root)
+        others = [v for v, name in enumerate(names) if v not in distance and not is_person(name)]
+        if others and len(distance) > 1:
+            levels = [[v for v, d in distance.items() if d == k] for k in range(max(distance.values()) + 1)]
+            parents = {v: [a for a, b in edges if b == v and distance.get(a) == d - 1] for v, d in distance.items()}
+            most = max(far.get(v, 0) for v in others)
+            farthest = [v for v in others if far.get(v, 0) == most]
+            found.append(Asker(root, levels, parents, others, farthest))
+    return found
+
+
+def way_to(asker: Asker, node: int, rng: random.Random) -> list[int]:
+    """A shortest path from an asker's root to a node that it reaches."""
+    path = [node]
+    while asker.parents[path[-1]]:
+        path.append(rng.choice(asker.parents[path[-1]]))
+    return path[::-1]
+
+
+def ask(row: dict, people: list[Asker], rng: random.Random, least: int) -> dict:
+    """The row, for tell(), with another question about its graph; the row itself where there is none.
+
+    Any person may be the root, any node at least `least` steps away the target, and any concept that the root does
+    not reach the false option, half of the time one of the farthest from all persons.
+    """
+    fit = [asker for asker in people if len(asker.levels) > least]
+    if not fit:
+        return row
+    asker = rng.choice(fit)
+    target = rng.choice(asker.levels[rng.randint(least, len(asker.levels) - 1)])
+    neg_target = rng.choice(asker.farthest if rng.random() < 0.5 else asker.others)
+    steps = [fact(row["idx_to_symbol"], a, b) for a, b in itertools.pairwise(way_to(asker, target, rng))]
+    return row | {"root": asker.root, "target": target, "neg_target": neg_target, "steps": steps}
+
+
+def both_chains(row: dict, people: list[Asker], rng: random.Random) -> set[tuple[int, int]]:
+    """The edges of the row's chain, and of a chain by which another person reaches the false option, if one does.
+
+    A graph that lacks the latter gives the answer away: the false option hangs in the air.
+    """
+    edges = set(itertools.pairwise(chain_of(row)))
+    able = [asker for asker in people if asker.root != row["root"] and row["neg_target"] in asker.parents]
+    if able:
+        edges |= set(itertools.pairwise(way_to(rng.choice(able), row["neg_target"], rng)))
+    return edges
+
+
+def frontiers(edges: list[tuple[int, int]], root: int, n: int) -> list[list[int]]:
+    """The nodes to which ways of 0, 1, ..., n - 1 edges lead from root: what a search looks at, step by step.
+
+    >>> frontiers([(0, 1), (0, 2), (1, 3), (2, 3)], root=0, n=4)
+    [[0], [1, 2], [3], []]
+    """
+    found = [[root]]
+    while len(found) < n:
+        found.append(sorted({b for a, b in edges if a in found[-1]}))
+    return found
 
 
 def twin(row: dict) -> dict | None:

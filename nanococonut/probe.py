@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from nanococonut import answers, coconut, config, curriculum, data, evaluate, graph, plots, runs
+from nanococonut import answers, batching, coconut, config, data, evaluate, graph, plots, runs
+from nanococonut.batching import Arranged
 from nanococonut.config import UserError
 
 BESIDE = ("cot", "no_cot", "pause_as_thought", "no_thought")  # rows of Table 1 without thoughts, to compare with
@@ -61,7 +62,7 @@ def values(run: runs.Run, examples, names: list[list[str]], n_thoughts: int) -> 
             pairs.append((prompt, [eot, *run.encoding.encode_ordinary(graph.subject(name))]))
     found = np.zeros((len(pairs), n_thoughts + 1))
     for start in range(0, len(pairs), 512):
-        batch = curriculum.collate(pairs[start : start + 512], n_thoughts=0, fill=0)
+        batch = batching.collate([Arranged([], pairs[start : start + 512], [])], n_thoughts=0, fill=0)
         prompt, length, suffix, targets = (x.to(run.machine.device) for x in batch[:4])
         with run.machine.autocast():
             hidden, prompt_kv = coconut.prefill(run.model, prompt, length)

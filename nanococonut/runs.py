@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from nanococonut import answers, compiling, devices, log, optimizers, pretrained, tokenizer
+from nanococonut import answers, compiling, devices, log, optimizers, pretrained, starts, tokenizer
 from nanococonut.config import UserError, written
 from nanococonut.curriculum import METHODS, Example, Plan, plan
 from nanococonut.data import Dataset, Split, folder_of, write_atomically, write_text
@@ -120,7 +120,21 @@ def starting_model(c: TrainConfig, dataset: Dataset, n_positions: int) -> GPT:
         init=c.init,
         init_std=c.init_std,
     )
-    return GPT(config)
+    model = GPT(config)
+    if c.init == "lookup":
+        starts.liken(model, tokenizer.alike(dataset.meta["vocabulary"]))
+    return model
+
+
+def check_data(c: TrainConfig, problems: Split, tokenizer_name: str) -> None:
+    """Raises UserError where an option works on graphs told anew and the data cannot be."""
+    for option in ("grow", "reask", "taught"):
+        if getattr(c, option):
+            problems.demand_graphs(f"--{option}={getattr(c, option)}")
+    if c.questions > 1:
+        problems.demand_graphs("--questions", wanted=1, every=True)
+    if c.taught and tokenizer_name != "words":
+        raise UserError("--taught should be 0: a node is one token in words alone, so prepare with --tokenizer=words")
 
 
 def continued(folder: Path, dropout: float, dataset: Dataset) -> GPT:

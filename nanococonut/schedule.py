@@ -41,6 +41,13 @@ class Schedule:
             return 0
         return icot.n_removed_tokens(stage, len(self.n_steps) - 1, self.longest["chain"], progress)
 
+    def teaching(self, step: int) -> float:
+        """Weight at a step of the loss that teaches thoughts: --taught, falling to zero over --taught_until."""
+        c = self.c
+        if c.taught_until == 1:
+            return c.taught
+        return c.taught * max(0.0, 1 - step / (c.taught_until * self.total))
+
     def thoughts_begin(self, stage: int) -> bool:
         """Whether the stage before had no thoughts and this one has."""
         return stage > 0 and self.plans[stage].n_thoughts > 0 and self.plans[stage - 1].n_thoughts == 0

@@ -26,7 +26,10 @@ class TrainConfig:
     mix: float = 0.0  # probability that a batch comes from an earlier stage
     longer: float = 0.0  # probability that a batch is of chains with steps left to write, as long as there are any
     augment: bool = True  # tell each ProsQA problem anew whenever it is drawn: names, facts' order, options' order
-    hard: float = 0.0  # share of problems told anew whose false option is as far from every person as there is one
+    reask: float = 0.0  # share of questions that are other ones about the same graph: other person, other options
+    questions: int = 1  # asked about each graph, whose facts are read once
+    taught: float = 0.0  # weight of the loss that teaches each thought the nodes that a search has then reached
+    taught_until: float = 1.0  # share of the run over which that weight falls to zero; 1: it stays
     grow: int = 0  # steps over which the facts beside the chain grow from none to all
     batch_size: int = 128  # examples per optimizer step
     micro_batch_size: int = 0  # examples in memory at once; 0: batch_size
@@ -61,14 +64,20 @@ class TrainConfig:
         return list(self.stage_steps) * (self.max_stage + 1 if len(self.stage_steps) == 1 else 1)
 
     def __post_init__(self):
-        demand(self, "batch_size n_layer n_head n_embd c_thought", lambda n: 1 <= n <= 10**5, "from 1 to 100000")
+        sizes = "batch_size n_layer n_head n_embd c_thought questions"
+        demand(self, sizes, lambda n: 1 <= n <= 10**5, "from 1 to 100000")
         demand(self, "log_every save_every", lambda x: x >= 1, "at least 1")
-        sizes = "seed micro_batch_size warmup grow eval_every lr first_lr muon_lr first_muon_lr weight_decay grad_clip"
-        demand(self, f"{sizes} init_std", lambda x: 0 <= x <= 1e9, "from 0 to 1e9")
+        amounts = (
+            "seed micro_batch_size warmup grow eval_every lr first_lr muon_lr first_muon_lr weight_decay grad_clip"
+        )
+        demand(self, f"{amounts} init_std taught", lambda x: 0 <= x <= 1e9, "from 0 to 1e9")
         demand(self, "max_stage block_size", lambda x: 0 <= x <= 10**5, "from 0 to 100000")
-        demand(self, "mix longer hard decay dropout beta2", lambda x: 0 <= x < 1, "at least 0 and below 1")
+        demand(self, "mix longer decay dropout beta2", lambda x: 0 <= x < 1, "at least 0 and below 1")
+        demand(self, "reask", lambda x: 0 <= x <= 1, "from 0 to 1")
+        demand(self, "taught_until", lambda x: 0 < x <= 1, "above 0 and at most 1")
         demand(self, "stage_steps", lambda n: min(n) >= 0 and 1 <= sum(n) <= 10**9, "0 or more each, 1 to 1e9 in all")
         demand(self, "n_embd", lambda n: n % self.n_head == 0, f"a multiple of --n_head={self.n_head}")
+        demand(self, "questions", lambda n: self.batch_size % n == 0, f"a divisor of --batch_size={self.batch_size}")
 
 
 # What each preset changes. What it was measured to reach stands in RESULTS.md.
@@ -97,7 +106,7 @@ RELEASED_SIZE = FROM_SCRATCH | {
     "mix": 0.3,
     "longer": 0.9,
     "aligned": True,
-    "hard": 0.6,
+    "reask": 0.5,
     "lr": 1e-3,
     "muon_lr": 2e-3,
     "first_muon_lr": 5e-3,

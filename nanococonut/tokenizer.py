@@ -44,6 +44,20 @@ def fit(texts, max_pieces: int = 8000) -> list[str]:
     return sorted((p for p in counts if len(p.encode()) > 1), key=lambda p: (-counts[p], p))[:max_pieces]
 
 
+def alike(vocabulary: list[str]) -> list[list[int]]:
+    """The ids of the pieces that say the same name, for each name that several pieces say.
+
+    >>> alike(["lempus.", " or ", " Every lempus is a ", "Tom is a "])
+    [[256, 258]]
+    """
+    said = collections.defaultdict(list)
+    for i, piece in enumerate(vocabulary, start=256):
+        names = set(re.findall("[A-Za-z]+", piece)) - set(re.findall("[A-Za-z]+", FUNCTION_WORDS))
+        if len(names) == 1:
+            said[names.pop()].append(i)
+    return [ids for ids in said.values() if len(ids) > 1]
+
+
 def words(vocabulary: list[str]) -> tiktoken.Encoding:
     """The closed encoding of some pieces: ids 0..255 are bytes, then the pieces, then <bot> <eot> <pause> <eos>."""
     ranks = {bytes([i]): i for i in range(256)} | {piece.encode(): 256 + i for i, piece in enumerate(vocabulary)}

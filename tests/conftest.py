@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from nanococonut import pretrained
-from nanococonut.coconut import Batch, pad
+from nanococonut.batching import pad
+from nanococonut.coconut import Batch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # prepare, train and sample are scripts at the top

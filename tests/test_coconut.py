@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from nanococonut import coconut, compiling, pretrained
-from nanococonut.coconut import Batch, pad
+from nanococonut.batching import pad
+from nanococonut.coconut import Batch
 from nanococonut.model import GPT, KV, GPTConfig
 
 FORWARDS = {"fast": coconut.forward, "reference": coconut.forward_reference}

@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from nanococonut.curriculum import METHODS, Example, arrange, collate, layout, plan
+from nanococonut.batching import Arranged, collate
+from nanococonut.curriculum import METHODS, Example, arrange, layout, plan
 from nanococonut.icot import n_removed_tokens
 
 SPECIAL = {"bot": 90, "eot": 91, "pause": 92, "eos": 93}
@@ -47,7 +48,8 @@ def at_begin(method, stage, max_stage, longest_chain):
 def test_layout_of_tokens(method, stage, prompt, suffix, n_thoughts):
     p = at_begin(method, stage, max_stage=5, longest_chain=6)
     assert arrange(EXAMPLE, p, SPECIAL) == (prompt, suffix)
-    batch = collate([arrange(e, p, SPECIAL) for e in (EXAMPLE, Example([7], [[8]]))], p.n_thoughts, SPECIAL["eos"])
+    pairs = [arrange(e, p, SPECIAL) for e in (EXAMPLE, Example([7], [[8]]))]
+    batch = collate([Arranged([], pairs, [])], p.n_thoughts, SPECIAL["eos"])
     assert batch.n_thoughts == n_thoughts
     assert batch.prompt_len.tolist() == [len(prompt), len(prompt) - 2]
     assert batch.prompt[0].tolist() == prompt

@@ -225,41 +225,69 @@ def test_a_hard_option_is_false_and_no_other_is_farther_from_the_persons():
     assert graph.harder(tie | {"edges": [[0, 2]]}, random.Random(0))["neg_target"] == 3, "no other: as it was"
 
 
-def test_training_asks_with_hard_options_as_often_as_it_should(workspace):
+def test_questions_asked_anew_are_sound(workspace):
     run("prosqa", *SMALL)
     dataset = data.Dataset("prosqa")
-    train, shares = dataset.split("train"), []
-    for hard in (0.0, 0.5, 0.999):
-        n_hard = 0
-        for example in train.draw(400, random.Random(0), augment=True, hard=hard):
-            text, answer = dataset.encoding.decode(example.question), dataset.encoding.decode(example.rests[-1])
-            facts, (root, *options) = re.findall(r"(\w+) is a (\w+)\.", text), re.findall(r"\w+", text)[-5::2]
-            names = sorted({name for fact in facts for name in fact})
-            row = {"idx_to_symbol": names, "edges": [[names.index(a), names.index(b)] for a, b in facts]}
-            below = graph.distances(row["edges"], names.index(root))
-            (other,) = {names.index(name) for name in options} - below.keys()
-            assert answer == f"### {root} is a {next(name for name in options if names.index(name) in below)}."
-            n_hard += all(backwards(row, v) <= backwards(row, other) for v in range(len(names)) if v not in below)
-        shares.append(n_hard / 400)
-    by_itself, half, nearly_all = shares
-    assert by_itself < 0.9 and abs(half - (1 + by_itself) / 2) < 0.1 and nearly_all > 0.98, shares
+    train = dataset.split("train")
+    a = data.Augmentation(reask=1.0, questions=4, n_taught=3)
+    groups = train.draw(400, random.Random(0), a)
+    roots = set()
+    for group in groups:
+        context = dataset.encoding.decode(group.context)
+        facts = re.findall(r"(\w+) is a (\w+)\.", context)
+        names = sorted({name for fact in facts for name in fact})
+        edges = [[names.index(a), names.index(b)] for a, b in facts]
+        for example in group.examples:
+            root, *options = re.findall(r"\w+", dataset.encoding.decode(example.question))[1::2]
+            steps = dataset.encoding.decode(example.rests[0]).split("\n")
+            answer = steps.pop().split()[-1].rstrip(".")
+            below = graph.distances(edges, names.index(root))
+            assert names.index(answer) in below and answer in options
+            assert not {names.index(name) for name in options} - {names.index(answer)} & below.keys()
+            assert all(f"{step} " in f"{context} " for step in steps) and len(steps) == below[names.index(answer)]
+            levels = graph.frontiers([tuple(edge) for edge in edges], names.index(root), 3)
+            taught = [
+                {names.index(re.findall(r"\w+", dataset.encoding.decode([i]))[0]) for i in ids}
+                for ids in example.taught
+            ]
+            assert taught == [set(level) for level in levels]
+            roots.add(root)
+    assert len(groups) == 100 and len(roots) > 3
+
+
+def test_growing_graphs_keep_both_chains(workspace):
+    run("prosqa", *SMALL)
+    dataset = data.Dataset("prosqa")
+    for group in dataset.split("train").draw(200, random.Random(0), data.Augmentation(keep=0.0)):
+        (example,) = group.examples
+        facts = re.findall(r"(\w+) is a (\w+)\.", dataset.encoding.decode(example.question))
+        options = re.findall(r"\w+", dataset.encoding.decode(example.question))[-3::2]
+        assert all(any(option == b for _, b in facts) for option in options), "no option hangs in the air"
+        assert len(facts) < 12
+
+
+def alone(groups):
+    """The examples of groups of one."""
+    return [group.examples[0] for group in groups]
 
 
 def test_a_batch_is_of_like_length_and_every_problem_as_likely(workspace):
     run("prosqa", *SMALL)
     train, rng = data.Dataset("prosqa").split("train"), random.Random(0)
-    drawn = [train.draw(4, rng, augment=False) for _ in range(6000)]
+    drawn = [alone(train.draw(4, rng, data.Augmentation(augment=False))) for _ in range(6000)]
     counts = Counter(tuple(e.question) for batch in drawn for e in batch)
     assert len(counts) == 60
     assert all(abs(n / 24000 * 60 - 1) < 0.25 for n in counts.values()), counts.values()  # 400 +- 5 deviations of 20
     spread = sum(max(map(len, b)) - min(map(len, b)) for b in [[e.question for e in batch] for batch in drawn]) / 6000
     lengths = [len(train.example(i).question) for i in range(60)]
-    alone = sum(max(c) - min(c) for c in (rng.choices(lengths, k=4) for _ in range(6000))) / 6000
-    assert spread < 0.5 * alone
+    apart = sum(max(c) - min(c) for c in (rng.choices(lengths, k=4) for _ in range(6000))) / 6000
+    assert spread < 0.5 * apart
     there = {len(row["steps"]) for row in train.rows}
-    for over in (None, 0, 2, max(there)):  # chains with steps left to write, as long as there are any
-        seen = {len(e.rests) - 1 for _ in range(200) for e in train.draw(4, rng, augment=True, over=over)}
-        assert seen == ({n for n in there if n > (over or 0)} or there), over
+    for over in (0, 2, max(there)):  # chains with steps left to write, as long as there are any
+        seen = {
+            len(e.rests) - 1 for _ in range(200) for e in alone(train.draw(4, rng, data.Augmentation(longer_than=over)))
+        }
+        assert seen == ({n for n in there if n > over} or there), over
 
 
 # ---- files of others ------------------------------------------------------------------------------------------------

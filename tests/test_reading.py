@@ -407,7 +407,8 @@ def test_other_words_are_kept_and_prepare_says_so(workspace, capsys, form):
     train = dataset.split("train")
     assert [train.retells(i) for i in range(20)] == [i % 3 == 0 for i in range(20)]
     own = {data.texts_of(row)[0] for row in train.rows}
-    drawn = [e for _ in range(50) for e in train.draw(8, random.Random(_), augment=True, hard=0.5)]
+    groups = [group for i in range(50) for group in train.draw(8, random.Random(i), data.Augmentation(reask=0.5))]
+    drawn = [group.examples[0] for group in groups]
     texts = [dataset.encoding.decode(example.question) for example in drawn]
     kept = {text for text in texts if text in own}
     assert kept == {data.texts_of(row)[0] for i, row in enumerate(train.rows) if i % 3}, "these, and only these"

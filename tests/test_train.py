@@ -58,7 +58,7 @@ def test_every_method_trains_evaluates_and_samples(workspace, capsys, method):
 def test_hard_options_take_the_shortcut_away(workspace, capsys):
     words = ["--train=32", "--valid=10", "--test=200", "--n_nodes=10", "--min_hops=2", "--max_hops=3"]
     prepare.main(config.parse(prepare.PrepareConfig, words))
-    trained("--stage_steps=1", "--name=run", "--hard=0.5")
+    trained("--stage_steps=1", "--name=run")
     plain, hard = answered(capsys, "run"), answered(capsys, "run", "--hard=true")
     assert hard["data"] == plain["data"] + ", hard" and hard["n"] == 200
     rule = "farther from the nearest person"
@@ -121,7 +121,8 @@ def test_a_batch_depends_on_seed_and_step_alone(workspace):
     prepared()
     split = data.Dataset("prosqa").split("train")
     draws = [
-        split.draw(6, random.Random(f"{seed} {step}"), augment=True) for seed, step in ((0, 5), (0, 6), (0, 5), (1, 5))
+        split.draw(6, random.Random(f"{seed} {step}"), data.Augmentation())
+        for seed, step in ((0, 5), (0, 6), (0, 5), (1, 5))
     ]
     assert draws[0] == draws[2]
     assert draws[0] not in (draws[1], draws[3])
