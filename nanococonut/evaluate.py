@@ -170,9 +170,8 @@ def main(c: EvaluateConfig) -> None:
         config.demand(c, "hard", lambda _: examples.graphs, f"false: the problems of {name} have no graph")
         rng, name = random.Random(0), f"{name}, hard"
         examples = data.Split(run.encoding, [graph.tell(graph.harder(row, rng), rng) for row in examples.rows])
-    rows, without = examples.rows, baselines(examples.rows)
-    pairs = graph.twins(rows) if examples.graphs else []
-    without_both = baselines_both(pairs)
+    rows, pairs = examples.rows, graph.twins(examples.rows) if examples.graphs else []
+    without, without_both = baselines(rows), baselines_both(pairs)
     print(f"{run.folder.name} ({run.config['method']}, stage {run.stage}) on {name}, {len(rows)} questions")
     if examples.graphs:
         print(f"  {len(pairs)} have a twin: the same facts, asked of a person for whom the other option is right")

@@ -93,8 +93,9 @@ def write_results(c: Table1Config, rows: list[dict]) -> str:
     """Writes results/ and returns its table in Markdown: mean ± standard deviation over seeds, the paper's beside."""
     test, theirs, mean = data.Dataset(c.task).split("test").rows, paper(c.task), statistics.mean
     baselines = evaluate.baselines(test)
-    both = evaluate.baselines_both(graph.twins(test)) if all(map(graph.has_graph, test)) else {}
-    shares = {}
+    both, shares = {}, {}
+    if all(map(graph.has_graph, test)):
+        both = evaluate.baselines_both(graph.twins(test))
     lines = ["| method | accuracy, % | both right, % | seeds | drop | tokens | seconds | paper: accuracy | tokens |"]
     lines.append("|---" * 9 + "|")
     for method in dict.fromkeys(row["method"] for row in rows):
