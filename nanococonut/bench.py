@@ -4,7 +4,6 @@ A training step for K = 0, 1, 2, ... thoughts, whole and by phase, and its share
 products (MFU); beside it the paper's loop, torch.compile, answers without a cache. Median seconds, random tokens.
 """
 
-import contextlib
 import json
 import resource
 import time
@@ -26,7 +25,7 @@ SIZES = {  # examples B (4 or more), prompt P, suffix S, new tokens of an answer
     "gpt2": ((128, 256, 24, 8), GPTConfig(50260, 512, 12, 12, 768, 0.0)),
 }
 PHASES = ("prefill", "think", "decode", "backward", "optimizer")
-EOT, NEVER = 0, -1  # the id that ends the thoughts, and an <eos> that no answer holds: all are equally long
+EOT, NEVER = 0, -1  # the id that ends the thoughts, and an <eos> that no answer holds
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,7 @@ class Bench:
 
     def __init__(self, c: BenchConfig):
         self.machine = devices.pick(c.device, c.dtype)
-        self.device, self.dtype = self.machine.device, self.machine.dtype
-        self.cuda = self.device.type == "cuda"
-        self.phases = coconut.EAGER
+        self.device, self.phases = self.machine.device, coconut.EAGER
         self.sizes, shape = SIZES[c.preset]
         torch.manual_seed(0)
         self.model = GPT(shape).to(self.device)
@@ -68,20 +65,18 @@ class Bench:
             marks.append(self.clock())
         return float(np.median(np.diff(marks)))
 
-    def batch(self, n_thoughts: int) -> Batch:
+    def batch(self, n_thoughts: int, n_examples: int = 0) -> Batch:
+        """Random tokens; n_examples 0: as many as a training step has."""
         (B, P, S, _), V = self.sizes, self.model.config.vocab_size
+        B = n_examples or B
         prompt, suffix, targets = (torch.randint(V, (B, n), device=self.device) for n in (P, S, S))
         return Batch(prompt, torch.randint(P * 4 // 5, P + 1, (B,), device=self.device), suffix, targets, n_thoughts)
 
     def step(self, batch: Batch, clock=lambda: None) -> list:
         """A training step: what clock() says before it, between its PHASES and after it."""
         marks = [clock()]
-        flash = contextlib.nullcontext()
-        if self.cuda and self.dtype == torch.bfloat16:
-            flash = sdpa_kernel(SDPBackend.FLASH_ATTENTION)  # this kernel, or an error
         with self.machine.autocast():
-            with flash:
-                hidden, prompt_kv = self.phases.prefill(self.model, batch.prompt, batch.prompt_len)
+            hidden, prompt_kv = self.phases.prefill(self.model, batch.prompt, batch.prompt_len)
             marks.append(clock())
             cache = coconut.open_cache(prompt_kv, batch.prompt_len, self.room or batch.n_thoughts)
             _, cache = coconut.think(self.model, hidden, cache, batch.n_thoughts, self.phases.step)
@@ -102,7 +97,7 @@ class Bench:
         return counter.get_total_flops()
 
     def generate(self, batch: Batch) -> list[list[int]]:
-        """Answers, batched and cached."""
+        """Answers, batched and cached, all equally long."""
         return coconut.generate(self.model, *batch[:2], batch.n_thoughts, EOT, NEVER, self.sizes[3])
 
     @torch.no_grad()
@@ -124,10 +119,11 @@ def main(c: BenchConfig) -> None:
     config.demand(c, "repeats questions", lambda n: n >= 1, "at least 1")
     config.demand(c, "max_thoughts", lambda n: n >= 0, "0 or more")
     bench = Bench(c)
-    (B, P, S, _), n = bench.sizes, 8192 if bench.cuda else 2048
-    rate = 2 * n**3 / bench.seconds(10, lambda x: x @ x, torch.randn(n, n, device=bench.device, dtype=bench.dtype))
-    where = torch.cuda.get_device_name() if bench.cuda else f"{torch.get_num_threads()} threads of {bench.device}"
-    found = dict(preset=c.preset, device=where, torch=torch.__version__, dtype=str(bench.dtype))
+    (B, P, S, _), device, cuda = bench.sizes, bench.device, bench.device.type == "cuda"
+    n = 8192 if cuda else 2048
+    rate = 2 * n**3 / bench.seconds(10, torch.mm, *torch.randn(2, n, n, device=device, dtype=bench.machine.dtype))
+    where = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} threads of {device}"
+    found = dict(preset=c.preset, device=where, torch=torch.__version__, dtype=str(bench.machine.dtype))
     found |= dict(B=B, P=P, S=S, matmul_gflops=round(rate / 1e9))
     print(", ".join(f"{key} {value}" for key, value in found.items()) + "; milliseconds:")
     print("".join(f"{name:>10}" for name in ("K", "step", *PHASES, "examples/s", "tokens/s", "MFU")))
@@ -135,16 +131,16 @@ def main(c: BenchConfig) -> None:
     for K, batch in enumerate(batches):
         step = bench.seconds(c.repeats, bench.step, batch)
         marks = [bench.step(batch, bench.clock) for _ in range(c.repeats)]
-        times = dict(zip(("step", *PHASES), (step, *np.median(np.diff(marks), axis=0).tolist()), strict=True))
+        times = {"step": step} | dict(zip(PHASES, np.median(np.diff(marks), axis=0).tolist(), strict=True))
         examples, tokens, mfu = B / step, B * (P + K + S) / step, bench.flops(batch) / step / rate
-        print(f"{K:10}" + "".join(f"{1e3 * t:10.1f}" for t in times.values()), end="")
-        print(f"{examples:10.0f}{tokens:10.0f}{mfu:10.1%}")
+        cells = "".join(f"{1e3 * t:10.1f}" for t in times.values())
+        print(f"{K:10}{cells}{examples:10.0f}{tokens:10.0f}{mfu:10.1%}")
         rows.append(dict(thoughts=K, **times, examples_per_second=examples, tokens_per_second=tokens, mfu=mfu))
-    last, step, kib = batches[-1], rows[-1]["step"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    few, alone = (Batch(*(x[:n] for x in last[:4]), last.n_thoughts) for n in (4, 1))
-    many = [Batch(last.prompt[i], last.prompt_len[i], *last[2:]) for i in torch.randint(B, (c.questions,)).split(250)]
+    few, alone = bench.batch(c.max_thoughts, 4), bench.batch(c.max_thoughts, 1)
+    many = [bench.batch(c.max_thoughts, min(250, c.questions - i)) for i in range(0, c.questions, 250)]
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     measured = dict(
-        memory_mib=torch.cuda.max_memory_allocated() / 2**20 if bench.cuda else kib / 2**10,
+        memory_mib=torch.cuda.max_memory_allocated() / 2**20 if cuda else kib / 2**10,
         reference_step=B / 4 * bench.seconds(1, lambda: coconut.forward_reference(bench.model, few).loss.backward()),
         answer_one_by_one=bench.seconds(20, bench.one_by_one, alone),
         answer_batched=bench.seconds(3, lambda: [bench.generate(part) for part in many]) / c.questions,
@@ -155,13 +151,13 @@ def main(c: BenchConfig) -> None:
     measured |= dict(
         compile=marks[-1] - marks[0] - sum(row["step"] for row in rows),
         compiled_first=bench.seconds(c.repeats, bench.step, batches[0]),
-        compiled_last=bench.seconds(c.repeats, bench.step, last),
-        last_over_first=step / rows[0]["step"],
+        compiled_last=bench.seconds(c.repeats, bench.step, batches[-1]),
+        last_over_first=step / rows[0]["step"],  # step: the last one's
         times_faster_than_reference=measured["reference_step"] / step,
         times_faster_than_one_by_one=measured["answer_one_by_one"] / measured["answer_batched"],
     )
     print("\n".join(f"{key.replace('_', ' ')}: {value:.4g}" for key, value in measured.items()))
-    stem = Path("results") / f"bench-{c.preset}-{bench.device.type}"
+    stem = Path("results") / f"bench-{c.preset}-{device.type}"
     bars = {phase: [(row["thoughts"], 1e3 * row[phase]) for row in rows] for phase in PHASES}
     plots.lines([("thoughts", "milliseconds a step", bars, True)], stem.with_suffix(".png"))
     found |= measured | {"rows": rows}

@@ -200,7 +200,7 @@ def forward(model: GPT, batch: Batch, phases: Phases = EAGER, room: int = 0) -> 
         N = batch.question.size(1)
         cache = open_cache(prompt_kv, batch.prompt_len, N + room, N - batch.question_len)
         hidden, cache = phases.step(model, batch.question, cache)
-        hidden = hidden[:, -1:]
+        hidden = hidden[:, -1:].contiguous()  # in memory like all later ones: one graph for all
     thoughts, cache = think(model, hidden, cache, batch.n_thoughts, phases.step)
     hidden, _ = phases.step(model, batch.suffix, make_room(cache, batch.suffix.size(1)))
     logits = model.logits(hidden)

@@ -38,8 +38,7 @@ class Machine:
 
     def introduce(self, model: nn.Module, how: str) -> None:
         """Prints how large a model is, and how and where it is trained."""
-        n_parameters = sum(p.numel() for p in model.parameters())
-        dtype = str(self.dtype).removeprefix("torch.")
+        n_parameters, dtype = sum(p.numel() for p in model.parameters()), str(self.dtype).removeprefix("torch.")
         print(f"{n_parameters:,} parameters on {self.device}, {dtype}, {how}")
 
     def share(self, module: nn.Module) -> nn.Module:
@@ -76,11 +75,11 @@ class Machine:
     def agree(self, stop: list[int]) -> int:
         """The signal that some process has received, for all to stop at the same step; 0: none has."""
         number = stop[0] if stop else 0
-        if self.n_processes > 1:
-            shared = torch.tensor(number, device=self.device)
-            distributed.all_reduce(shared, distributed.ReduceOp.MAX)
-            number = int(shared)
-        return number
+        if self.n_processes == 1:
+            return number
+        shared = torch.tensor(number, device=self.device)
+        distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+        return int(shared)
 
     def add_up(self, x: Tensor) -> Tensor:
         """The sum of x over all processes, in place."""
@@ -88,24 +87,17 @@ class Machine:
             distributed.all_reduce(x)
         return x
 
-    def wait(self) -> None:
-        """Returns once all processes have come here."""
+    def leave(self) -> None:
+        """Ends what join() began, once all processes have come here: nobody leaves while the first one writes."""
         if self.n_processes > 1:
             distributed.barrier()
-
-    def leave(self) -> None:
-        """Ends what join() began."""
-        if self.n_processes > 1:
             distributed.destroy_process_group()
 
 
 def pick(device: str = "auto", dtype: str = "auto") -> Machine:
     """auto: CUDA, else Apple's MPS, else the CPU; bfloat16 on CUDA. Raises UserError for what this machine lacks."""
-    there = ["cpu"]
-    if torch.backends.mps.is_available():
-        there.insert(0, "mps")
-    if torch.cuda.is_available():
-        there.insert(0, "cuda")
+    usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    there = [name for name, is_usable in usable.items() if is_usable]
     if device not in ("auto", *there):
         raise UserError(f"--device={device}: choose from auto, {', '.join(there)}, which this machine has")
     chosen = torch.device(there[0] if device == "auto" else device)
@@ -113,7 +105,10 @@ def pick(device: str = "auto", dtype: str = "auto") -> Machine:
         dtype = "bfloat16" if chosen.type == "cuda" else "float32"
     if chosen.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 where a matrix product is still in float32
-    keep_freed_memory()
+    with contextlib.suppress(AttributeError, TypeError):  # glibc alone has mallopt
+        libc = ctypes.CDLL(None)  # it keeps what a step frees for the next one, instead of fetching it page by page
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: none
     return Machine(chosen, getattr(torch, dtype))
 
 
@@ -124,19 +119,10 @@ def join(device: str = "auto", dtype: str = "auto") -> Machine:
         return machine
     on_cuda = machine.device.type == "cuda"
     distributed.init_process_group("nccl" if on_cuda else "gloo")
-    rank, n_processes = distributed.get_rank(), distributed.get_world_size()
+    rank, chosen = distributed.get_rank(), machine.device
     if rank:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - to the end: the first process speaks for all
-    chosen = machine.device
     if on_cuda:
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(chosen)
-    return Machine(chosen, machine.dtype, rank, n_processes)
-
-
-def keep_freed_memory() -> None:
-    """Keeps what a training step frees for the next one, instead of fetching it from the system page by page."""
-    with contextlib.suppress(AttributeError, TypeError):  # glibc alone has mallopt
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: none
+    return Machine(chosen, machine.dtype, rank, distributed.get_world_size())

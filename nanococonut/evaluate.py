@@ -1,9 +1,7 @@
 """Batched, cached, greedy answers of a trained run, and how many of them are right; the last line printed is JSON.
 
-Scoring is the paper's: what stands after the last "#", commas removed, must equal the answer word for word [ref
-run.py]. Tokens are those written after the thoughts, <eos> not counted, plus the thoughts; pauses are not counted
-[Hao24 Table 1]. What is written before the answer to a ProsQA question gets one of six verdicts [Hao24 5.1], and beside
-the accuracy stands what one gets without a model: chance, and shortcuts that look at the graph but not for a path.
+Tokens are those written after the thoughts, <eos> not counted, plus the thoughts; pauses are not counted [Hao24
+Table 1]. Beside the accuracy stands what one gets without a model: chance, and shortcuts that look for no path.
 
 A ProsQA problem has a twin: the same facts and options, asked of a person for whom the other option is right, see
 graph.twin. Who does not look at the person asked is wrong in one of the two. So the share of problems that are right
@@ -78,11 +76,7 @@ def verdict(text: str, row: dict, hidden: bool) -> str:
 
     A text with steps is judged by them, see graph.judge_chain, and one without by its answer.
 
-    >>> row = {"edges": [[0, 2], [2, 3], [2, 4], [4, 3]], "idx_to_symbol": ["Tom", "Max", "lempus", "rempus", "impus"],
-    ...        "root": 0, "target": 3, "neg_target": 1, "answer": "Tom is a rempus."}
-    >>> verdict("Tom is a lempus.\\nEvery lempus is a rempus.\\n### Tom is a rempus.", row, hidden=False)
-    'correct_path'
-    >>> verdict("### Tom is a impus.", row, True)
+    >>> verdict("### Tom is a impus.", {"answer": "Tom is a rempus."}, hidden=True)
     'incorrect_label'
     """
     head, mark, tail = text.rpartition("###")
@@ -93,19 +87,12 @@ def verdict(text: str, row: dict, hidden: bool) -> str:
 
 
 def baselines(rows: list[dict]) -> dict[str, float]:
-    """How often one is right without a model: chance, where there are two answers, and rules that look for no path.
-
-    ProntoQA: see mentions(). ProsQA: see graph.rules().
-    """
-    graphs = all(map(graph.has_graph, rows))
-    found = {}
-    if graphs or all(row["answer"] in ("True", "False") for row in rows):
-        found["chance"] = 0.5
+    """How often one is right without a model: by chance in ProsQA and ProntoQA, and by rules that look for no path."""
+    if all(map(graph.has_graph, rows)):
+        return {"chance": 0.5, **graph.rules(rows)}
     if all(row["question"].rpartition(". ")[2].startswith("True or false: ") for row in rows):
-        found["more often mentioned concept"] = sum(map(mentions, rows)) / len(rows)
-    elif graphs:
-        found |= graph.rules(rows)
-    return found
+        return {"chance": 0.5, "more often mentioned concept": sum(map(mentions, rows)) / len(rows)}
+    return {}
 
 
 def baselines_both(pairs: list[tuple[dict, dict]]) -> dict[str, float]:
@@ -130,47 +117,48 @@ def mentions(row: dict) -> float:
 
 def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts: int, hidden: bool) -> dict:
     """Accuracy with its interval, mean number of tokens, [right, questions] for each number of hops, and verdicts."""
-    n_hops = [len(row["steps"]) for row in rows]
+    n_hops, verdicts = [len(row["steps"]) for row in rows], {}
     won = [n for n, text, row in zip(n_hops, texts, rows, strict=True) if is_right(text, row)]
     hops = {str(n): [won.count(n), n_hops.count(n)] for n in sorted(set(n_hops))}
-    found = (
-        [verdict(*pair, hidden) for pair in zip(texts, rows, strict=True)] if all(map(graph.has_graph, rows)) else []
-    )
-    verdicts = {name: found.count(name) for name in VERDICTS if found}
+    if all(map(graph.has_graph, rows)):
+        found = [verdict(text, row, hidden) for text, row in zip(texts, rows, strict=True)]
+        verdicts = {name: found.count(name) for name in VERDICTS}
     (low, high), tokens = wilson(len(won), len(rows)), sum(n_tokens) / len(rows) + n_thoughts
     return dict(accuracy=len(won) / len(rows), low=low, high=high, tokens=tokens, hops=hops, verdicts=verdicts)
-
-
-def summary_both(right: list[bool], twin_right: list[bool]) -> dict:
-    """How many problems have a twin; the share of the twins that are right; the share of both, with its interval.
-
-    >>> summary_both([True, True, False], [True, False, False])["both"]
-    0.3333333333333333
-    """
-    n = len(right)
-    n_both = [*zip(right, twin_right, strict=True)].count((True, True))
-    low, high = wilson(n_both, n)
-    return {"twins": n, "twin": sum(twin_right) / n, "both": n_both / n, "both_low": low, "both_high": high}
 
 
 def measure(run: runs.Run, examples: data.Split, p: Plan, batch_size=250, intervene="none") -> tuple[dict, list[str]]:
     """The summary of a run's answers to a split and to its twins under a plan, and the split's answers in words."""
     change = None if intervene == "none" else INTERVENTIONS[intervene]
 
-    def answers(split: data.Split) -> tuple[list[list[int]], list[str]]:
-        ids = run.answer([split.example(i) for i in range(len(split))], p, batch_size, change)
-        return ids, run.encoding.decode_batch(ids)
+    def answer(split: data.Split) -> list[list[int]]:
+        return run.answer([split.example(i) for i in range(len(split))], p, batch_size, change)
 
-    ids, texts = answers(examples)
+    ids = answer(examples)
+    texts = run.encoding.decode_batch(ids)
     hidden = p.n_thoughts > 0 if METHODS[run.config["method"]].filler == "thought" else p.n_removed != 0
     result = summary(texts, list(map(len, ids)), examples.rows, p.n_thoughts, hidden)
     found = map(graph.twin, examples.rows) if examples.graphs else ()
     twins = {i: row for i, row in enumerate(found) if row}
     if twins:
-        _, twin_texts = answers(data.Split(run.encoding, list(twins.values())))
+        asked = data.Split(run.encoding, list(twins.values()))
+        twin_right = list(map(is_right, run.encoding.decode_batch(answer(asked)), asked.rows))
         right = [is_right(texts[i], examples.rows[i]) for i in twins]
-        result |= summary_both(right, list(map(is_right, twin_texts, twins.values())))
+        n, n_both = len(twins), list(zip(right, twin_right, strict=True)).count((True, True))
+        low, high = wilson(n_both, n)
+        result |= dict(twins=n, twin=sum(twin_right) / n, both=n_both / n, both_low=low, both_high=high)
     return result, texts
+
+
+def in_words(result: dict) -> str:
+    """What a summary says, twins first; a line for the verdicts where there are any."""
+    said = "accuracy {accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}), {tokens:.1f} tokens; right by hops: "
+    if "both" in result:
+        both = "question and twin both right {both:.1%} (95 % interval {both_low:.1%} to {both_high:.1%})"
+        said = f"{both}, twin alone {{twin:.1%}}; {said}"
+    said = said.format(**result) + ", ".join(f"{k}: {a}/{b}" for k, (a, b) in result["hops"].items())
+    verdicts = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in result["verdicts"].items() if n)
+    return f"{said}\n  verdicts: {verdicts}" if verdicts else said
 
 
 def main(c: EvaluateConfig) -> None:
@@ -182,9 +170,8 @@ def main(c: EvaluateConfig) -> None:
         config.demand(c, "hard", lambda _: examples.graphs, f"false: the problems of {name} have no graph")
         rng, name = random.Random(0), f"{name}, hard"
         examples = data.Split(run.encoding, [graph.tell(graph.harder(row, rng), rng) for row in examples.rows])
-    rows, without = examples.rows, baselines(examples.rows)
-    pairs = graph.twins(rows) if examples.graphs else []
-    without_both = baselines_both(pairs)
+    rows, pairs = examples.rows, graph.twins(examples.rows) if examples.graphs else []
+    without, without_both = baselines(rows), baselines_both(pairs)
     print(f"{run.folder.name} ({run.config['method']}, stage {run.stage}) on {name}, {len(rows)} questions")
     if examples.graphs:
         print(f"  {len(pairs)} have a twin: the same facts, asked of a person for whom the other option is right")
@@ -194,16 +181,9 @@ def main(c: EvaluateConfig) -> None:
     for n_thoughts in c.latent or (None,):
         p = run.plan_for(n_thoughts)
         result, texts = measure(run, examples, p, c.batch_size, c.intervene)
-        about = f" instead of the {run.plan.n_thoughts} of training" * (p is not run.plan)
-        about += f" ({c.intervene})" * (c.intervene != "none")
-        found = "accuracy {accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}), {tokens:.1f} tokens".format(**result)
-        if pairs:
-            both = "question and twin both right {both:.1%} (95 % interval {both_low:.1%} to {both_high:.1%})"
-            found = f"{both}, twin alone {{twin:.1%}}; ".format(**result) + found
-        hops = ", ".join(f"{k}: {a}/{b}" for k, (a, b) in result["hops"].items())
-        print(f"{p.n_thoughts} thoughts{about}: {found}; right by hops: {hops}")
-        if counts := ", ".join(f"{v.replace('_', ' ')} {n}" for v, n in result["verdicts"].items() if n):
-            print(f"  verdicts: {counts}")
+        about = "" if p is run.plan else f" instead of the {run.plan.n_thoughts} of training"
+        about += "" if c.intervene == "none" else f" ({c.intervene})"
+        print(f"{p.n_thoughts} thoughts{about}: {in_words(result)}")
         results.append({"latent": p.n_thoughts, "intervene": c.intervene, **result})
     for i in [i for i, row in enumerate(rows) if not is_right(texts[i], row)][:5]:
         print(f"wrong, {i}: {rows[i]['question'][-60:]}  expected: {rows[i]['answer']}  written: {texts[i]!r}")

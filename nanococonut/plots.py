@@ -11,9 +11,9 @@ from nanococonut.log import BLUE, GREY, ORANGE
 COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GREY, "black")
 
 
-def draw(axes, colours: dict, xlabel: str, ylabel: str, curves: dict, stacked: bool = False, **limits) -> None:
+def draw(axes, colours: dict, xlabel: str, ylabel: str, curves: dict, stacked: bool = False) -> None:
     """Curves {label: [(x, y) or (x, y, low, high)]} as lines or stacked bars; one point at x = None: a dashed level."""
-    axes.set(xlabel=xlabel, ylabel=ylabel, **limits)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.xaxis.get_major_locator().set_params(integer=True)
     bottom = 0
     for label, points in curves.items():

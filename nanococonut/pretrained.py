@@ -1,7 +1,7 @@
 """Weights to start from: GPT-2's released ones, or a file of that kind.
 
-The released files keep the weight of a projection as (in, out), transposed to torch's Linear, and may carry the causal
-masks as buffers and a `transformer.` before each name. The output head is the token embedding.
+Such a file keeps the weight of a projection as (in, out), transposed to torch's Linear, may carry causal masks and a
+`transformer.` before each name, and has the token embedding as its output head.
 """
 
 import re
@@ -25,14 +25,14 @@ TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "ml
 
 def from_state_dict(state: dict[str, Tensor], n_head: int) -> GPT:
     """A GPT with the weights of a released GPT-2, in their dtype, dropout 0; its sizes are read off the tensors."""
-    state = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
-    state = {n: t for n, t in state.items() if n != "lm_head.weight" and not re.search(r"\.attn\.(masked_)?bias$", n)}
-    state = {name: tensor.t() if name.endswith(TRANSPOSED) else tensor for name, tensor in state.items()}
-    (vocab_size, n_embd), block_size = state["wte.weight"].shape, len(state["wpe.weight"])
-    n_layer = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("h."))
+    weights = {}
+    for name, tensor in state.items():
+        if not re.search(r"^lm_head\.weight$|\.attn\.(masked_)?bias$", name):
+            weights[name.removeprefix("transformer.")] = tensor.t() if name.endswith(TRANSPOSED) else tensor
+    (vocab_size, n_embd), block_size = weights["wte.weight"].shape, len(weights["wpe.weight"])
+    n_layer = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("h."))
     model = GPT(GPTConfig(vocab_size, block_size, n_layer, n_head, n_embd, dropout=0.0))
-    model.to(state["wte.weight"].dtype)
-    model.load_state_dict({name: tensor.contiguous() for name, tensor in state.items()})
+    model.to(weights["wte.weight"].dtype).load_state_dict(weights)
     return model
 
 

@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from nanococonut import answers, batching, coconut, config, data, evaluate, graph, plots, runs
 from nanococonut.batching import Arranged
-from nanococonut.config import UserError
 
 BESIDE = ("cot", "no_cot", "pause_as_thought", "no_thought")  # rows of Table 1 without thoughts, to compare with
 
@@ -58,8 +57,7 @@ def values(run: runs.Run, examples, names: list[list[str]], n_thoughts: int) -> 
     prompts, eot = answers.prompts(examples, run.plan, run.special)
     pairs = []
     for prompt, mine in zip(prompts, names, strict=True):
-        for name in mine:
-            pairs.append((prompt, [eot, *run.encoding.encode_ordinary(graph.subject(name))]))
+        pairs += [(prompt, [eot, *run.encoding.encode_ordinary(graph.subject(name))]) for name in mine]
     found = np.zeros((len(pairs), n_thoughts + 1))
     for start in range(0, len(pairs), 512):
         batch = batching.collate([Arranged([], pairs[start : start + 512], [])], n_thoughts=0, fill=0)
@@ -94,16 +92,11 @@ def trace(run: runs.Run, example, n_thoughts: int) -> tuple[torch.Tensor, np.nda
             x, _ = block(x)
             states.append(x[0, -n_thoughts:])
         states = model.ln_f(torch.stack(states, dim=1)).float()
-        attention = attention_map(model.h[-1], before)[0].sum(dim=0)  # (T, T), summed over heads
+        q, k, _ = block.attn.heads(block.ln_1(before))
+    scores = (q @ k.mT).float()[0] / q.size(-1) ** 0.5  # (H, T, T)
+    later = torch.ones_like(scores, dtype=torch.bool).triu(1)
+    attention = scores.masked_fill(later, -torch.inf).softmax(dim=-1).sum(dim=0)  # (T, T), summed over heads
     return states, attention[-n_thoughts:, : len(ids)].cpu().numpy()
-
-
-def attention_map(block, x: torch.Tensor) -> torch.Tensor:
-    """The map (B, H, T, T) of a block's attention over a whole sequence x (B, T, C): softmax(Q K^T / sqrt(D))."""
-    q, k, _ = block.attn.heads(block.ln_1(x))
-    scores = (q @ k.mT).float() / q.size(-1) ** 0.5
-    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
-    return scores.masked_fill(later, -torch.inf).softmax(dim=-1)
 
 
 def readings(run: runs.Run, states: torch.Tensor, n_words: int) -> list[list[list[tuple[str, float]]]]:
@@ -177,7 +170,7 @@ def beside(run: runs.Run, pattern: str, device: str) -> list[runs.Run]:
     """Of each of BESIDE the newest run on the same data whose name fits and whose last stage has begun."""
     found = {}
     for path in sorted(Path("runs").glob("*/config.json"), key=lambda path: -path.parent.stat().st_mtime):
-        with contextlib.suppress(UserError, KeyError, TypeError):  # it has saved nothing yet, or is damaged
+        with contextlib.suppress(config.UserError, KeyError, TypeError):  # it has saved nothing yet, or is damaged
             method = data.read_json(path)["method"]
             if method in BESIDE and method not in found and path.match(f"{pattern}/config.json"):
                 other = runs.Run(str(path.parent), device=device)
@@ -205,7 +198,8 @@ def sweep(run: runs.Run, others: list[runs.Run], examples: data.Split, n_thought
 def main(c: ProbeConfig) -> None:
     run = runs.Run(c.run, device=c.device)
     if not run.plan.n_thoughts:
-        raise UserError(f"{run.folder.name} ({run.config['method']}, stage {run.stage}) has no thoughts to probe")
+        about = f"{run.folder.name} ({run.config['method']}, stage {run.stage})"
+        raise config.UserError(f"{about} has no thoughts to probe")
     examples, folder, K = run.split(c.split), run.folder / "probe", run.plan.n_thoughts
     others = beside(run, c.beside, c.device)
     print("beside it: " + (", ".join(other.folder.name for other in others) or "no other run on this data"))

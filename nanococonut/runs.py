@@ -295,7 +295,7 @@ class Writer:
 
     def say_how_to_go_on(self, step: int) -> None:
         """The last words of a run that was stopped."""
-        self.machine.wait()  # nobody leaves while the first process writes
+        self.machine.leave()
         if self.machine.is_first:
             how = f"the same command with --name={self.folder.name} --resume=true"
             print(f"stopped at step {step}; to go on: {how}")

@@ -2,10 +2,9 @@
 
     results/<name>-<task>-<preset>.{json,md,png}       runs/<name>-<task>-<preset>-<row>-<seed>/
 
-A row is a method, and may have options of its own: --methods="cot,cot --grow=0" asks what growing is good for. ProsQA's
-table also tells how often a question and its twin are both right, see evaluate. The drop is the step from which nine of
-ten first steps written are facts: what a model can do once it looks edges up. Each run is a process of its own; one
-that was interrupted goes on, a finished one, with its test.json, is not repeated.
+A row is a method, and may have options of its own: --methods="cot,cot --grow=0" asks what growing is good for. The drop
+is the step from which nine of ten first steps written are facts. Each run is a process of its own; one that was
+interrupted goes on, a finished one, with its test.json, is not repeated.
 """
 
 import json
@@ -38,11 +37,7 @@ pause_as_thought   24.1±0.7  2.2  100.0±0.1   3.0  96.6±0.8  8.2
 
 
 def paper(task: str) -> dict[str, list[str]]:
-    """method -> accuracy and tokens as the paper prints them for a task; of prosqa-small those of prosqa.
-
-    >>> paper("prosqa-small")["coconut"], paper("other")
-    (['97.0±0.3', '14.2'], {})
-    """
+    """method -> accuracy and tokens as the paper prints them for a task; of prosqa-small those of prosqa."""
     tasks, *rows = (line.split() for line in PAPER.strip().splitlines())
     at = [2 * i + 1 for i, name in enumerate(tasks) if name == task.partition("-")[0]]
     return {row[0]: row[i : i + 2] for i in at for row in rows}
@@ -96,8 +91,9 @@ def percent(shares: list[float]) -> str:
 
 def write_results(c: Table1Config, rows: list[dict]) -> str:
     """Writes results/ and returns its table in Markdown: mean ± standard deviation over seeds, the paper's beside."""
-    test, theirs, mean, shares = data.Dataset(c.task).split("test").rows, paper(c.task), statistics.mean, {}
-    baselines, both = evaluate.baselines(test), {}
+    test, theirs, mean = data.Dataset(c.task).split("test").rows, paper(c.task), statistics.mean
+    baselines = evaluate.baselines(test)
+    both, shares = {}, {}
     if all(map(graph.has_graph, test)):
         both = evaluate.baselines_both(graph.twins(test))
     lines = ["| method | accuracy, % | both right, % | seeds | drop | tokens | seconds | paper: accuracy | tokens |"]
@@ -116,8 +112,8 @@ def write_results(c: Table1Config, rows: list[dict]) -> str:
         pair = f"{100 * both[rule]:.1f}" if rule in both else "-"
         lines.append(f"| *{rule}* | {100 * share:.1f} | {pair}" + " | -" * 6 + " |")
     text, stem = "\n".join(lines) + "\n", Path("results") / f"{c.name}-{c.task}-{c.preset}"
-    kept = dict(task=c.task, preset=c.preset, options=c.options, n=len(test), baselines=baselines)
-    kept |= dict(baselines_both=both, rows=rows)
+    kept = {"task": c.task, "preset": c.preset, "options": c.options, "n": len(test)}
+    kept |= {"baselines": baselines, "baselines_both": both, "rows": rows}
     data.write_text(stem.with_suffix(".json"), json.dumps(kept, indent=1) + "\n")
     data.write_text(stem.with_suffix(".md"), text)
     accuracies = {method: float(accuracy.partition("±")[0]) for method, (accuracy, _) in theirs.items()}
@@ -149,17 +145,17 @@ def main(c: Table1Config) -> None:
                 running[row] = start(row, c.jobs)
             time.sleep(0.2)
             for row in [row for row, process in running.items() if process.poll() is not None]:
-                said = Path(f"runs/{row.name}.log")
+                about = f"{todo[row]}, seed {row.seed}"
                 if running.pop(row).returncode:
+                    said = Path(f"runs/{row.name}.log")
                     last = said.read_text(encoding="utf-8").strip().splitlines()[-1:]
-                    raise UserError(f"{todo[row]}, seed {row.seed} did not finish, see {said}: {''.join(last)}")
+                    raise UserError(f"{about} did not finish, see {said}: {''.join(last)}")
                 done.append(row)
                 left = (time.time() - began) / (len(done) - n_before) * (len(todo) - len(done)) / 60
                 result = measured(todo[row], row)
-                found = "{accuracy:.1%} of test right, {seconds:.0f} s".format(**result)
-                if "both" in result:
-                    found = f"{result['both']:.1%} right with their twin, {found}"
-                print(f"[{len(done)}/{len(todo)}] {todo[row]}, seed {row.seed}: {found}; about {left:.0f} min left")
+                both = f"{result['both']:.1%} right with their twin, " if "both" in result else ""
+                found = f"{both}{result['accuracy']:.1%} of test right, {result['seconds']:.0f} s"
+                print(f"[{len(done)}/{len(todo)}] {about}: {found}; about {left:.0f} min left")
                 write_results(c, [measured(label, row) for row, label in todo.items() if row in done])
     finally:  # an error or Ctrl-C: the others save and end
         for process in running.values():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nanococonut import coconut, compiling, pretrained
-from nanococonut.batching import pad
+from nanococonut.batching import Arranged, collate, pad
 from nanococonut.coconut import Batch
 from nanococonut.model import GPT, KV, GPTConfig
 
@@ -189,6 +189,58 @@ def loss_and_gradients(model, batch):
     return out.loss.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
+def shared_batch(n_thoughts=3) -> tuple[Batch, Batch]:
+    """Two prompts with three questions each, of unequal lengths; and the six questions, each behind its own prompt."""
+    rng = np.random.default_rng(1)
+    contexts = [rng.integers(0, 38, n).tolist() for n in (9, 5)]
+    questions = [rng.integers(0, 38, n).tolist() for n in (4, 2, 3, 1, 4, 4)]
+    suffixes = [rng.integers(0, 38, n + 1).tolist() for n in (3, 1, 4, 2, 2, 5)]
+    frontier = torch.tensor(rng.integers(0, 38, (6, n_thoughts, 3)))
+    frontier[2, :, 1:] = -100  # one node
+    frontier[4] = -100  # thoughts that are taught nothing
+    pairs = [(question, suffix) for question, suffix in zip(questions, suffixes, strict=True)]
+    groups = [Arranged(context, pairs[3 * i : 3 * i + 3], []) for i, context in enumerate(contexts)]
+    own = [([*contexts[i // 3], *question], suffix) for i, (question, suffix) in enumerate(pairs)]
+    together, apart = collate(groups, n_thoughts, 39), collate([Arranged([], own, [])], n_thoughts, 39)
+    return together._replace(frontier=frontier), apart._replace(frontier=frontier)
+
+
+@pytest.mark.parametrize("n_thoughts", [0, 1, 3])
+def test_questions_about_one_prompt_are_the_questions_alone(n_thoughts):
+    together, apart = shared_batch(n_thoughts)
+    assert together.prompt.shape == (2, 9) and together.question.shape == (6, 4) and apart.question is None
+    outs, grads = [], []
+    for forward, batch in (
+        (coconut.forward, together),
+        (coconut.forward_reference, together),
+        (coconut.forward, apart),
+    ):
+        model = small_model()
+        out = forward(model, batch)
+        (out.loss + out.taught).backward()
+        outs.append(out)
+        grads.append([p.grad for p in model.parameters()])
+    real = together.targets != -100
+    for out, grad in zip(outs[1:], grads[1:], strict=True):
+        assert abs(out.loss - outs[0].loss) < 1e-12 and abs(out.taught - outs[0].taught) < 1e-12
+        torch.testing.assert_close(out.logits[real], outs[0].logits[real])
+        torch.testing.assert_close(out.thoughts, outs[0].thoughts)
+        torch.testing.assert_close(grad, grads[0])
+
+
+def test_the_loss_that_teaches_thoughts():
+    logits = torch.log(torch.tensor([[[0.5, 0.25, 0.125, 0.125], [0.25, 0.25, 0.25, 0.25]]]))  # (1, 2, 4)
+    one, two, none = [1, -100], [0, 2], [-100, -100]
+    for frontier, expected in (
+        ([one, none], -np.log(0.25)),
+        ([two, none], -(np.log(0.5) + np.log(0.125)) / 2),
+        ([two, one], (-(np.log(0.5) + np.log(0.125)) / 2 - np.log(0.25)) / 2),
+        ([none, none], 0.0),
+    ):
+        assert coconut.teaching_loss(logits, torch.tensor([frontier])).item() == pytest.approx(expected, rel=1e-5)
+    assert coconut.teaching_loss(logits, None).item() == 0
+
+
 CASES = [  # thoughts, prompt lengths, suffix lengths; all prompts fit into one bucket of 32
     (2, (7, 3, 5), (4, 6, 1)),
     (0, (9, 2, 31), (3, 3, 2)),
@@ -237,6 +289,11 @@ def test_one_graph_serves_every_thought_of_every_number_of_thoughts(graphs):
     assert graphs() == 7, "another suffix shape has one"
     compiled_equals_reference(phases, 5, (7, 3, 5), (12, 6, 1))
     assert graphs() == 7
+    together, _ = shared_batch()
+    model = small_model()
+    out, expected = compiling.forward(model, together, phases), coconut.forward_reference(model, together)
+    assert abs(out.loss - expected.loss) < 1e-9 and abs(out.taught - expected.taught) < 1e-9
+    assert graphs() == 11, "prompts that are shared: the facts, the questions, a thought, the suffix"
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch.compile's own parts

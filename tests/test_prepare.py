@@ -184,7 +184,7 @@ def test_a_retold_problem_is_the_same_problem(workspace):
     train, rng = dataset.split("train"), random.Random(0)
     seen = set()
     for i, row in enumerate(train.rows):
-        e = train.retold(i, rng)
+        (e,) = train.retold(i, rng, data.Augmentation()).examples
         text, *rests = map(dataset.encoding.decode, [e.question, *e.rests])
         *steps, answer = rests[0].split("\n")
         assert rests == ["\n".join([*steps[k:], answer]) for k in range(len(steps) + 1)]
@@ -194,10 +194,12 @@ def test_a_retold_problem_is_the_same_problem(workspace):
         facts = {s.strip() + "." for s in text[: text.rindex(" Is ")].split(".") if s.strip()}
         assert set(steps) <= facts and len(facts) == len(row["edges"]) and len(steps) == len(row["steps"])
         seen.add(text)
-    assert len(seen) == 60 and train.retold(0, random.Random(5)) == train.retold(0, random.Random(5))
-    with_fewer = train.retold(0, random.Random(5), keep=0.0)
+    again = lambda: train.retold(0, random.Random(5), data.Augmentation())  # noqa: E731
+    assert len(seen) == 60 and again() == again()
+    (with_fewer,) = train.retold(0, random.Random(5), data.Augmentation(keep=0.0)).examples
     assert len(with_fewer.rests) == 1 + len(train.rows[0]["steps"])
-    assert dataset.encoding.decode(with_fewer.question).count(" is a ") == len(train.rows[0]["steps"])
+    n_facts = dataset.encoding.decode(with_fewer.question).count(" is a ")
+    assert len(train.rows[0]["steps"]) < n_facts < len(train.rows[0]["edges"]), "both chains and nothing else"
 
 
 def backwards(row, node):
