@@ -42,11 +42,6 @@ def with_cot(row):
     return {"question": row["question"], "cot": " ".join(row["steps"]), "answer": int(row["answer"])}
 
 
-def in_answer(row):
-    """GSM8k as first released: the chain stands before the answer."""
-    return {"question": row["question"], "answer": "\n".join([*row["steps"], f"#### {row['answer']}"])}
-
-
 def as_json_lines(rows):
     return "\n".join(json.dumps(row) for row in rows) + "\n"
 
@@ -75,7 +70,6 @@ FORMS = {
     "answers as numbers": json.dumps([row | {"answer": int(row["answer"])} for row in ROWS]),
     "answers as floats": json.dumps([row | {"answer": float(row["answer"])} for row in ROWS]),
     "answers marked": json.dumps([row | {"answer": f"#### {row['answer']}"} for row in ROWS]),
-    "all in the answer": json.dumps(list(map(in_answer, ROWS))),
 }
 
 
@@ -100,7 +94,7 @@ def test_one_row_on_one_line(tmp_path):
 
 
 def test_what_was_read_once_reads_the_same_again(tmp_path):
-    odd = [with_cot(ROWS[0]), in_answer(ROWS[1]), ROWS[2] | {"query": "kept", "answer": "1 #### 2 #### 3"}]
+    odd = [with_cot(ROWS[0]), ROWS[1] | {"answer": "#### 4"}, ROWS[2] | {"query": "kept", "answer": "1 #### 2 #### 3"}]
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(odd))
     rows = reading.read_rows(path)
@@ -429,7 +423,7 @@ def test_one_row_without_a_graph_does_not_stop_the_others(workspace, capsys):
 def test_graph_options_want_a_graph(workspace, capsys):
     folder_of(ROWS[:20], ROWS[20:25], ROWS[25:])
     prepares("prosqa", "--source=theirs", "--name=mine")
-    assert "no problem has a graph; --augment keeps the file's words" in capsys.readouterr().out
+    assert "words of 20 of 20 problems; the first is row 0: it has no idx_to_symbol" in capsys.readouterr().out
     with pytest.raises(UserError, match="--hard should be 0: the problems have no graph"):
         data.Dataset("mine").split("train").demand_graphs("--hard")
     rows = [row | {"answer": "Yes"} for row in graphs()]
