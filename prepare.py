@@ -15,7 +15,6 @@ import itertools
 import math
 import random
 import re
-import urllib.parse
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ CONCEPTS = (
 RELEASED = {"prosqa": (17886, 300, 500), "prontoqa": (9000, 200, 800)}  # problems in train, valid, test
 # GSM8k-Aug [Deng23], at the commit the paper's code fetches; train.txt is kept by Git-LFS. No checksums are published.
 GSM8K = "https://{}/da03/Internalize_CoT_Step_by_Step/e06a32ee5e4cd117171daeb4755d2a97ece62761/data/gsm8k/{}.txt"
-GSM8K_HOSTS = ("media.githubusercontent.com/media", "raw.githubusercontent.com", "raw.githubusercontent.com")
+HOSTS = {"train": "media.githubusercontent.com/media"} | dict.fromkeys(("valid", "test"), "raw.githubusercontent.com")
 # ProntoQA's words: who, what, and families of properties of which a problem uses one each.
 ENTITIES = "Alex Fae Max Polly Rex Sally Sam Stella Wren".split()
 KINDS = (
@@ -107,9 +106,8 @@ def ask(edges: list[list[int]], c: PrepareConfig, rng: random.Random) -> tuple[i
 def mirror(edges: list[list[int]], root: int, target: int, n_nodes: int, rng: random.Random) -> tuple | None:
     """New edges, and the root, target and neg_target of a question that nothing but the way from the root answers.
 
-    The false option mostly hangs closer to a person than the true one, so a look at its surroundings tells much. Here
-    all that is above the target is copied for the other person. Any further fact about a node above the options, or
-    about its counterpart, is given to either by the toss of a coin, and so is the question: who is asked.
+    The false option mostly hangs closer to a person, which tells much. Here all that is above the target is copied for
+    the other person, and a coin gives any further fact about such a node to it or its copy, and the question to either.
     None where another person is above the target, or too few nodes are left for the copy.
 
     >>> mirror([[0, 2], [2, 3], [1, 4], [2, 5]], root=0, target=3, n_nodes=6, rng=random.Random(0))
@@ -143,10 +141,7 @@ def mirror(edges: list[list[int]], root: int, target: int, n_nodes: int, rng: ra
 
 
 def prosqa(c: PrepareConfig, rng: random.Random) -> tuple | None:
-    """A ProsQA problem that graph.tell() has yet to put in words, and what makes it another than the next: no names.
-
-    None where the graph drawn has no question of the wanted length.
-    """
+    """A problem for graph.tell() to put in words, and its identity, whatever the names; None where a graph has none."""
     edges = draw_graph(c.n_nodes, rng)
     asked = ask(edges, c, rng)
     if asked and c.fair:
@@ -170,11 +165,10 @@ def prosqa(c: PrepareConfig, rng: random.Random) -> tuple | None:
 
 
 def prontoqa(c: PrepareConfig, rng: random.Random) -> tuple:
-    """One ProntoQA problem [Saparov22], as the released generator makes it with 5 hops and a fictional ontology.
+    """One ProntoQA problem [Saparov22], as the released generator makes it with 5 hops, and its question.
 
-    Each concept of the chain has two parents, the next concept and a distractor. Concepts have properties; the last
-    one's is asked for, and its opposite is planted on a concept that has nothing to do with the chain. So has a second
-    ontology of two concepts, from which the second fact about the entity comes.
+    Each concept of the chain has two parents, the next and a distractor. The last one's property is asked for; its
+    opposite is planted elsewhere. The second fact about the entity leads to two concepts beside the chain.
     """
     names = iter(rng.sample(KINDS, len(KINDS)))
     chain, aside = [next(names) for _ in range(c.hops)], [next(names) for _ in range(c.hops)]
@@ -229,65 +223,52 @@ def generate(c: PrepareConfig) -> dict[str, list[dict]]:
 
 def read_source(c: PrepareConfig) -> dict[str, list[dict]]:
     """The splits of --source: split by split from a folder or base URL, or one file divided 80/10/10 by the seed."""
-    if path_of(c.source).suffix.lower() in SUFFIXES or Path(c.source).is_file():
-        rows = reading.read_rows(fetched(c.source, c) if "://" in c.source else Path(c.source))
+    if Path(without_query(c.source)).suffix.lower() in SUFFIXES or Path(c.source).is_file():
+        rows = reading.read_rows(local(c.source, c))
         if len(rows) < 10:
             raise config.UserError(f"{c.source} has {len(rows)} problems; 10 are needed for 80/10/10")
         random.Random(f"split {c.seed}").shuffle(rows)
         a, b = len(rows) * 8 // 10, len(rows) * 9 // 10
         return {"train": rows[:a], "valid": rows[a:b], "test": rows[b:]}
-    if c.source:
-        paths = [file_of_split(c, split) for split in data.SPLITS]
-    else:
-        paths = [fetched(GSM8K.format(*names), c) for names in zip(GSM8K_HOSTS, data.SPLITS, strict=True)]
-    if "://" in c.source and len(set(map(data.sha256, paths))) == 1:
+    paths = {split: file_of_split(c, split) for split in data.SPLITS}
+    if "://" in c.source and len(set(map(data.sha256, paths.values()))) == 1:
         raise config.UserError(f"{c.source} answers every name with the same bytes; give a file, or another address")
-    return {split: reading.read_rows(path) for split, path in zip(data.SPLITS, paths, strict=True)}
+    return {split: reading.read_rows(path) for split, path in paths.items()}
 
 
-def path_of(source: str) -> Path:
-    """The path of a file, or that of an address, to which a query does not belong. Raises UserError.
-
-    >>> path_of("https://host/x/train.json?download=true").name
-    'train.json'
-    """
-    try:
-        return Path(urllib.parse.urlsplit(source).path if "://" in source else source)
-    except ValueError as error:
-        raise config.UserError(f"{source} is not an address ({error})") from None
+def without_query(source: str) -> str:
+    """The path of a file as it is; an address without its query."""
+    return source.partition("?")[0] if "://" in source else source
 
 
-def fetched(url: str, c: PrepareConfig) -> Path:
-    """The file in data/<name>/source/ that now holds what is at an address; it has the name that the path ends in."""
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", path_of(url).name) or "download"
-    return data.fetch(url, data.folder_of("data", c.name or c.task) / "source" / name, "source")
-
-
-def names_of_split(task: str, split: str) -> list[str]:
-    """The names that a file of a split may have, likeliest first."""
-    stems = [f"{task}_{split}", split, f"{task}_{split}_graph_4_coconut"]  # the last as superposition's files are
-    if task == "gsm8k":
-        stems.append(f"gsm_{split}")  # as the paper's code names it
-    if split == "valid":
-        stems += [f"{task}_validation", "validation"]
-    return [stem + suffix for stem, suffix in itertools.product(stems, SUFFIXES)]
+def local(source: str, c: PrepareConfig) -> Path:
+    """Where a file is on this machine; what is at an address is fetched to data/<name>/source/. Raises UserError."""
+    if "://" in source:
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(without_query(source)).name)
+        return data.fetch(source, data.folder_of("data", c.name or c.task) / "source" / name, "source")
+    if not Path(source).exists():
+        raise data.NotThereError(f"cannot read {source}: no such file")
+    return Path(source)
 
 
 def file_of_split(c: PrepareConfig, split: str) -> Path:
-    """The file of a split in a folder, or fetched from a base URL, whose query is kept. Raises UserError."""
-    folder, names, refusal = path_of(c.source), names_of_split(c.task, split), None
-    for name in names:
-        if "://" not in c.source:
-            if (folder / name).exists():
-                return folder / name
-            continue
+    """The file of a split, of those that it may be the first that is there. Raises UserError."""
+    if not c.source:
+        return local(GSM8K.format(HOSTS[split], split), c)
+    stems = [split, f"{c.task}_{split}", f"{c.task}_{split}_graph_4_coconut"]  # the last as superposition's files are
+    if c.task == "gsm8k":
+        stems.append(f"gsm_{split}")  # as the paper's code names it
+    if split == "valid":
+        stems += ["validation", f"{c.task}_validation"]
+    base = without_query(c.source)
+    query = c.source.removeprefix(base)
+    refusals = []
+    for stem, suffix in itertools.product(stems, SUFFIXES):
         try:
-            address = urllib.parse.urlsplit(c.source)._replace(path=(folder / name).as_posix())
-            return fetched(address.geturl(), c)
+            return local(f"{base.rstrip('/')}/{stem}{suffix}{query}", c)
         except data.NotThereError as error:
-            refusal = refusal or error
-    missing = f"cannot read {c.source}/{split}.json: no such file, nor any of {', '.join(names)}"
-    raise refusal or config.UserError(missing)
+            refusals.append(error)
+    raise config.UserError(f"{refusals[0]}; nor is there {' or '.join(stems[1:])}, in {', '.join(SUFFIXES)}")
 
 
 def demand_other_problems(splits: dict[str, list[dict]]) -> None:
@@ -296,10 +277,8 @@ def demand_other_problems(splits: dict[str, list[dict]]) -> None:
     for one, other in itertools.combinations(splits, 2):
         if questions[one] == questions[other]:
             raise config.UserError(f"{one} and {other} hold the same problems; give each split a file of its own")
-    seen, n_repeated = set(), 0
-    for asked in questions.values():
-        n_repeated += sum(question in seen for question in asked)
-        seen.update(asked)
+    train, valid = set(questions["train"]), set(questions["valid"])
+    n_repeated = sum(q in train for q in questions["valid"]) + sum(q in train or q in valid for q in questions["test"])
     if n_repeated:
         print(f"warning: {n_repeated} questions of valid or test stand in an earlier split too")
 

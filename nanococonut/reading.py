@@ -21,6 +21,7 @@ from nanococonut.config import UserError
 
 SHORT = reprlib.Repr()  # how a wrong value is shown
 SHORT.maxstring = SHORT.maxother = 60
+BLANKS = re.compile(r"\s*")
 FACT = re.compile(r"(?:(?:every|each) )?(\S+) is an? (\S+)\.", re.IGNORECASE)  # "Every lempus is a rempus."
 
 
@@ -40,30 +41,20 @@ def read_text(path: Path) -> str:
     return text
 
 
-def loads(text: str):
-    """What JSON holds. Half a surrogate pair, which is no character, becomes U+FFFD. Raises ValueError."""
-    value = json.loads(text)
-    if "\\ud" in text.lower():
-        value = json.loads(re.sub("[\ud800-\udfff]", "\ufffd", json.dumps(value, ensure_ascii=False)))
-    return value
-
-
 def read_json(path: Path):
-    """What a JSON file holds; of a file of JSON lines, the list of their values. Raises UserError."""
-    text = read_text(path)
+    """What a JSON file holds; where that is several values, as in JSON lines, the list of them. Raises UserError."""
+    text, values, at = read_text(path).strip(), [], 0
     try:
-        return loads(text)
+        while at < len(text) or not values:
+            value, end = json.JSONDecoder().raw_decode(text, at)
+            values.append(value)
+            at = BLANKS.match(text, end).end()
+        value = values[0] if len(values) == 1 else values
+        if "\\ud" in text.lower():  # half a surrogate pair, which is no character, becomes U+FFFD
+            value = json.loads(re.sub("[\ud800-\udfff]", "\ufffd", json.dumps(value, ensure_ascii=False)))
     except (ValueError, RecursionError) as error:
-        if getattr(error, "msg", "") != "Extra data":  # which is what json calls a second value
-            raise UserError(f"{path} is not a JSON file ({error})") from None
-    values = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        try:
-            if line.strip():
-                values.append(loads(line))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: line {number} is not JSON ({error})") from None
-    return values
+        raise UserError(f"{path} is not a JSON file ({error})") from None
+    return value
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -80,9 +71,6 @@ def read_rows(path: Path) -> list[dict]:
         if wrong:
             raise UserError(f"{path}: {unit.format(number)}{wrong}")
     return rows
-
-
-# From any form to one.
 
 
 def rows_in(value, path: Path) -> list:
@@ -104,10 +92,8 @@ def from_columns(columns: dict, path: Path) -> list[dict]:
     """The rows of a table that is kept column by column; an empty cell is a field less. Raises UserError."""
     rows = [{} for _ in columns["question"]]
     for name, column in columns.items():
-        if not isinstance(column, list):
-            continue
-        if len(column) != len(rows):
-            raise UserError(f"{path}: the column {name} has {len(column)} entries, the column question {len(rows)}")
+        if not isinstance(column, list) or len(column) != len(rows):
+            raise UserError(f"{path}: the column {name} is {SHORT.repr(column)}, not a list of {len(rows)} entries")
         for row, cell in zip(rows, column, strict=True):
             if cell is not None:
                 row[name] = cell
@@ -119,10 +105,6 @@ def problem(row):
 
     >>> problem({"question": "How many?", "cot": "<<4-2=2>> <<12/4=3>>", "answer": 3})
     {'question': 'How many?', 'answer': '3', 'steps': ['<<4-2=2>>', '<<12/4=3>>']}
-    >>> chain = ["Max is a yumpus.", "Yumpuses are slow.", "Max is slow."]
-    >>> problem({"question": "Yumpuses are slow. Max is a yumpus.", "query": "True or false: Max is slow.",
-    ...          "chain_of_thought": chain, "answer": "True"})["steps"]
-    ['Max is a yumpus. Yumpuses are slow.', 'Max is slow.']
     """
     if not isinstance(row, dict):
         return row
@@ -147,16 +129,11 @@ def problem(row):
 
 
 def as_text(value):
-    """A finite number or a truth value as one writes it; anything else as it is.
-
-    >>> as_text(4), as_text(4.0), as_text(0.5), as_text(True), as_text(None)
-    ('4', '4', '0.5', 'True', None)
-    """
-    if isinstance(value, float) and not math.isfinite(value):
-        return value
+    """A finite number or a truth value as one writes it, 4.0 as 4; anything else as it is."""
     if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value) if isinstance(value, int | float) else value
+        return str(int(value))
+    is_finite = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    return str(value) if is_finite else value
 
 
 def gsm8k_row(line: str) -> dict:
@@ -170,15 +147,8 @@ def gsm8k_row(line: str) -> dict:
     return {"question": question, "steps": chain.strip().split(" "), "answer": answer.strip().replace(",", "")}
 
 
-# What is wrong with a row.
-
-
 def fault(row) -> str:
-    """Which field of a row is not as the schema or its graph wants it, and what it holds; empty where all is well.
-
-    >>> fault({"question": "How many?", "steps": "4-2", "answer": "2"})
-    "steps is '4-2', not a list of texts"
-    """
+    """Which field of a row is not as the schema or its graph wants it, and what it holds; empty where all is well."""
     if not isinstance(row, dict):
         return f"it is {SHORT.repr(row)}, not a problem like {{question, steps, answer}}"
     for field in ("question", "steps", "answer"):
