@@ -1,32 +1,20 @@
 """The questions: generates ProsQA and ProntoQA, or converts GSM8k and other released files, into data/<name>/.
 
-A ProsQA problem is a graph of made-up concepts, two people, and the question which of two concepts one of them is. One
-problem, from graph to sentence:
+A ProsQA problem is a graph of made-up concepts and persons, and the question which of two concepts a person is:
 
-    graph     0 -> 2, 2 -> 3, 1 -> 4, 2 -> 5            node 0 is a person, so is node 1; edges go from low to high
-    leaves    3 and 5 are reached from 0 alone, 4 from 1 alone
+    graph     0 -> 2, 2 -> 3, 1 -> 4, 2 -> 5        0 and 1 are persons; leaves 3 and 5 are reached from 0 alone
     root 0    its own leaves lie deeper (2 steps) than those of 1 (1 step); with a tie, either
-    target 3  one of the deepest leaves of root's own; neg_target 4, any of the other root's own
-    names     0 Tom, 1 Max, 2 lempus, 3 rempus, 4 impus, 5 worpus
-    question  Every lempus is a worpus. Tom is a lempus. Max is a impus. Every lempus is a rempus. Is Tom a impus
-              or rempus?
-    steps     Tom is a lempus.  Every lempus is a rempus.           one of the shortest paths
-    answer    Tom is a rempus.
+    target 3  one of root's own deepest leaves; neg_target 4, any of the other person's own
+    question  Every b is a e. Tom is a b. Max is a d. Every b is a c. Is Tom a d or c?      a telling: tell()
+    steps     Tom is a b.  Every b is a c.          one of the shortest paths; the answer: Tom is a c.
 
-The false option mostly hangs closer to a person than the true one, so that a look at its surroundings tells much. With
---fair=true it tells nothing. All that is above the target is copied: the other root reaches the false option by facts
-of the same shape. Any further fact about a node of the one or of the other is given to it or to its counterpart by the
-toss of a coin, and so is the question: which of the two persons is asked. Only the way from the person is left.
-
-Source: [Hao24 A.2] and the released files. The printed algorithm does not make the released data; the one here
-was fitted to the released 300 validation and 500 test problems, and tests/test_prepare.py compares the two.
+Source: [Hao24 A.2] and the released files, to which the algorithm is fitted; tests/test_prepare.py compares the two.
 """
 
 import itertools
 import math
 import random
 import re
-import urllib.parse
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,11 +33,13 @@ CONCEPTS = (
 RELEASED = {"prosqa": (17886, 300, 500), "prontoqa": (9000, 200, 800)}  # problems in train, valid, test
 # GSM8k-Aug [Deng23], at the commit the paper's code fetches; train.txt is kept by Git-LFS. No checksums are published.
 GSM8K = "https://{}/da03/Internalize_CoT_Step_by_Step/e06a32ee5e4cd117171daeb4755d2a97ece62761/data/gsm8k/{}.txt"
-GSM8K_HOSTS = ("media.githubusercontent.com/media", "raw.githubusercontent.com", "raw.githubusercontent.com")
+HOSTS = {"train": "media.githubusercontent.com/media"} | dict.fromkeys(("valid", "test"), "raw.githubusercontent.com")
 # ProntoQA's words: who, what, and families of properties of which a problem uses one each.
 ENTITIES = "Alex Fae Max Polly Rex Sally Sam Stella Wren".split()
-KINDS = "brimpus dumpus gorpus grimpus impus jompus lempus lorpus numpus rompus shumpus sterpus tumpus vumpus".split()
-KINDS += "wumpus yumpus zumpus".split()
+KINDS = (
+    "brimpus dumpus gorpus grimpus impus jompus lempus lorpus numpus rompus shumpus sterpus tumpus vumpus wumpus "
+    "yumpus zumpus"
+).split()
 FAMILIES = """large/small bright/dull transparent/opaque slow/fast/moderate hot/cold/temperate floral/fruity/earthy
 red/blue/brown/orange sour/sweet/bitter/spicy loud/muffled wooden/metallic/liquid luminous nervous/happy/feisty/shy
 melodic/discordant snowy/overcast/sunny/rainy/windy kind/mean/angry/amenable/aggressive"""
@@ -116,6 +106,8 @@ def ask(edges: list[list[int]], c: PrepareConfig, rng: random.Random) -> tuple[i
 def mirror(edges: list[list[int]], root: int, target: int, n_nodes: int, rng: random.Random) -> tuple | None:
     """New edges, and the root, target and neg_target of a question that nothing but the way from the root answers.
 
+    The false option mostly hangs closer to a person, which tells much. Here all that is above the target is copied for
+    the other person, and a coin gives any further fact about such a node to it or its copy, and the question to either.
     None where another person is above the target, or too few nodes are left for the copy.
 
     >>> mirror([[0, 2], [2, 3], [1, 4], [2, 5]], root=0, target=3, n_nodes=6, rng=random.Random(0))
@@ -149,39 +141,34 @@ def mirror(edges: list[list[int]], root: int, target: int, n_nodes: int, rng: ra
 
 
 def prosqa(c: PrepareConfig, rng: random.Random) -> tuple | None:
-    """What tells one ProsQA problem as a row, once it is wanted, and what makes it another than the next: no names.
-
-    None where the graph drawn has no question of the wanted length.
-    """
+    """A problem for graph.tell() to put in words, and its identity, whatever the names; None where a graph has none."""
     edges = draw_graph(c.n_nodes, rng)
     asked = ask(edges, c, rng)
     if asked and c.fair:
         edges, *asked = mirror(edges, *asked[:2], c.n_nodes, rng) or [edges]
     if not asked:
         return None
-    root, target, neg_target = asked
-    parents, children = {a for a, _ in edges}, {b for _, b in edges}
-    n_persons = len(parents - children)
+    nodes = sorted({a for a, _ in edges} | {b for _, b in edges})  # those with an edge, which are numbered anew
+    index = {v: i for i, v in enumerate(nodes)}
+    edges = [[index[a], index[b]] for a, b in edges]
+    root, target, neg_target = (index[v] for v in asked)
+    children = {b for _, b in edges}
+    n_persons = len(nodes) - len(children)
     if n_persons > len(PERSONS) or len(children) > len(CONCEPTS):
         return None
     persons, concepts = iter(rng.sample(PERSONS, n_persons)), iter(rng.sample(CONCEPTS, len(children)))
-    nodes = sorted(parents | children)  # those with an edge, which are numbered anew
-    names = {v: next(concepts if v in children else persons) for v in nodes}
+    names = [next(concepts if v in children else persons) for v in range(len(nodes))]
     path = graph.shortest_path(edges, graph.distances(edges, root), target, rng)
-    steps = [graph.fact(names, a, b) for a, b in zip(path, path[1:], strict=False)]
-    index = {v: i for i, v in enumerate(nodes)}
-    edges, ends = [[index[a], index[b]] for a, b in edges], (root, index[target], index[neg_target])
-    row = {"question": "", "answer": "", "steps": steps}  # tell() fills in the first two
-    row |= dict(zip(graph.FIELDS, (list(names.values()), edges, *ends), strict=True))
-    return lambda: graph.tell(row, rng), (str(edges), *ends)
+    row = {"question": "", "answer": "", "steps": [graph.fact(names, a, b) for a, b in itertools.pairwise(path)]}
+    row |= {"idx_to_symbol": names, "edges": edges, "root": root, "target": target, "neg_target": neg_target}
+    return row, str((edges, root, target, neg_target))
 
 
 def prontoqa(c: PrepareConfig, rng: random.Random) -> tuple:
-    """One ProntoQA problem [Saparov22], as the released generator makes it with 5 hops and a fictional ontology.
+    """One ProntoQA problem [Saparov22], as the released generator makes it with 5 hops, and its question.
 
-    Each concept of the chain has two parents, the next concept and a distractor. Concepts have properties; the last
-    one's is asked for, and its opposite is planted on a concept that has nothing to do with the chain. So has a second
-    ontology of two concepts, from which the second fact about the entity comes.
+    Each concept of the chain has two parents, the next and a distractor. The last one's property is asked for; its
+    opposite is planted elsewhere. The second fact about the entity leads to two concepts beside the chain.
     """
     names = iter(rng.sample(KINDS, len(KINDS)))
     chain, aside = [next(names) for _ in range(c.hops)], [next(names) for _ in range(c.hops)]
@@ -204,7 +191,7 @@ def prontoqa(c: PrepareConfig, rng: random.Random) -> tuple:
     steps = [f"{entity} is a {concept}. {fact}" for concept, fact in zip(chain, used, strict=True)]
     steps += [f"{entity} is {'' if has else 'not '}{asked}."]
     question = " ".join([*rng.sample(list(facts.values()), len(facts)), *about, query])
-    return lambda: {"question": question, "answer": str(has != negated), "steps": steps}, question
+    return {"question": question, "answer": str(has != negated), "steps": steps}, question
 
 
 def in_words(concept: str, one: str, many: str, rng: random.Random) -> str:
@@ -222,11 +209,11 @@ def generate(c: PrepareConfig) -> dict[str, list[dict]]:
     with tqdm(total=sum(sizes.values()), desc=c.task, unit="problem") as progress:
         for split, rows in splits.items():
             while len(rows) < sizes[split]:
-                drawn = generator(c, rng)
+                row, identity = generator(c, rng) or (None, None)
                 n_tries += 1
-                if drawn and drawn[1] not in seen:
-                    seen.add(drawn[1])
-                    rows.append(drawn[0]())
+                if row and identity not in seen:
+                    seen.add(identity)
+                    rows.append(graph.tell(row, rng) if c.task == "prosqa" else row)
                     progress.update()
                 if n_tries >= 1000 and len(seen) < n_tries / 200:
                     rarely = f"graphs of {c.n_nodes} nodes hardly ever have chains of {c.min_hops} to {c.max_hops} hops"
@@ -236,113 +223,64 @@ def generate(c: PrepareConfig) -> dict[str, list[dict]]:
 
 def read_source(c: PrepareConfig) -> dict[str, list[dict]]:
     """The splits of --source: split by split from a folder or base URL, or one file divided 80/10/10 by the seed."""
-    if suffix_of(c.source) in SUFFIXES or Path(c.source).is_file():
-        rows = reading.read_rows(fetched(c.source, c) if "://" in c.source else Path(c.source))
+    if Path(without_query(c.source)).suffix.lower() in SUFFIXES or Path(c.source).is_file():
+        rows = reading.read_rows(local(c.source, c))
         if len(rows) < 10:
             raise config.UserError(f"{c.source} has {len(rows)} problems; 10 are needed for 80/10/10")
         random.Random(f"split {c.seed}").shuffle(rows)
         a, b = len(rows) * 8 // 10, len(rows) * 9 // 10
         return {"train": rows[:a], "valid": rows[a:b], "test": rows[b:]}
-    if "://" in c.source:
-        paths = [first_there(c, split) for split in data.SPLITS]
-        if len({data.sha256(path) for path in paths}) == 1:
-            raise config.UserError(
-                f"{c.source} answers every name with the same bytes; give a file, or another address"
-            )
-    elif c.source:
-        paths = [first_in_folder(c, split) for split in data.SPLITS]
-    else:
-        urls = [GSM8K.format(host, split) for host, split in zip(GSM8K_HOSTS, data.SPLITS, strict=True)]
-        paths = [fetched(url, c) for url in urls]
-    return {split: reading.read_rows(path) for split, path in zip(data.SPLITS, paths, strict=True)}
+    paths = {split: file_of_split(c, split) for split in data.SPLITS}
+    if "://" in c.source and len(set(map(data.sha256, paths.values()))) == 1:
+        raise config.UserError(f"{c.source} answers every name with the same bytes; give a file, or another address")
+    return {split: reading.read_rows(path) for split, path in paths.items()}
 
 
-def names_of_split(task: str, split: str) -> list[str]:
-    """The names that a file of a split may have, likeliest first.
+def without_query(source: str) -> str:
+    """The path of a file as it is; an address without its query."""
+    return source.partition("?")[0] if "://" in source else source
 
-    >>> names_of_split("prontoqa", "valid")[:4]
-    ['prontoqa_valid.json', 'prontoqa_valid.jsonl', 'prontoqa_valid.txt', 'valid.json']
-    """
-    stems = [f"{task}_{split}", split, f"{task}_{split}_graph_4_coconut"]  # the last as superposition's files are
-    if task == "gsm8k":
+
+def local(source: str, c: PrepareConfig) -> Path:
+    """Where a file is on this machine; what is at an address is fetched to data/<name>/source/. Raises UserError."""
+    if "://" in source:
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(without_query(source)).name)
+        return data.fetch(source, data.folder_of("data", c.name or c.task) / "source" / name, "source")
+    if not Path(source).exists():
+        raise data.NotThereError(f"cannot read {source}: no such file")
+    return Path(source)
+
+
+def file_of_split(c: PrepareConfig, split: str) -> Path:
+    """The file of a split, of those that it may be the first that is there. Raises UserError."""
+    if not c.source:
+        return local(GSM8K.format(HOSTS[split], split), c)
+    stems = [split, f"{c.task}_{split}", f"{c.task}_{split}_graph_4_coconut"]  # the last as superposition's files are
+    if c.task == "gsm8k":
         stems.append(f"gsm_{split}")  # as the paper's code names it
     if split == "valid":
-        stems += [f"{task}_validation", "validation"]
-    return [stem + suffix for stem, suffix in itertools.product(stems, SUFFIXES)]
-
-
-def suffix_of(source: str) -> str:
-    """What the name of a file ends in, on disk or at an address, whose query is no part of it.
-
-    >>> suffix_of("https://host/x/train.json?download=true"), suffix_of("folder/with.dots/")
-    ('.json', '.dots')
-    """
-    return Path(path_of(source) if "://" in source else source).suffix.lower()
-
-
-def path_of(url: str) -> str:
-    """The path of an address. Raises UserError."""
-    try:
-        return urllib.parse.urlsplit(url).path
-    except ValueError as error:
-        raise config.UserError(f"{url} is not an address ({error})") from None
-
-
-def fetched(url: str, c: PrepareConfig) -> Path:
-    """The file in data/<name>/source/ that now holds what is at an address; it has the name that the path ends in."""
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(path_of(url)).name) or "download"
-    return data.fetch(url, data.folder_of("data", c.name or c.task) / "source" / name, "source")
-
-
-def first_there(c: PrepareConfig, split: str) -> Path:
-    """The file of a split from a base URL, whose query is kept: the first name at which there is something."""
-    path, refusals = path_of(c.source).rstrip("/"), []
-    for name in names_of_split(c.task, split):
-        url = urllib.parse.urlsplit(c.source)._replace(path=f"{path}/{name}").geturl()
+        stems += ["validation", f"{c.task}_validation"]
+    base = without_query(c.source)
+    query = c.source.removeprefix(base)
+    refusals = []
+    for stem, suffix in itertools.product(stems, SUFFIXES):
         try:
-            return fetched(url, c)
+            return local(f"{base.rstrip('/')}/{stem}{suffix}{query}", c)
         except data.NotThereError as error:
             refusals.append(error)
-    raise refusals[0]
-
-
-def first_in_folder(c: PrepareConfig, split: str) -> Path:
-    """The file of a split in a folder. Raises UserError."""
-    names = names_of_split(c.task, split)
-    for name in names:
-        if (Path(c.source) / name).exists():
-            return Path(c.source) / name
-    raise config.UserError(f"cannot read {c.source}/{split}.json: no such file, nor any of {', '.join(names)}")
+    raise config.UserError(f"{refusals[0]}; nor is there {' or '.join(stems[1:])}, in {', '.join(SUFFIXES)}")
 
 
 def demand_other_problems(splits: dict[str, list[dict]]) -> None:
-    """Warns of questions that stand in two splits. Raises UserError where two splits hold the same problems."""
-    texts = {}
-    for split, rows in splits.items():
-        texts[split] = sorted([row["question"], *row["steps"], row["answer"]] for row in rows)
+    """Warns of questions that stand in two splits. Raises UserError where two splits ask the same questions."""
+    questions = {split: sorted(row["question"] for row in rows) for split, rows in splits.items()}
     for one, other in itertools.combinations(splits, 2):
-        if texts[one] == texts[other]:
+        if questions[one] == questions[other]:
             raise config.UserError(f"{one} and {other} hold the same problems; give each split a file of its own")
-    seen, n_repeated = set(), 0
-    for rows in splits.values():
-        questions = [row["question"] for row in rows]
-        n_repeated += sum(question in seen for question in questions)
-        seen.update(questions)
+    train, valid = set(questions["train"]), set(questions["valid"])
+    n_repeated = sum(q in train for q in questions["valid"]) + sum(q in train or q in valid for q in questions["test"])
     if n_repeated:
         print(f"warning: {n_repeated} questions of valid or test stand in an earlier split too")
-
-
-def how_told(folder: Path, rows: list[dict]) -> str:
-    """How many problems of train --augment cannot tell anew, and why not the first; empty where it can tell all."""
-    found = [graph.difference(row) for row in rows]
-    differing = [i for i, how in enumerate(found) if how]
-    if not differing:
-        return ""
-    if not any(map(graph.has_graph, rows)):
-        return f"{folder}/train.json: no problem has a graph; --augment keeps the file's words"
-    first = differing[0]
-    how_many = f"--augment keeps the file's words of {len(differing)} of {len(rows)} problems"
-    return f"{folder}/train.json: {how_many}; the first is row {first}: {found[first]}"
 
 
 def main(c: PrepareConfig) -> None:
@@ -371,9 +309,11 @@ def main(c: PrepareConfig) -> None:
     print(shown[0])
     print("steps in a chain (train):", ", ".join(f"{k}: {n}" for k, n in sorted(lengths.items())))
     print(f"{folder}: {meta['counts']}, {len(meta['vocabulary'])} words, see {folder}/preview.txt")
-    told = how_told(folder, splits["train"])
-    if told and (c.task == "prosqa" or any(map(graph.has_graph, splits["train"]))):
-        print(told)
+    kept = [i for i, row in enumerate(splits["train"]) if graph.difference(row)]
+    if kept and c.task == "prosqa":
+        how_many = f"--augment keeps the file's words of {len(kept)} of {len(splits['train'])} problems"
+        why = graph.difference(splits["train"][kept[0]])
+        print(f"{folder}/train.json: {how_many}; the first is row {kept[0]}: {why}")
 
 
 if __name__ == "__main__":

@@ -6,12 +6,10 @@ else a row holds, a graph for example. What may go in, as UTF-8 with or without 
     [row, row]    {"data": [row, row]}    row, newline, row         JSON and JSON lines
     {"question": [text, text], "steps": [...], "answer": [...]}     JSON by columns
     {"question": text, "cot": "<<4-2=2>> <<12/4=3>>", "answer": 3}  GSM8k-Aug on Hugging Face: steps in one text
-    {"question": text, "answer": "words, a line a step\\n#### 3"}    GSM8k as first released
     question||<<4-2=2>> <<12/4=3>> #### 3                           GSM8k-Aug's own lines [Deng23]
     {"example1": {"test_example": {"question", "query", "chain_of_thought", "answer"}}}     ProntoQA's generator
 """
 
-import itertools
 import json
 import math
 import re
@@ -23,10 +21,8 @@ from nanococonut.config import UserError
 
 SHORT = reprlib.Repr()  # how a wrong value is shown
 SHORT.maxstring = SHORT.maxother = 60
+BLANKS = re.compile(r"\s*")
 FACT = re.compile(r"(?:(?:every|each) )?(\S+) is an? (\S+)\.", re.IGNORECASE)  # "Every lempus is a rempus."
-
-
-# Files.
 
 
 def read_text(path: Path) -> str:
@@ -45,24 +41,20 @@ def read_text(path: Path) -> str:
     return text
 
 
-def loads(text: str):
-    """What JSON holds. Half a surrogate pair, which is no character, becomes U+FFFD. Raises ValueError.
-
-    >>> loads('["caf\\\\u00e9", "\\\\ud83e"]')
-    ['café', '\\ufffd']
-    """
-    value = json.loads(text)
-    if "\\ud" in text.lower():
-        value = json.loads(re.sub("[\ud800-\udfff]", "\ufffd", json.dumps(value, ensure_ascii=False)))
-    return value
-
-
 def read_json(path: Path):
-    """What a JSON file holds. Raises UserError."""
+    """What a JSON file holds; where that is several values, as in JSON lines, the list of them. Raises UserError."""
+    text, values, at = read_text(path).strip(), [], 0
     try:
-        return loads(read_text(path))
+        while at < len(text) or not values:
+            value, end = json.JSONDecoder().raw_decode(text, at)
+            values.append(value)
+            at = BLANKS.match(text, end).end()
+        value = values[0] if len(values) == 1 else values
+        if "\\ud" in text.lower():  # half a surrogate pair, which is no character, becomes U+FFFD
+            value = json.loads(re.sub("[\ud800-\udfff]", "\ufffd", json.dumps(value, ensure_ascii=False)))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON file ({error})") from None
+    return value
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -73,7 +65,7 @@ def read_rows(path: Path) -> list[dict]:
         rows = [gsm8k_row(line) for line in text.rstrip().split("\n")]
     else:
         unit, first = "row {}: ", 0
-        rows = [problem(row) for row in rows_in(read_json_or_lines(path, text), path)]
+        rows = [problem(row) for row in rows_in(read_json(path), path)]
     for number, row in enumerate(rows, start=first):
         wrong = fault(row)
         if wrong:
@@ -81,32 +73,9 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
-def read_json_or_lines(path: Path, text: str):
-    """What the text of a file holds, which is JSON, or JSON on each of its lines. Raises UserError."""
-    try:
-        return loads(text)
-    except (ValueError, RecursionError) as error:
-        whole = error
-    values = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        try:
-            if line.strip():
-                values.append(loads(line))
-        except (ValueError, RecursionError) as error:
-            if values:
-                raise UserError(f"{path}: line {number} is not JSON ({error})") from None
-            break  # not even the first line: no JSON lines
-    if not values:
-        raise UserError(f"{path} is not a JSON file ({whole})")
-    return values
-
-
-# From any form to one.
-
-
 def rows_in(value, path: Path) -> list:
     """The rows of what a JSON file holds, as they are there. Raises UserError."""
-    while isinstance(value, dict) and "data" in value and "question" not in value:
+    if isinstance(value, dict) and "data" in value and "question" not in value:
         value = value["data"]
     if isinstance(value, dict) and isinstance(value.get("question"), list):
         value = from_columns(value, path)
@@ -121,15 +90,13 @@ def rows_in(value, path: Path) -> list:
 
 def from_columns(columns: dict, path: Path) -> list[dict]:
     """The rows of a table that is kept column by column; an empty cell is a field less. Raises UserError."""
-    columns = {name: column for name, column in columns.items() if isinstance(column, list)}
-    n_rows = len(columns["question"])
+    rows = [{} for _ in columns["question"]]
     for name, column in columns.items():
-        if len(column) != n_rows:
-            raise UserError(f"{path}: the column {name} has {len(column)} entries, the column question {n_rows}")
-    rows = []
-    for i in range(n_rows):
-        cells = {name: column[i] for name, column in columns.items()}
-        rows.append({name: cell for name, cell in cells.items() if cell is not None})
+        if not isinstance(column, list) or len(column) != len(rows):
+            raise UserError(f"{path}: the column {name} is {SHORT.repr(column)}, not a list of {len(rows)} entries")
+        for row, cell in zip(rows, column, strict=True):
+            if cell is not None:
+                row[name] = cell
     return rows
 
 
@@ -138,58 +105,35 @@ def problem(row):
 
     >>> problem({"question": "How many?", "cot": "<<4-2=2>> <<12/4=3>>", "answer": 3})
     {'question': 'How many?', 'answer': '3', 'steps': ['<<4-2=2>>', '<<12/4=3>>']}
-    >>> chain = ["Max is a yumpus.", "Yumpuses are slow.", "Max is slow."]
-    >>> problem({"question": "Yumpuses are slow. Max is a yumpus.", "query": "True or false: Max is slow.",
-    ...          "chain_of_thought": chain, "answer": "True"})["steps"]
-    ['Max is a yumpus. Yumpuses are slow.', 'Max is slow.']
     """
     if not isinstance(row, dict):
         return row
     row = dict(row)
+    if "steps" not in row and "cot" in row:
+        row["steps"] = row.pop("cot")
+    if "steps" not in row and isinstance(row.get("chain_of_thought"), list):  # its sentences two by two, the last alone
+        chain = row["chain_of_thought"]
+        if all(isinstance(text, str) for text in [row.get("question"), row.get("query"), *chain]):
+            row["question"] += " " + row.pop("query")
+            row["steps"] = [" ".join(chain[i : i + 2]) for i in range(0, len(chain), 2)]
+            del row["chain_of_thought"]
+    if isinstance(row.get("steps"), str):  # a step ends with its line, or where the next calculation begins
+        row["steps"] = re.split(r"\s*\n\s*|(?<=>>)\s*(?=<<)", row["steps"].strip())
     if "answer" in row:
         row["answer"] = as_text(row["answer"])
-    chain = None  # the steps where they stand in the answer
     if isinstance(row.get("answer"), str) and "####" in row["answer"]:
-        chain, _, answer = row["answer"].rpartition("####")
-        row["answer"] = answer.strip()
-    if "steps" not in row:
-        if "query" in row and "chain_of_thought" in row:
-            row = prontoqa_row(row)
-        elif "cot" in row:
-            row["steps"] = row.pop("cot")
-        elif chain is not None:
-            row["steps"] = chain
-    if isinstance(row.get("steps"), str):
-        row["steps"] = cut(row["steps"])
+        row["answer"] = row["answer"].rpartition("####")[2].strip()
     if isinstance(row.get("idx_to_symbol"), list):
         row["idx_to_symbol"] = [as_text(name) for name in row["idx_to_symbol"]]
     return row
 
 
 def as_text(value):
-    """A finite number or a truth value as one writes it; anything else as it is.
-
-    >>> as_text(4), as_text(4.0), as_text(0.5), as_text(True), as_text(None)
-    ('4', '4', '0.5', 'True', None)
-    """
-    if isinstance(value, float) and not math.isfinite(value):
-        return value
+    """A finite number or a truth value as one writes it, 4.0 as 4; anything else as it is."""
     if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value) if isinstance(value, int | float) else value
-
-
-def cut(text: str) -> list[str]:
-    """The steps of a chain that is one text: its calculations where it holds nothing else, else its lines.
-
-    >>> cut("<<4-2=2>> <<12/4=3>>"), cut("4 less 2 is 2.\\n12 by 4 is <<12/4=3>>3."), cut("")
-    (['<<4-2=2>>', '<<12/4=3>>'], ['4 less 2 is 2.', '12 by 4 is <<12/4=3>>3.'], [''])
-    """
-    calculation = r"<<[^<>]*>>"
-    if text.strip() and not re.sub(calculation, "", text).strip():
-        return re.findall(calculation, text)
-    lines = [line.strip() for line in text.split("\n")]
-    return [line for line in lines if line] or [""]
+        return str(int(value))
+    is_finite = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    return str(value) if is_finite else value
 
 
 def gsm8k_row(line: str) -> dict:
@@ -197,51 +141,28 @@ def gsm8k_row(line: str) -> dict:
 
     >>> gsm8k_row("How much?||<<4-2=2>> <<2/.5=4>> #### 1,200")
     {'question': 'How much?', 'steps': ['<<4-2=2>>', '<<2/.5=4>>'], 'answer': '1200'}
-    >>> gsm8k_row("How many?|| #### 9")["steps"]
-    ['']
     """
     question, _, rest = line.partition("||")
     chain, _, answer = rest.rpartition("####")
     return {"question": question, "steps": chain.strip().split(" "), "answer": answer.strip().replace(",", "")}
 
 
-def prontoqa_row(row: dict) -> dict:
-    """A row of ProntoQA's generator as the paper has it: the chain's sentences two by two, the last alone."""
-    question, query, chain = row.get("question"), row.pop("query"), row.pop("chain_of_thought")
-    if isinstance(question, str) and isinstance(query, str):
-        row["question"] = f"{question} {query}"
-    row["steps"] = chain
-    if isinstance(chain, list) and all(isinstance(sentence, str) for sentence in chain):
-        row["steps"] = [" ".join(chain[i : i + 2]) for i in range(0, len(chain), 2)]
-    return row
-
-
-# What is wrong with a row.
-
-
 def fault(row) -> str:
-    """Which field of a row is not as the schema or its graph wants it, and what it holds; empty where all is well.
-
-    >>> fault({"question": "How many?", "steps": "4-2", "answer": "2"})
-    "steps is '4-2', not a list of texts"
-    """
+    """Which field of a row is not as the schema or its graph wants it, and what it holds; empty where all is well."""
     if not isinstance(row, dict):
         return f"it is {SHORT.repr(row)}, not a problem like {{question, steps, answer}}"
-    missing = [field for field in ("question", "steps", "answer") if field not in row]
-    if missing:
-        return f"it has no {missing[0]}; its fields are {SHORT.repr(list(row))}"
-    question, steps, answer = row["question"], row["steps"], row["answer"]
-    if not isinstance(question, str) or not question:
-        return f"question is {SHORT.repr(question)}, not a text"
-    if not isinstance(steps, list):
-        return f"steps is {SHORT.repr(steps)}, not a list of texts"
-    for number, step in enumerate(steps, start=1):
+    for field in ("question", "steps", "answer"):
+        if field not in row:
+            return f"it has no {field}; its fields are {SHORT.repr(list(row))}"
+        if field != "steps" and (not isinstance(row[field], str) or not row[field]):
+            return f"{field} is {SHORT.repr(row[field])}, not a text"
+    if not isinstance(row["steps"], list):
+        return f"steps is {SHORT.repr(row['steps'])}, not a list of texts"
+    for number, step in enumerate(row["steps"], start=1):
         if not isinstance(step, str):
             return f"step {number} is {SHORT.repr(step)}, not a text"
-    if not isinstance(answer, str) or not answer:
-        return f"answer is {SHORT.repr(answer)}, not a text"
-    if re.fullmatch(r"[\s,]*", answer.rpartition("#")[2]):
-        return f"answer is {SHORT.repr(answer)}, but what is scored stands after the last #, and nothing does"
+    if re.fullmatch(r"[\s,]*", row["answer"].rpartition("#")[2]):
+        return f"answer is {SHORT.repr(row['answer'])}, but what is scored stands after the last #, and nothing does"
     if graph.has_graph(row):
         return graph_fault(row) or told_fault(row)
     return ""
@@ -255,9 +176,8 @@ def graph_fault(row: dict) -> str:
     for v, name in enumerate(names):
         if not isinstance(name, str) or not name:
             return f"idx_to_symbol names node {v} {SHORT.repr(name)}, which is not a name"
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        return f"idx_to_symbol has {SHORT.repr(twice)} twice"
+        if name in names[:v]:
+            return f"idx_to_symbol has {SHORT.repr(name)} twice"
     nodes = f"0 to {len(names) - 1}"
     for field in ("root", "target", "neg_target"):
         if not is_node(row[field], names):
@@ -283,24 +203,22 @@ def is_node(value, names: list[str]) -> bool:
 
 def told_fault(row: dict) -> str:
     """What the words of a row say that its graph does not; empty where all is well. Other sentences are let pass."""
-    names = row["idx_to_symbol"]
+    names, edges, steps = row["idx_to_symbol"], row["edges"], row["steps"]
     known = {name.casefold() for name in names}
-    pairs = {(names[a].casefold(), names[b].casefold()) for a, b in row["edges"]}
+    pairs = {(names[a].casefold(), names[b].casefold()) for a, b in edges}
     for sentence in re.split(r"(?<=\.)\s+", row["question"]):
-        says = FACT.fullmatch(sentence)
-        pair = says and (says[1].casefold(), says[2].casefold())
-        if says and pair not in pairs and not known.isdisjoint(pair):
+        says = FACT.fullmatch(sentence.casefold())
+        if says and says.groups() not in pairs and not known.isdisjoint(says.groups()):
             return f"the question says {SHORT.repr(sentence)}, but edges has no such edge"
-    for number, step in enumerate(row["steps"], start=1):
+    a = row["root"]
+    for number, step in enumerate(steps, start=1):
         words = step.rstrip(".").split()
         if not words or words[-1] not in names:
             return f"step {number} is {SHORT.repr(step)}, which ends in no name of idx_to_symbol"
-    chain = graph.chain_of(row)
-    edges = {(a, b) for a, b in row["edges"]}
-    for number, (a, b) in enumerate(itertools.pairwise(chain), start=1):
-        step = row["steps"][number - 1]
-        if FACT.fullmatch(step) and (a, b) not in edges:
+        b = names.index(words[-1])
+        if FACT.fullmatch(step) and [a, b] not in edges:
             return f"step {number} is {SHORT.repr(step)}, but edges has no edge from {names[a]} to {names[b]}"
-    if all(FACT.fullmatch(step) for step in row["steps"]) and chain[-1] != row["target"]:
-        return f"the steps end in {names[chain[-1]]}, not in target, {names[row['target']]}"
+        a = b
+    if all(map(FACT.fullmatch, steps)) and a != row["target"]:
+        return f"the steps end in {names[a]}, not in target, {names[row['target']]}"
     return ""

@@ -2,14 +2,11 @@
 
 The words encoding cuts a text into phrases, words and glue; a piece that its vocabulary knows is one token:
 
->>> pieces("Tom is a lempus. Every lempus is a rempus. Is Tom a rempus or impus?")
-['Tom is a ', 'lempus.', ' Every lempus is a ', 'rempus.', ' Is Tom a ', 'rempus', ' or ', 'impus', '?']
->>> pieces("Tom is a lempus.\\nEvery lempus is a rempus.\\n### Tom is a rempus.")
-['Tom is a ', 'lempus.\\nEvery lempus is a ', 'rempus.', '\\n', '### Tom is a ', 'rempus.']
+>>> pieces("Is Tom a rempus or impus?\\nTom is a lempus.\\nEvery lempus is a rempus.")
+['Is ', 'Tom', ' a ', 'rempus', ' or ', 'impus', '?\\n', 'Tom is a ', 'lempus.\\nEvery lempus is a ', 'rempus.']
 
-A fact of ProsQA is two tokens side by side, so an edge is looked up by plain induction: find the subject, read what
-follows. And a step is one token, its object and the next one's subject together: a thought, which stands for a step,
-can be like a token from the start. Glue is function words, full stops and blanks. What is not known is spelt in bytes.
+A fact of ProsQA is two tokens, so an edge is looked up by plain induction: find the subject, read what follows. A step
+is one, its object with the next one's subject, so a thought can be like a token. What is not known is spelt in bytes.
 """
 
 import collections
@@ -29,7 +26,6 @@ PATTERN = (
     rf"(?! ?(?:{FUNCTION_WORDS})\b) ?[A-Za-z]+|(?:[ .?#\n]|\b(?:{FUNCTION_WORDS})\b)+|[0-9]|[\s\S]"  # word, glue, rest
 )
 GPT2_FILES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # where tiktoken fetches from
-GPT2_NAMES = ("vocab.bpe", "encoder.json")  # it keeps each under the sha1 of its address
 SPECIAL = ("bot", "eot", "pause", "eos")  # begin and end of thought, Table 1's pause, end of sequence
 
 
@@ -69,8 +65,9 @@ def words(vocabulary: list[str]) -> tiktoken.Encoding:
 
 def gpt2() -> tiktoken.Encoding:
     """GPT-2's encoding with <bot>, <eot> and <pause> behind it; its <|endoftext|> is <eos>. Downloads on first use."""
-    cached = ", ".join(f"{hashlib.sha1((GPT2_FILES + name).encode()).hexdigest()} ({name})" for name in GPT2_NAMES)
-    hint = f"go online, or set TIKTOKEN_CACHE_DIR to a folder that holds {cached} of {GPT2_FILES}, or use words"
+    names = ("vocab.bpe", "encoder.json")  # tiktoken keeps each under the sha1 of its address
+    kept = ", ".join(f"{hashlib.sha1((GPT2_FILES + name).encode()).hexdigest()} ({name})" for name in names)
+    hint = f"go online, or set TIKTOKEN_CACHE_DIR to a folder that holds {kept} of {GPT2_FILES}, or use words"
     try:
         base = tiktoken.get_encoding("gpt2")
     except OSError:  # requests' exceptions are OSErrors
@@ -78,8 +75,8 @@ def gpt2() -> tiktoken.Encoding:
     except (ValueError, AssertionError):  # tiktoken knows the files' checksums
         raise UserError(f"what came for GPT-2's vocabulary is another file, a login page perhaps: {hint}") from None
     special = {f"<{name}>": base.n_vocab + i for i, name in enumerate(SPECIAL[:-1])} | {"<eos>": base.eot_token}
-    ranks, pattern = base._mergeable_ranks, base._pat_str
-    return tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    ranks = base._mergeable_ranks
+    return tiktoken.Encoding("gpt2", pat_str=base._pat_str, mergeable_ranks=ranks, special_tokens=special)
 
 
 def load(name: str, vocabulary: list[str]) -> tiktoken.Encoding:
