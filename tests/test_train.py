@@ -12,7 +12,7 @@ import torch
 import prepare
 import sample
 import train
-from nanococonut import coconut, config, curriculum, data, evaluate, optimizers, runs
+from nanococonut import coconut, config, curriculum, data, evaluate, optimizers, probe, runs
 from nanococonut.config import UserError
 from nanococonut.model import GPT, GPTConfig
 from nanococonut.settings import CHOICES, PRESETS, TrainConfig
@@ -105,9 +105,10 @@ def test_the_number_of_thoughts_is_the_checkpoints_and_latent_overrides_it(works
         answered(capsys, "b", "--latent=2")
 
 
-def test_same_seed_same_run_and_micro_batches_change_nothing(workspace):
+@pytest.mark.parametrize("options", [[], ["--taught=1", "--questions=2", "--reask=0.5", "--grow=9"]])
+def test_same_seed_same_run_and_micro_batches_change_nothing(workspace, options):
     prepared()
-    words = ["--grad_clip=1", "--warmup=2", "--decay=0.5", "--mix=0.5", "--stage_steps=3"]
+    words = ["--grad_clip=1", "--warmup=2", "--decay=0.5", "--mix=0.5", "--stage_steps=3", *options]
     for name, more in {"a": [], "b": [], "c": ["--micro_batch_size=3"], "d": ["--seed=1"]}.items():
         trained(*words, f"--name={name}", *more)
     a, b, c, d = (torch.load(f"runs/{n}/ckpt.pt", weights_only=True)["model"] for n in "abcd")
@@ -215,6 +216,30 @@ def test_mistakes_of_evaluate_and_sample(workspace, capsys):
     Path("runs/a/best.pt").write_bytes(Path("runs/a/best.pt").read_bytes()[:1000])
     with pytest.raises(UserError, match=r"best\.pt is not a checkpoint of nanococonut"):
         runs.Run("a")
+
+
+def test_taught_thoughts_say_the_frontier(workspace):
+    """A tiny model learns what it is taught: the first thought is the root, the second the root's neighbours."""
+    prepared()
+    words = ["--stage_steps=0,0,250", "--taught=1", "--questions=4", "--batch_size=32", "--n_embd=64", "--lr=3e-3"]
+    trained(*words, "--init=lookup", "--init_std=0.08", "--warmup=10", "--augment=true", "--name=run")
+    run = runs.Run("run")
+    examples = run.split("train")
+    n_right = 0
+    for i in range(len(examples)):
+        row = examples.rows[i]
+        states, _ = probe.trace(run, examples.example(i), 1)
+        ((words,),) = probe.readings(run, states[:, -1:], 1)
+        n_right += words[0][0] == f"{row['idx_to_symbol'][row['root']]} is a"
+    assert n_right > 0.9 * len(examples)
+
+
+@pytest.mark.parametrize("option", ["--taught=1", "--questions=4", "--reask=0.5", "--grow=5"])
+def test_options_on_graphs_need_graphs(workspace, option):
+    prepare.main(config.parse(prepare.PrepareConfig, ["prontoqa", "--train=20", "--valid=4", "--test=4"]))
+    with pytest.raises(UserError, match=rf"{option.split('=')[0]}.* should be [01]: the problems have no graph"):
+        trained("--task=prontoqa", option)
+    assert not Path("runs").exists()
 
 
 class Evil:
