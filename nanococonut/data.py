@@ -5,9 +5,7 @@ was told from: "edges" [[from, to]], "idx_to_symbol" [name], "root", "target", "
 
     question \\n      each step \\n      ### answer
 
-A ProsQA problem can be told again: the same graph with other names, its facts and its two options in another order.
-Training draws a fresh telling each time (--augment), because 17,886 fixed texts are too few to learn from scratch.
-A problem whose graph does not tell its own words (see graph.difference) keeps those words.
+Training tells ProsQA problems again, under other names and in another order (--augment), where graph.difference allows.
 """
 
 import functools
@@ -104,9 +102,7 @@ def fetch(url: str, path: Path, option: str, digest: str | None = None) -> Path:
         what = f"cannot fetch {url} ({error}); download it and give its path as --{option}"
         if isinstance(error, urllib.error.HTTPError):
             error.close()
-            if error.code == 404:
-                raise NotThereError(what) from None
-        raise UserError(what) from None
+        raise (NotThereError if getattr(error, "code", None) == 404 else UserError)(what) from None
     write_atomically(path, lambda file: file.write(content))
     return path
 
@@ -158,10 +154,21 @@ def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, di
         question, rest, answer = lengths[first[:-1]], lengths[first[:-1] + 1], lengths[first[1:] - 1]
         for what, found in (("question", question), ("chain", rest - answer), ("rest", rest)):
             longest[what] = max(longest.get(what, 0), int(found.max()))
-    meta = meta | {"counts": {split: len(rows) for split, rows in splits.items()}, "longest": longest}
-    meta |= {"vocabulary": vocabulary, "sha256": digests}
+    counts = {split: len(rows) for split, rows in splits.items()}
+    meta = meta | {"counts": counts, "longest": longest, "vocabulary": vocabulary, "sha256": digests}
     write_text(folder / "meta.json", json.dumps(meta, indent=1, ensure_ascii=False) + "\n")
     return folder, meta
+
+
+class Augmentation(NamedTuple):
+    """How problems are told anew when they are drawn."""
+
+    augment: bool = True  # other names, and another order of facts and options
+    keep: float = 1.0  # probability that a fact beside the chains is told
+    longer_than: int = 0  # chains have more steps than this, if there are any
+    reask: float = 0.0  # probability of another question about the same graph
+    questions: int = 1  # about each graph
+    n_taught: int = 0  # thoughts that are taught the frontier of the search
 
 
 class Split:
@@ -172,9 +179,8 @@ class Split:
         arrays = arrays or tokenized(encoding, rows)
         self.tokens, self.texts, self.begins = arrays["tokens"], arrays["texts"].tolist(), arrays["rows"].tolist()
         self.lengths = np.diff(arrays["texts"])[arrays["rows"][:-1]].tolist()  # of the questions
-        n_steps = np.diff(arrays["rows"]) - 2
-        self.longer = [np.flatnonzero(n_steps > n) for n in range(max(n_steps))]  # problems of over n steps
-        self.known_askers, self.known_tokens = {}, {}
+        self.n_steps = np.diff(arrays["rows"]) - 2
+        self.askers = functools.cache(lambda i: graph.askers(rows[i]))
         self.graphs = rows if all(map(graph.has_graph, rows)) else None
         self.names = graph.names_of(rows) if self.graphs else None
 
@@ -196,15 +202,8 @@ class Split:
         """The persons and the concepts that a problem told anew may be about."""
         return graph.names_of([row for i, row in enumerate(self.rows) if self.told[i]])
 
-    def retells(self, i: int) -> bool:
-        """Whether problem i can be told anew; where not, training keeps the file's words."""
-        return self.told[i]
-
     def demand_graphs(self, option: str, wanted: int = 0, every: bool = False) -> None:
-        """Raises UserError, naming an option that works on graphs, where no problem can be told anew from its graph.
-
-        every: where not all problems can.
-        """
+        """Raises UserError, naming an option, where not one problem, or not every, can be told anew from its graph."""
         if all(self.told) or (any(self.told) and not every):
             return
         why = "the problems have no graph"
@@ -212,86 +211,57 @@ class Split:
             why = f"no problem's graph tells the file's own words; of the first, {graph.difference(self.rows[0])}"
         raise UserError(f"{option} should be {wanted}: {why}")
 
-    def askers(self, i: int) -> list[graph.Asker]:
-        """The persons about whom questions on problem i's graph may be asked, found out once."""
-        if i not in self.known_askers:
-            self.known_askers[i] = graph.askers(self.rows[i])
-        return self.known_askers[i]
-
-    def retold(self, i: int, rng: random.Random, a: "Augmentation") -> Group:
+    def retold(self, i: int, rng: random.Random, a: Augmentation) -> Group:
         """Problem i in a fresh order and under fresh names, persons for persons, with other questions by chance."""
         row, names = self.rows[i], self.rows[i]["idx_to_symbol"]
-        rows = []
-        for _ in range(a.questions):
-            asked = row
+        rows = [row] * a.questions  # each may be asked anew
+        for k in range(a.questions):
             if a.reask and rng.random() < a.reask:
-                asked = graph.ask(row, self.askers(i), rng, max(LEAST_HOPS, a.longer_than + 1))
-            rows.append(asked)
+                rows[k] = graph.ask(row, self.askers(i), rng, max(LEAST_HOPS, a.longer_than + 1))
         # Differs from the paper: its texts are fixed and its weights have read the web; from scratch 17,886 are few.
         persons, concepts = self.pool
-        n_persons = sum(map(graph.is_person, names))
+        n_persons = len(graph.persons_of(row))
         persons, concepts = iter(rng.sample(persons, n_persons)), iter(rng.sample(concepts, len(names) - n_persons))
         names = [next(persons if graph.is_person(name) else concepts) for name in names]
         always = set()
         if a.keep < 1:
-            for asked in rows:
-                always |= graph.both_chains(asked, self.askers(i), rng)
-        edges = graph.some_edges(row, rng, a.keep, always)
-        told = [graph.tell(asked, rng, names, edges) for asked in rows]
-        return self.together(told, names, edges, a)
+            always = set().union(*(graph.both_chains(asked, self.askers(i), rng) for asked in rows))
+        edges = map(tuple, rng.sample(row["edges"], len(row["edges"])))
+        edges = [edge for edge in edges if a.keep == 1 or edge in always or rng.random() < a.keep]
+        return self.together([graph.tell(asked, rng, names, edges) for asked in rows], edges, a.n_taught)
 
-    def together(self, told: list[dict], names: list[str], edges: list[tuple[int, int]], a: "Augmentation") -> Group:
+    def together(self, told: list[dict], edges: list[tuple[int, int]], n_taught: int) -> Group:
         """Questions told about the same facts as one group: alone each has its facts in its question."""
         encode = self.encoding.encode_ordinary
-        context = []
-        examples = []
+        context, examples = [], []
         for row in told:
             question, *rests = texts_of(row)
             if len(told) > 1:
                 facts, mark, asked = question.rpartition(" Is ")
                 context, question = encode(facts), mark + asked
-            taught = ()
-            if a.n_taught:
-                levels = graph.frontiers(edges, row["root"], a.n_taught)
-                taught = tuple([self.node_token(names[v]) for v in level] for level in levels)
+            levels = graph.frontiers(edges, row["root"], n_taught)
+            taught = tuple([self.node_token(row["idx_to_symbol"][v]) for v in level] for level in levels)
             examples.append(Example(encode(question), list(map(encode, rests)), taught))
         return Group(context, examples)
 
     def node_token(self, name: str) -> int:
         """The token with which a chain goes on from a node; see tokenizer.py for why it is one."""
-        if name not in self.known_tokens:
-            start = graph.subject(name)
-            text = start if graph.is_person(name) else f"{name}.\n{start}"
-            self.known_tokens[name] = self.encoding.encode_ordinary(text)[0]
-        return self.known_tokens[name]
+        start = graph.subject(name)
+        return self.encoding.encode_ordinary(start if graph.is_person(name) else f"{name}.\n{start}")[0]
 
-    def draw(self, n: int, rng: random.Random, a: "Augmentation") -> list[Group]:
+    def draw(self, n: int, rng: random.Random, a: Augmentation) -> list[Group]:
         """n questions, in groups that share their facts, of problems drawn with replacement."""
         pool = range(len(self))
-        if 0 < a.longer_than < len(self.longer):
-            pool = self.longer[a.longer_than]
+        if a.longer_than and (self.n_steps > a.longer_than).any():
+            pool = np.flatnonzero(self.n_steps > a.longer_than)
         n_groups = n // a.questions
         # One eighth of 8 n sorted by length: neighbours need little padding, and all problems stay equally likely.
         drawn = sorted(rng.choices(pool, k=8 * n_groups), key=self.lengths.__getitem__)
         start = n_groups * rng.randrange(8)
-        groups = []
-        for i in drawn[start : start + n_groups]:
-            if a.augment and self.retells(i):
-                groups.append(self.retold(i, rng, a))
-            else:
-                groups.append(Group([], [self.example(i)]))
-        return groups
-
-
-class Augmentation(NamedTuple):
-    """How problems are told anew when they are drawn."""
-
-    augment: bool = True  # other names, and another order of facts and options
-    keep: float = 1.0  # probability that a fact beside the chains is told
-    longer_than: int = 0  # chains have more steps than this, if there are any
-    reask: float = 0.0  # probability of another question about the same graph
-    questions: int = 1  # about each graph
-    n_taught: int = 0  # thoughts that are taught the frontier of the search
+        return [
+            self.retold(i, rng, a) if a.augment and self.told[i] else Group([], [self.example(i)])
+            for i in drawn[start : start + n_groups]
+        ]
 
 
 class Dataset:

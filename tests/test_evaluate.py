@@ -77,6 +77,18 @@ def test_shortcuts_of_the_released_file():
 ASKED = ROW | {"question": "Max is a yumpus. Tom is a lempus. Is Tom a impus or yumpus?"}
 
 
+def test_a_chain_is_judged():
+    row = {"edges": [[0, 2], [2, 3], [2, 4], [4, 3]], "idx_to_symbol": ["Tom", "Max", "lempus", "rempus", "impus"]}
+    row |= {"root": 0, "target": 3}
+    steps = ["Tom is a lempus.", "Every lempus is a rempus."]
+    assert graph.judge_chain(steps, row, hidden=False) == "correct_path"
+    longer = [steps[0], "Every lempus is a impus.", "Every impus is a rempus."]
+    assert graph.judge_chain(longer, row, hidden=False) == "longer_path"
+    assert graph.judge_chain(["Tom is a rempus."], row, hidden=False) == "hallucination"
+    assert graph.judge_chain(longer[1:2], row, hidden=False) == "hallucination", "it does not begin at the root"
+    assert graph.judge_chain(longer[1:2], row, hidden=True) == "wrong_target"
+
+
 def test_the_twin_of_a_hand_made_graph():
     twin = graph.twin(ASKED)
     assert twin["question"] == "Max is a yumpus. Tom is a lempus. Is Max a impus or yumpus?"

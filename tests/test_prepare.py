@@ -227,6 +227,29 @@ def test_a_hard_option_is_false_and_no_other_is_farther_from_the_persons():
     assert graph.harder(tie | {"edges": [[0, 2]]}, random.Random(0))["neg_target"] == 3, "no other: as it was"
 
 
+TOM = {"idx_to_symbol": ["Tom", "Max", "lempus", "rempus", "impus"], "edges": [[0, 2], [2, 3], [1, 4]]}
+TOM |= {"root": 0, "target": 3, "neg_target": 4, "steps": ["Tom is a lempus.", "Every lempus is a rempus."]}
+
+
+def test_a_graph_told_by_hand():
+    told = graph.tell(TOM, random.Random(1))
+    assert told["question"] == "Tom is a lempus. Max is a impus. Every lempus is a rempus. Is Tom a rempus or impus?"
+    assert (told["steps"], told["answer"]) == (TOM["steps"], "Tom is a rempus.")
+    turned = told | {"question": told["question"].replace("rempus or impus", "impus or rempus")}
+    assert graph.difference(told) == graph.difference(turned) == ""
+    assert graph.difference(turned | {"answer": "Yes"}) == "its answer is 'Yes', not 'Tom is a rempus.'"
+    less = turned | {"question": turned["question"].partition(". ")[2]}
+    assert graph.difference(less) == "its question and its graph differ in 'Tom is a lempus'"
+    assert graph.difference(told | {"steps": ["A lempus.", "Every lempus is a rempus."]}).startswith("its step is 'A")
+
+
+def test_searches_by_hand():
+    assert graph.frontiers([(0, 1), (0, 2), (1, 3), (2, 3)], root=0, n=4) == [[0], [1, 2], [3], []]
+    assert graph.heights([[0, 1], [1, 2], [0, 2]]) == {"shortest": {0: 1, 1: 1, 2: 0}, "longest": {0: 2, 1: 1, 2: 0}}
+    two_ways = {"edges": [[0, 1], [1, 2], [0, 3], [3, 4], [4, 2], [3, 5]], "root": 0, "target": 2}
+    assert graph.on_shortest_paths(two_ways) == {0, 1, 2}
+
+
 def test_questions_asked_anew_are_sound(workspace):
     run("prosqa", *SMALL)
     dataset = data.Dataset("prosqa")

@@ -405,7 +405,7 @@ def test_other_words_are_kept_and_prepare_says_so(workspace, capsys, form):
     assert "keeps the file's words of 13 of 20 problems; the first is row 1: its " in line
     dataset = data.Dataset("mine")
     train = dataset.split("train")
-    assert [train.retells(i) for i in range(20)] == [i % 3 == 0 for i in range(20)]
+    assert train.told == [i % 3 == 0 for i in range(20)]
     own = {data.texts_of(row)[0] for row in train.rows}
     groups = [group for i in range(50) for group in train.draw(8, random.Random(i), data.Augmentation(reask=0.5))]
     drawn = [group.examples[0] for group in groups]
@@ -423,7 +423,7 @@ def test_one_row_without_a_graph_does_not_stop_the_others(workspace, capsys):
     prepares("prosqa", "--source=theirs", "--name=mine")
     assert "words of 1 of 20 problems; the first is row 4: it has no idx_to_symbol" in capsys.readouterr().out
     train = data.Dataset("mine").split("train")
-    assert [i for i in range(20) if not train.retells(i)] == [4]
+    assert [i for i in range(20) if not train.told[i]] == [4]
     train.demand_graphs("--hard")
 
 
@@ -488,7 +488,7 @@ def test_neighbor_k_is_kept_and_ignored(workspace):
         Path(f"theirs/{split}.json").rename(f"theirs/prosqa_{split}_graph_4_coconut.json")
     prepares("prosqa", "--source=theirs", "--name=mine")
     train = data.Dataset("mine").split("train")
-    assert train.rows == rows[:20] and all(map(train.retells, range(20)))
+    assert train.rows == rows[:20] and all(train.told)
 
 
 # ---- the terminal ----------------------------------------------------------------------------------------------------
