@@ -1,9 +1,6 @@
-"""A trained run answers one question, and shows what its thoughts lean to.
+"""A trained run answers one question, and shows the words its thoughts lean to: a reading, not their meaning.
 
-    python sample.py --latent=2                     the newest run, first question of its test split, two thoughts
-    python sample.py --question="Tom is a lempus. Every lempus is a rempus. Max is a impus. Is Tom a impus or rempus?"
-
-A thought is a vector; read through the output head it leans to words. That is a reading, not its meaning.
+python sample.py --question="Tom is a lempus. Every lempus is a rempus. Max is a impus. Is Tom a impus or rempus?"
 """
 
 from dataclasses import dataclass
@@ -29,7 +26,7 @@ class SampleConfig:
 
 def outline(row: dict, values, v: int) -> list[str]:
     """Values of node v after 1, 2, ... thoughts and its name; below it what shortest ways lead to; * on the chain."""
-    depth, mark = graph.distances(row["edges"], row["root"]), " *" * (v in graph.chain_of(row))
+    depth, mark = graph.distances(row["edges"], row["root"]), " *" if v in graph.chain_of(row) else ""
     line = " ".join(f"{x:.2f}" for x in values[v, 1:]) + "   " * depth[v] + f"  {row['idx_to_symbol'][v]}{mark}"
     edges = [(a, b) for a, b in row["edges"] if a == v and depth[b] == depth[v] + 1]
     return [f"  {line}", *(text for _, b in edges for text in outline(row, values, b))]
@@ -47,15 +44,16 @@ def main(c: SampleConfig) -> None:
     searched = p.n_thoughts and graph.has_graph(row)
     if c.plot and not (searched and c.plot.endswith(".png")):
         raise config.UserError(f"--plot={c.plot}: expected FILE.png, a run with thoughts, and a problem with a graph")
-    about = f"{p.n_thoughts} thoughts" + f" instead of the {run.plan.n_thoughts} of training" * (p is not run.plan)
-    print(f"{run.folder.name}: {run.config['method']}, stage {run.stage}, {about}\n\n{row['question']}\n")
+    instead = "" if p is run.plan else f" instead of the {run.plan.n_thoughts} of training"
+    about = f"{run.config['method']}, stage {run.stage}, {p.n_thoughts} thoughts{instead}"
+    print(f"{run.folder.name}: {about}\n\n{row['question']}\n")
     (ids,) = run.answer([example], p)
     if p.n_thoughts:
         states = probe.trace(run, example, p.n_thoughts)[0][:, 0 if c.layers else -1 :]
         for k, layers in enumerate(probe.readings(run, states, c.words)):
             for i, words in enumerate(layers):
                 shown = ", ".join(f"{word} {value:.2f}" for word, value in words)
-                layer = f", layer {i + 1}" * c.layers
+                layer = f", layer {i + 1}" if c.layers else ""
                 print(f"  thought {k + 1}{layer}  {shown}   (norm {states[k, i].norm():.1f})")
         print()
     if searched:
@@ -64,7 +62,8 @@ def main(c: SampleConfig) -> None:
         print(*outline(row, values, row["root"]), sep="\n", end="\n\n")
         if c.plot:
             plots.tree(row, values, Path(c.plot))
-    print(text := run.encoding.decode(ids))
+    text = run.encoding.decode(ids)
+    print(text)
     if not c.question:
         right = data.is_right(text, row)
         print(f"\n{'right' if right else 'wrong: expected ' + row['answer']}; the chain is: {' '.join(row['steps'])}")

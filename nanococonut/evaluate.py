@@ -1,11 +1,8 @@
-"""Batched, cached, greedy answers of a trained run, and how many of them are right; the last line printed is JSON.
+"""Answers of a trained run, and how many of them are right; the last line printed is JSON.
 
-Tokens are those written after the thoughts, <eos> not counted, plus the thoughts; pauses are not counted [Hao24
-Table 1]. Beside the accuracy stands what one gets without a model: chance, and shortcuts that look for no path.
-
-A ProsQA problem has a twin: the same facts and options, asked of a person for whom the other option is right, see
-graph.twin. Who does not look at the person asked is wrong in one of the two. So the share of problems that are right
-together with their twin comes first: guessing gets a quarter.
+Tokens are the thoughts and what is written after them without <eos>; pauses are not counted [Hao24 Table 1]. Beside the
+accuracy stands what one gets without a model. Most ProsQA problems have a twin, the same facts asked of another person
+(graph.twin): who does not look at the person is wrong in one of the two, and guessing gets a quarter of both.
 """
 
 import json
@@ -23,11 +20,13 @@ from nanococonut.data import is_right
 
 
 def permute(thoughts: torch.Tensor) -> torch.Tensor:
+    """Each problem's own thoughts in another order."""
     order = torch.rand(thoughts.shape[:2], generator=torch.Generator().manual_seed(0)).argsort(dim=1)
     return thoughts.gather(1, order.to(thoughts.device)[:, :, None].expand_as(thoughts))
 
 
 def noise(thoughts: torch.Tensor) -> torch.Tensor:
+    """Random directions, as long as the thoughts."""
     drawn = torch.randn(thoughts.shape, generator=torch.Generator().manual_seed(0)).to(thoughts)
     return drawn / drawn.norm(dim=-1, keepdim=True) * thoughts.norm(dim=-1, keepdim=True)
 
@@ -37,10 +36,11 @@ INTERVENTIONS = {  # thoughts (B, K, C) -> what is fed in their place
     "zero": torch.zeros_like,
     "mean": lambda thoughts: thoughts.mean(dim=0, keepdim=True).expand_as(thoughts),  # over the problems of the batch
     "swap": lambda thoughts: thoughts.roll(1, dims=0),  # another problem's
-    "permute": permute,  # the problem's own in another order
-    "noise": noise,  # random directions of the same length
+    "permute": permute,
+    "noise": noise,
 }
 CHOICES = {"split": data.SPLITS, "intervene": tuple(INTERVENTIONS)}
+VERDICTS = (*graph.VERDICTS, "correct_label", "incorrect_label")
 
 
 @dataclass(frozen=True)
@@ -58,27 +58,14 @@ class EvaluateConfig:
 
 
 def wilson(n_right: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share [Wilson 1927].
-
-    >>> [round(x, 3) for x in wilson(97, 100)]
-    [0.915, 0.99]
-    """
+    """The 95 % interval of a share [Wilson 1927]."""
     z, p = 1.959964, n_right / n
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
 
 
-VERDICTS = (*graph.VERDICTS, "correct_label", "incorrect_label")
-
-
 def verdict(text: str, row: dict, hidden: bool) -> str:
-    """Which of the six VERDICTS [Hao24 5.1] a text gets; hidden: its first steps were thoughts, so it may begin later.
-
-    A text with steps is judged by them, see graph.judge_chain, and one without by its answer.
-
-    >>> verdict("### Tom is a impus.", {"answer": "Tom is a rempus."}, hidden=True)
-    'incorrect_label'
-    """
+    """Which of the six VERDICTS [Hao24 5.1] a text gets: steps are judged by graph.judge_chain, else the answer is."""
     head, mark, tail = text.rpartition("###")
     steps = (head if mark else tail).strip()
     if steps:
@@ -101,30 +88,27 @@ def baselines_both(pairs: list[tuple[dict, dict]]) -> dict[str, float]:
 
 
 def mentions(row: dict) -> float:
-    """1 where ProntoQA's answer is what is said of the concept that the question names more often; a tie is a half.
-
-    Two sentences are about the property asked for, one of them planted; the concept on the chain has more links.
-    """
+    """1 where ProntoQA's answer is what is said of the concept that the question names more often; a tie is a half."""
     *facts, query = row["question"].split(". ")
     asked = query.rstrip(".").split()[-1]
-    said = {fact: " not " in fact for fact in facts if fact.split()[-1] == asked}
-    stems = {fact: re.sub(r"^(every|each) |(us)es are .*| is .*", r"\2", fact.lower()) for fact in said}
-    counts = {fact: len(re.findall(rf"\b{stem}(?:es)?\b", row["question"].lower())) for fact, stem in stems.items()}
-    most = [fact for fact, n in counts.items() if n == max(counts.values())]
-    right = [str(said[fact] == (" not " in query)) == row["answer"] for fact in most]
+    said = [fact for fact in facts if fact.split()[-1] == asked]  # two, one planted; the chain's has more links
+    stems = [re.sub(r"^(every|each) |(us)es are .*| is .*", r"\2", fact.lower()) for fact in said]
+    counts = [len(re.findall(rf"\b{stem}(?:es)?\b", row["question"].lower())) for stem in stems]
+    most = [fact for fact, n in zip(said, counts, strict=True) if n == max(counts)]
+    right = [str((" not " in fact) == (" not " in query)) == row["answer"] for fact in most]
     return sum(right) / len(right) if right else 0.5
 
 
 def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts: int, hidden: bool) -> dict:
     """Accuracy with its interval, mean number of tokens, [right, questions] for each number of hops, and verdicts."""
-    n_hops, verdicts = [len(row["steps"]) for row in rows], {}
-    won = [n for n, text, row in zip(n_hops, texts, rows, strict=True) if is_right(text, row)]
-    hops = {str(n): [won.count(n), n_hops.count(n)] for n in sorted(set(n_hops))}
+    n_hops, n, verdicts = [len(row["steps"]) for row in rows], len(rows), {}
+    won = [k for k, text, row in zip(n_hops, texts, rows, strict=True) if is_right(text, row)]
+    hops = {str(k): [won.count(k), n_hops.count(k)] for k in sorted(set(n_hops))}
     if all(map(graph.has_graph, rows)):
         found = [verdict(text, row, hidden) for text, row in zip(texts, rows, strict=True)]
         verdicts = {name: found.count(name) for name in VERDICTS}
-    (low, high), tokens = wilson(len(won), len(rows)), sum(n_tokens) / len(rows) + n_thoughts
-    return dict(accuracy=len(won) / len(rows), low=low, high=high, tokens=tokens, hops=hops, verdicts=verdicts)
+    (low, high), tokens = wilson(len(won), n), sum(n_tokens) / n + n_thoughts
+    return dict(accuracy=len(won) / n, low=low, high=high, tokens=tokens, hops=hops, verdicts=verdicts)
 
 
 def measure(run: runs.Run, examples: data.Split, p: Plan, batch_size=250, intervene="none") -> tuple[dict, list[str]]:
@@ -151,13 +135,12 @@ def measure(run: runs.Run, examples: data.Split, p: Plan, batch_size=250, interv
 
 
 def in_words(result: dict) -> str:
-    """What a summary says, twins first; a line for the verdicts where there are any."""
-    said = "accuracy {accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}), {tokens:.1f} tokens; right by hops: "
-    if "both" in result:
-        both = "question and twin both right {both:.1%} (95 % interval {both_low:.1%} to {both_high:.1%})"
-        said = f"{both}, twin alone {{twin:.1%}}; {said}"
-    said = said.format(**result) + ", ".join(f"{k}: {a}/{b}" for k, (a, b) in result["hops"].items())
+    """What a summary says, twins first."""
+    both = f"question and twin both right {result['both']:.1%}; " if "both" in result else ""
+    interval = f"95 % interval {result['low']:.1%} to {result['high']:.1%}"
+    hops = ", ".join(f"{k}: {right}/{n}" for k, (right, n) in result["hops"].items())
     verdicts = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in result["verdicts"].items() if n)
+    said = f"{both}accuracy {result['accuracy']:.1%} ({interval}), {result['tokens']:.1f} tokens; right by hops: {hops}"
     return f"{said}\n  verdicts: {verdicts}" if verdicts else said
 
 
@@ -173,8 +156,6 @@ def main(c: EvaluateConfig) -> None:
     rows, pairs = examples.rows, graph.twins(examples.rows) if examples.graphs else []
     without, without_both = baselines(rows), baselines_both(pairs)
     print(f"{run.folder.name} ({run.config['method']}, stage {run.stage}) on {name}, {len(rows)} questions")
-    if examples.graphs:
-        print(f"  {len(pairs)} have a twin: the same facts, asked of a person for whom the other option is right")
     for rule, share in without.items():
         both = f"question and twin both right {without_both[rule]:.1%}, accuracy " if pairs else ""
         print(f"  without a model, {rule}: {both}{share:.1%}")
@@ -182,7 +163,6 @@ def main(c: EvaluateConfig) -> None:
         p = run.plan_for(n_thoughts)
         result, texts = measure(run, examples, p, c.batch_size, c.intervene)
         about = "" if p is run.plan else f" instead of the {run.plan.n_thoughts} of training"
-        about += "" if c.intervene == "none" else f" ({c.intervene})"
         print(f"{p.n_thoughts} thoughts{about}: {in_words(result)}")
         results.append({"latent": p.n_thoughts, "intervene": c.intervene, **result})
     for i in [i for i, row in enumerate(rows) if not is_right(texts[i], row)][:5]:

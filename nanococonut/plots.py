@@ -11,35 +11,30 @@ from nanococonut.log import BLUE, GREY, ORANGE
 COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GREY, "black")
 
 
-def draw(axes, colours: dict, xlabel: str, ylabel: str, curves: dict, stacked: bool = False) -> None:
-    """Curves {label: [(x, y) or (x, y, low, high)]} as lines or stacked bars; one point at x = None: a dashed level."""
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    bottom = 0
-    for label, points in curves.items():
-        i = colours.setdefault(label, len(colours)) % len(COLOURS)  # colour and marker: the same in all the axes
-        style, soft = dict(color=COLOURS[i], label=label), dict(color=COLOURS[i], alpha=0.12, lw=0)
-        x, y, *band = zip(*points, strict=True) if points else ((), ())
-        if x[:1] == (None,):
-            axes.axhline(*y, linestyle=(0, (1 + i % 5, 2)), linewidth=1.3, **style)
-            axes.axhspan(*band[0], *band[1], **soft)
-        elif stacked:
-            axes.bar(x, y, bottom=bottom, width=0.7, **style)
-            bottom = np.add(bottom, y)
-        else:
-            axes.plot(x, y, marker="osD^vPX*"[i] if len(x) < 20 else None, markersize=4, linewidth=1.3, **style)
-            axes.fill_between(x, *(band or (y, y)), **soft)
+def draw(axes, i: int, label: str, points: list[tuple]) -> None:
+    """Points (x, y) or (x, y, low, high) as a curve in colour and marker i; one at x = None as a dashed level."""
+    style, soft = dict(color=COLOURS[i], label=label, linewidth=1.3), dict(color=COLOURS[i], alpha=0.12, lw=0)
+    x, y, *band = zip(*points, strict=True) if points else ((), ())
+    if x[:1] == (None,):
+        axes.axhline(*y, linestyle=(0, (1 + i % 5, 2)), **style)
+        axes.axhspan(*band[0], *band[1], **soft)
+    else:
+        axes.plot(x, y, marker="osD^vPX*"[i] if len(x) < 20 else None, markersize=4, **style)
+        axes.fill_between(x, *(band or (y, y)), **soft)
 
 
-def lines(panels: list[tuple], out: Path) -> None:
-    """A panel for each (x label, y label, curves[, stacked]) of draw(), two or three side by side."""
+def lines(panels: list[tuple[str, str, dict]], out: Path) -> None:
+    """A panel for each (x label, y label, {label: points of draw()}), two or three side by side, and one legend."""
     width = min(2 + len(panels) % 2, len(panels))
     height = -(-len(panels) // width)
-    fig, colours, handles = Figure(figsize=(7.5, 3 * height + 0.5)), {}, {}
-    for axes, panel in zip(fig.subplots(height, width, squeeze=False).flat, panels, strict=True):
-        draw(axes, colours, *panel)
+    fig, known, handles = Figure(figsize=(7.5, 3 * height + 0.5)), {}, {}
+    for axes, (xlabel, ylabel, curves) in zip(fig.subplots(height, width, squeeze=False).flat, panels, strict=True):
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        for label, points in curves.items():
+            draw(axes, known.setdefault(label, len(known)) % len(COLOURS), label, points)
         handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    fits = max(1, min(5, 120 // (6 + max(map(len, handles), default=0))))  # labels in a line
+    fits = max(1, min(5, 120 // (6 + max(map(len, known), default=0))))  # labels in a line
     fig.legend(handles.values(), handles, loc="outside lower center", ncols=fits, fontsize=8)
     data.write_atomically(out, fig.savefig)
 

@@ -1,8 +1,4 @@
-"""Weights to start from: GPT-2's released ones, or a file of that kind.
-
-Such a file keeps the weight of a projection as (in, out), transposed to torch's Linear, may carry causal masks and a
-`transformer.` before each name, and has the token embedding as its output head.
-"""
+"""Weights to start from: GPT-2's released ones, or a file of that kind."""
 
 import re
 from dataclasses import replace
@@ -20,6 +16,7 @@ WEIGHTS = {  # heads, sha256 where it is known
     "gpt2": (12, "7c5d3f4b8b76583b422fcb9189ad6c89d5d97a094541ce8932dce3ecabde1421"),
     "gpt2-medium": (16, None),
 }
+# A released file keeps these as (in, out), may have masks and a prefix, and its output head is the token embedding.
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
@@ -39,7 +36,8 @@ def from_state_dict(state: dict[str, Tensor], n_head: int) -> GPT:
 def read(name: str) -> dict:
     """The tensors of released weights, fetched on first use, or of a file; no code of it is run. Raises UserError."""
     path = Path(f"data/pretrained/{name}.bin" if name in WEIGHTS else name)
-    if fresh := name in WEIGHTS and not path.exists():
+    fresh = name in WEIGHTS and not path.exists()
+    if fresh:
         fetch(ADDRESS.format(name), path, "init_from", WEIGHTS[name][1])
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -51,10 +49,7 @@ def read(name: str) -> dict:
 
 
 def start(name: str, n_head: int, dropout: float, dataset: Dataset) -> GPT:
-    """A GPT with the weights that --init_from names and the dataset's vocabulary. Raises UserError where they differ.
-
-    n_head is that of a weight file, which does not say it. New tokens start from the embedding of "<<" [ref run.py].
-    """
+    """A GPT with the weights that --init_from names, the dataset's vocabulary, and n_head heads. Raises UserError."""
     state = read(name)
     try:
         source = from_state_dict(state, WEIGHTS.get(name, [n_head])[0]).float()
@@ -63,6 +58,7 @@ def start(name: str, n_head: int, dropout: float, dataset: Dataset) -> GPT:
     if dataset.meta["tokenizer"] != "gpt2":
         raise UserError(f"--init_from={name} needs data in GPT-2's tokens; prepare it with --tokenizer=gpt2")
     n_vocab, wte = dataset.encoding.n_vocab, source.wte.weight.detach()
+    # New tokens start from the embedding of "<<" [ref run.py].
     new = wte[dataset.encoding.encode_single_token(b"<<")].expand(n_vocab - len(wte), -1)
     model = GPT(replace(source.config, vocab_size=n_vocab, dropout=dropout))
     model.load_state_dict(source.state_dict() | {"wte.weight": torch.cat([wte, new])})

@@ -3,13 +3,11 @@
 k               the same weights after 0, 1, 2, ... thoughts: accuracy, with twins, and verdicts  [Hao24 5]
 interventions   accuracy, and answers that change, with the thoughts zeroed, swapped, reordered, ...: the controls
 values          after k thoughts <eot> is forced: the probability of "Every lempus is a ", not renormalised [Hao24 5]
-geometry        inner products of thought i with the nodes' embeddings; the last layer's attention, summed over heads,
-                from the position that makes thought i to the two tokens of each fact [Zhu25 5]; lengths
+geometry        thoughts' inner products with embeddings, attention to the facts, and lengths [Zhu25 5]
 readings        each layer's state where a thought is made, through ln_f and the head: the "logit lens"
 """
 
 import contextlib
-import itertools
 import json
 import re
 from collections import defaultdict
@@ -94,18 +92,21 @@ def trace(run: runs.Run, example, n_thoughts: int) -> tuple[torch.Tensor, np.nda
         states = model.ln_f(torch.stack(states, dim=1)).float()
         q, k, _ = block.attn.heads(block.ln_1(before))
     scores = (q @ k.mT).float()[0] / q.size(-1) ** 0.5  # (H, T, T)
-    later = torch.ones_like(scores, dtype=torch.bool).triu(1)
-    attention = scores.masked_fill(later, -torch.inf).softmax(dim=-1).sum(dim=0)  # (T, T), summed over heads
+    later = torch.full_like(scores, -torch.inf).triu(1)
+    attention = (scores + later).softmax(dim=-1).sum(dim=0)  # (T, T), summed over heads
     return states, attention[-n_thoughts:, : len(ids)].cpu().numpy()
 
 
+@torch.no_grad()
 def readings(run: runs.Run, states: torch.Tensor, n_words: int) -> list[list[list[tuple[str, float]]]]:
     """For each thought and layer of states (K, layers, C) the words it leans to through the head, and how much."""
-    top = run.model.logits(states).detach().softmax(-1).topk(n_words)
-    ids = top.indices.unique().tolist()
-    words = {i: " ".join((text := run.encoding.decode([i])).split()) or repr(text) for i in ids}
-    pairs = torch.stack([top.indices.cpu().double(), top.values.cpu().double()], dim=-1)  # (K, layers, words, 2)
-    return [[[(words[i], p) for i, p in cell] for cell in layers] for layers in pairs.tolist()]
+
+    def words(state: torch.Tensor) -> list[tuple[str, float]]:
+        top = run.model.logits(state).softmax(-1).topk(n_words)
+        texts = [run.encoding.decode([i]) for i in top.indices.tolist()]
+        return [(" ".join(text.split()) or repr(text), p) for text, p in zip(texts, top.values.tolist(), strict=True)]
+
+    return [[words(state) for state in layers] for layers in states]
 
 
 def node_embeddings(run: runs.Run, names: list[str]) -> dict[str, torch.Tensor]:
@@ -150,20 +151,23 @@ def geometry(run: runs.Run, examples: data.Split, n_thoughts: int) -> dict[str, 
 
 def frontier(rows: list[dict], found: list[np.ndarray], n_thoughts: int) -> tuple[dict, dict, int]:
     """Of values at depth k after k = 1, 2 thoughts: sums of the best, means() by height, where the second is best."""
-    ks, percent = range(1, min(2, n_thoughts) + 1), np.linspace(0, 100, len(rows)).tolist()
     best, cells, tops = defaultdict(list), defaultdict(lambda: defaultdict(list)), {}
-    for (row, x), k in itertools.product(zip(rows, found, strict=True), ks):
-        depth, heights = graph.distances(row["edges"], row["root"]), graph.heights(row["edges"])
-        correct = graph.distances(graph.backwards(row["edges"]), row["target"])  # the target can be reached from there
-        nodes = sorted((v for v in depth if depth[v] == k), key=lambda v: v not in correct)  # the correct ones first
-        best[k].append(sorted([0, 0, 0, *x[nodes, k]])[:-4:-1])  # 0 for a node that is not there
-        for v, way in itertools.product(nodes, heights):
-            cells[way, k]["correct" if v in correct else "wrong", heights[way][v]].append(x[v, k])
-    for k in ks:
-        sums = enumerate(np.sort(np.cumsum(best[k], axis=1), axis=0).T.tolist(), start=1)
-        tops[f"problems, sorted (%), thought {k}"] = {f"top {j}": list(zip(percent, y, strict=True)) for j, y in sums}
-    lines = {f"{way} way to a leaf (steps), thought {k}": means(cells[way, k]) for way in heights for k in ks}
-    return tops, lines, int(np.argmax([y for _, y, _ in best[1]]))
+    for k in range(1, min(2, n_thoughts) + 1):
+        for row, x in zip(rows, found, strict=True):
+            depth, heights = graph.distances(row["edges"], row["root"]), graph.heights(row["edges"])
+            correct = graph.distances(graph.backwards(row["edges"]), row["target"])  # they lead to the target
+            nodes = [v for v in depth if depth[v] == k]
+            nodes.sort(key=lambda v: v not in correct)  # the correct ones first
+            best[k].append(sorted([*x[nodes, k], 0, 0, 0], reverse=True)[:3])  # 0 for a node that is not there
+            for v in nodes:
+                for way in heights:
+                    where = "correct" if v in correct else "wrong", heights[way][v]
+                    cells[f"{way} way to a leaf (steps), thought {k}"][where].append(x[v, k])
+        sums = np.sort(np.cumsum(best[k], axis=1), axis=0)  # (problems, 3)
+        percent = np.linspace(0, 100, len(rows)).tolist()
+        curves = {f"top {j + 1}": list(zip(percent, sums[:, j].tolist(), strict=True)) for j in range(3)}
+        tops[f"problems, sorted (%), thought {k}"] = curves
+    return tops, {about: means(by) for about, by in cells.items()}, int(np.argmax([y for _, y, _ in best[1]]))
 
 
 def beside(run: runs.Run, pattern: str, device: str) -> list[runs.Run]:
@@ -197,15 +201,16 @@ def sweep(run: runs.Run, others: list[runs.Run], examples: data.Split, n_thought
 
 def main(c: ProbeConfig) -> None:
     run = runs.Run(c.run, device=c.device)
-    if not run.plan.n_thoughts:
+    examples, folder, K = run.split(c.split), run.folder / "probe", run.plan.n_thoughts
+    if not K:
         about = f"{run.folder.name} ({run.config['method']}, stage {run.stage})"
         raise config.UserError(f"{about} has no thoughts to probe")
-    examples, folder, K = run.split(c.split), run.folder / "probe", run.plan.n_thoughts
     others = beside(run, c.beside, c.device)
     print("beside it: " + (", ".join(other.folder.name for other in others) or "no other run on this data"))
-    examples.rows = examples.rows[: max(1, c.n)]
-    n, curves, flips, said = len(examples.rows), defaultdict(list), defaultdict(list), defaultdict(list)
-    numbers = dict(n=n, problem=0, interventions=sweep(run, others, examples, K), geometry=geometry(run, examples, K))
+    examples.rows = rows = examples.rows[: max(1, c.n)]
+    n, shown = len(rows), 0
+    numbers = dict(n=n, interventions=sweep(run, others, examples, K), geometry=geometry(run, examples, K))
+    curves, flips, said = defaultdict(list), defaultdict(list), defaultdict(list)
     for x in numbers["interventions"]:
         name, k = x["intervene"], x["latent"]
         curves[name or x["method"]].append((k, x["accuracy"], x["low"], x["high"]))
@@ -213,24 +218,24 @@ def main(c: ProbeConfig) -> None:
             flips[name].append((k, x["flipped"] / n, *evaluate.wilson(x["flipped"], n)))
         for verdict, many in x["verdicts"].items() if name == "none" else ():
             said[verdict].append((k, many / n))
-    levels = {"accuracy": curves["none"]} | {name: curves[name] for name in BESIDE if name in curves}
-    like = {name: points for name, points in curves.items() if name not in ("cot", "no_cot")}  # a curriculum as here
-    figures = {"k": [("thoughts", "share of problems", said, True)] * bool(said) + [("thoughts", "accuracy", levels)]}
-    figures["interventions"] = [("thoughts", "accuracy", like), ("thoughts", "share of answers that flip", flips)]
+    levels = {name: curves[name] for name in ("none", *BESIDE) if name in curves}
+    verdicts = [("thoughts", "share of problems", said)] if said else []
+    figures = {"k": [*verdicts, ("thoughts", "accuracy", levels)]}
+    figures["interventions"] = [("thoughts", "accuracy", curves), ("thoughts", "share of answers that flip", flips)]
     figures["geometry"] = [("thought", what, by) for what, by in numbers["geometry"].items()]
     if examples.graphs is None:
         print("these problems have no graph: groups of nodes, parallelism, height and tree are left out")
     else:
-        found = values(run, list(map(examples.example, range(n))), [row["idx_to_symbol"] for row in examples.rows], K)
-        tops, heights, shown = frontier(examples.rows, found, K)
+        found = values(run, list(map(examples.example, range(n))), [row["idx_to_symbol"] for row in rows], K)
+        tops, heights, shown = frontier(rows, found, K)
         figures["parallelism"] = [(x, "sum of the highest values", by) for x, by in tops.items()]
         figures["height"] = [(x, "mean value", by) for x, by in heights.items()]
-        plots.tree(examples.rows[shown], found[shown], folder / "tree.png")
+        plots.tree(rows[shown], found[shown], folder / "tree.png")
         print(f"tree.png shows problem {shown}, whose second best first step has the highest value after one thought")
-        numbers |= dict(problem=shown, parallelism=tops, height=heights, tree=found[shown].tolist())
+        numbers |= dict(parallelism=tops, height=heights, tree=found[shown].tolist())
     for name, panels in figures.items():
         plots.lines(panels, folder / f"{name}.png")
-    numbers["readings"] = readings(run, trace(run, examples.example(numbers["problem"]), K)[0], 4)
+    numbers |= dict(problem=shown, readings=readings(run, trace(run, examples.example(shown), K)[0], 4))
     data.write_text(folder / "probe.json", json.dumps(numbers, indent=1) + "\n")
     print(f"{folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))
 

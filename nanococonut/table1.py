@@ -1,10 +1,7 @@
 """Table 1 of the paper, every row, several seeds: trains what is missing, measures it on test, writes one table.
 
-    results/<name>-<task>-<preset>.{json,md,png}       runs/<name>-<task>-<preset>-<row>-<seed>/
-
-A row is a method, and may have options of its own: --methods="cot,cot --grow=0" asks what growing is good for. The drop
-is the step from which nine of ten first steps written are facts. Each run is a process of its own; one that was
-interrupted goes on, a finished one, with its test.json, is not repeated.
+A row is a method, and may have options of its own: --methods="cot,cot --grow=0" asks what growing is good for. Each run
+is a process of its own; one that was interrupted goes on, a finished one, with its test.json, is not repeated.
 """
 
 import json
@@ -73,52 +70,49 @@ def measured(label: str, row: TrainConfig) -> dict:
     if not path.exists():
         run = runs.Run(row.name)
         result, _ = evaluate.measure(run, run.split("test"), run.plan)
-        series = log.read(path.with_name("log.csv"))
-        found = dict(method=label, seed=row.seed, seconds=series["train", "seconds"][-1][2], **result)
-        found["first_steps"] = [(step, share) for step, _, share in series["valid", "first_step_is_fact"]]
+        *_, (_, _, seconds) = log.read(path.with_name("log.csv"))["train", "seconds"]
+        found = dict(method=label, seed=row.seed, seconds=seconds, **result)
         data.write_text(path, json.dumps(found) + "\n")
     return data.read_json(path)
 
 
 def percent(shares: list[float]) -> str:
-    """Mean ± standard deviation of shares, in %.
+    """Mean ± standard deviation of shares, in %."""
+    spread = statistics.stdev(shares) if len(shares) > 1 else 0
+    return f"{100 * statistics.mean(shares):.1f}±{100 * spread:.1f}"
 
-    >>> percent([0.5, 0.75]), percent([0.5])
-    ('62.5±17.7', '50.0±0.0')
-    """
-    return f"{100 * statistics.mean(shares):.1f}±{100 * statistics.stdev(shares) if len(shares) > 1 else 0:.1f}"
+
+def table(rows: list[dict], theirs: dict[str, list[str]], baselines: dict, both: dict) -> str:
+    """The table in Markdown: mean ± standard deviation over seeds, the paper's figures beside, the shortcuts below."""
+    lines = ["| method | accuracy, % | both right, % | seeds | tokens | seconds | paper: accuracy | tokens |"]
+    lines.append("|---" * 8 + "|")
+    for method in dict.fromkeys(row["method"] for row in rows):
+        mine = [row for row in rows if row["method"] == method]
+        pairs = [row["both"] for row in mine if "both" in row]  # one measured before there were twins lacks it
+        cells = [method, percent([row["accuracy"] for row in mine])]
+        cells += [percent(pairs) if len(pairs) == len(mine) else "-", f"{len(mine)}"]
+        cells += [f"{statistics.mean(row['tokens'] for row in mine):.1f}"]
+        cells += [f"{statistics.mean(row['seconds'] for row in mine):.0f}", *theirs.get(method, ["-", "-"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    for rule, share in baselines.items():
+        pair = f"{100 * both[rule]:.1f}" if rule in both else "-"
+        lines.append(f"| *{rule}* | {100 * share:.1f} | {pair} | - | - | - | - | - |")
+    return "\n".join(lines) + "\n"
 
 
 def write_results(c: Table1Config, rows: list[dict]) -> str:
-    """Writes results/ and returns its table in Markdown: mean ± standard deviation over seeds, the paper's beside."""
-    test, theirs, mean = data.Dataset(c.task).split("test").rows, paper(c.task), statistics.mean
+    """Writes results/ and returns its table."""
+    test, theirs, both = data.Dataset(c.task).split("test").rows, paper(c.task), {}
     baselines = evaluate.baselines(test)
-    both, shares = {}, {}
     if all(map(graph.has_graph, test)):
         both = evaluate.baselines_both(graph.twins(test))
-    lines = ["| method | accuracy, % | both right, % | seeds | drop | tokens | seconds | paper: accuracy | tokens |"]
-    lines.append("|---" * 9 + "|")
-    for method in dict.fromkeys(row["method"] for row in rows):
-        mine = [row for row in rows if row["method"] == method]
-        right, tokens, seconds = ([row[key] for row in mine] for key in ("accuracy", "tokens", "seconds"))
-        pairs = [row["both"] for row in mine if "both" in row]  # one measured before there were twins lacks it
-        drops = [next((f"{n}" for n, x in row["first_steps"] if x >= 0.9), "-") for row in mine]
-        cells = [method, percent(right), percent(pairs) if len(pairs) == len(mine) else "-", f"{len(mine)}"]
-        cells += [", ".join(drops), f"{mean(tokens):.1f}", f"{mean(seconds):.0f}"]
-        lines.append(f"| {' | '.join(cells + theirs.get(method, ['-', '-']))} |")
-        steps = zip(*(row["first_steps"] for row in mine), strict=False)
-        shares[method] = [(at[0][0], mean(x for _, x in at)) for at in steps]
-    for rule, share in baselines.items():
-        pair = f"{100 * both[rule]:.1f}" if rule in both else "-"
-        lines.append(f"| *{rule}* | {100 * share:.1f} | {pair}" + " | -" * 6 + " |")
-    text, stem = "\n".join(lines) + "\n", Path("results") / f"{c.name}-{c.task}-{c.preset}"
+    text, stem = table(rows, theirs, baselines, both), Path("results") / f"{c.name}-{c.task}-{c.preset}"
     kept = {"task": c.task, "preset": c.preset, "options": c.options, "n": len(test)}
     kept |= {"baselines": baselines, "baselines_both": both, "rows": rows}
     data.write_text(stem.with_suffix(".json"), json.dumps(kept, indent=1) + "\n")
     data.write_text(stem.with_suffix(".md"), text)
     accuracies = {method: float(accuracy.partition("±")[0]) for method, (accuracy, _) in theirs.items()}
     plots.table1(rows, accuracies, baselines, stem.with_suffix(".png"))
-    plots.lines([("optimizer step", "first steps that are facts", shares)], Path(f"{stem}-drop.png"))
     return text
 
 
@@ -152,10 +146,8 @@ def main(c: Table1Config) -> None:
                     raise UserError(f"{about} did not finish, see {said}: {''.join(last)}")
                 done.append(row)
                 left = (time.time() - began) / (len(done) - n_before) * (len(todo) - len(done)) / 60
-                result = measured(todo[row], row)
-                both = f"{result['both']:.1%} right with their twin, " if "both" in result else ""
-                found = f"{both}{result['accuracy']:.1%} of test right, {result['seconds']:.0f} s"
-                print(f"[{len(done)}/{len(todo)}] {about}: {found}; about {left:.0f} min left")
+                share = measured(todo[row], row)["accuracy"]
+                print(f"[{len(done)}/{len(todo)}] {about}: {share:.1%} of test right; about {left:.0f} min left")
                 write_results(c, [measured(label, row) for row, label in todo.items() if row in done])
     finally:  # an error or Ctrl-C: the others save and end
         for process in running.values():

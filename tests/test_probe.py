@@ -66,7 +66,7 @@ def test_sums_and_means_of_known_values():
     one = {"correct": [(0, 0.5, 0.5, 0.5), (1, 0.1, 0.1, 0.1)], "wrong": [(0, 0.3, 0.3, 0.3)]}
     assert heights["shortest way to a leaf (steps), thought 2"] == one
     assert [y[:2] for y in heights["longest way to a leaf (steps), thought 1"]["correct"]] == [(1, 0.2), (2, 0.7)]
-    assert [x.split()[0] + x[-1] for x in heights] == ["shortest1", "shortest2", "longest1", "longest2"]
+    assert [x.split()[0] + x[-1] for x in heights] == ["shortest1", "longest1", "shortest2", "longest2"]
 
 
 def test_means_have_the_textbooks_interval():
