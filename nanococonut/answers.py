@@ -1,7 +1,5 @@
 """What a model answers to many examples, batched by length, and how often it is right."""
 
-import torch
-
 from nanococonut import batching, coconut, data
 from nanococonut.config import UserError
 from nanococonut.curriculum import Example, Plan, arrange
@@ -23,20 +21,17 @@ def answer(model: GPT, examples, plan: Plan, special, max_new_tokens: int, batch
     change as in coconut.generate. Raises UserError where the model has too few positions.
     """
     rows, eot = prompts(examples, plan, special)
-    room = model.config.block_size
-    need = max(map(len, rows)) + plan.n_thoughts + max_new_tokens
-    if plan.markers:
-        need += 1
+    n_markers = 0 if eot is None else 1
+    need, room = max(map(len, rows)) + plan.n_thoughts + n_markers + max_new_tokens, model.config.block_size
     if need > room:
         raise UserError(f"{need} tokens exceed the model's {room} positions; train with --block_size={need}")
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # rows of like length together: little padding
-    answers, was_training, device = {}, model.training, model.wte.weight.device
+    answers, was_training, device, eos = {}, model.training, model.wte.weight.device, special["eos"]
     model.eval()
     for start in range(0, len(rows), batch_size):
         chosen = order[start : start + batch_size]
-        length = torch.tensor([len(rows[i]) for i in chosen], device=device)
-        prompt = batching.pad([rows[i] for i in chosen], special["eos"]).to(device)
-        eos = special["eos"]
+        length = batching.lengths([rows[i] for i in chosen]).to(device)
+        prompt = batching.pad([rows[i] for i in chosen], eos).to(device)
         written = coconut.generate(model, prompt, length, plan.n_thoughts, eot, eos, max_new_tokens, change)
         answers |= zip(chosen, written, strict=True)
     model.train(was_training)
@@ -45,10 +40,9 @@ def answer(model: GPT, examples, plan: Plan, special, max_new_tokens: int, batch
 
 def accuracy(model: GPT, split: data.Split, plan: Plan, special, max_new_tokens: int) -> dict[str, float]:
     """On up to N_EVAL problems of a split: the share answered right, and of first written steps that are facts."""
-    examples = [split.example(i) for i in range(min(len(split), N_EVAL))]
-    ids = answer(model, examples, plan, special, max_new_tokens)
+    rows = split.rows[:N_EVAL]
+    ids = answer(model, [split.example(i) for i in range(len(rows))], plan, special, max_new_tokens)
     texts = split.encoding.decode_batch(ids)
-    rows = split.rows[: len(texts)]
     metrics = {"accuracy": sum(map(data.is_right, texts, rows)) / len(texts)}
     shortest = min(len(row["steps"]) for row in rows)
     if split.graphs and plan.n_removed < shortest and not plan.n_tokens:

@@ -17,46 +17,41 @@ class Arranged(NamedTuple):
     taught: list[list[list[int]]]  # of each question [k]: the tokens that thought k + 1 is taught
 
 
+def levels_of(groups: list[Arranged], n_thoughts: int) -> list[list[int]]:
+    """What each thought of each question is taught, n_thoughts a question; empty: nothing."""
+    levels = []
+    for group in groups:
+        for taught in group.taught:
+            levels += [taught[k] if k < len(taught) else [] for k in range(n_thoughts)]
+    return levels
+
+
 def n_taught(groups: list[Arranged], n_thoughts: int) -> int:
     """Thoughts that are taught something."""
-    n = 0
-    for group in groups:
-        for levels in group.taught:
-            n += sum(1 for level in levels[:n_thoughts] if level)
-    return n
+    return len([level for level in levels_of(groups, n_thoughts) if level])
 
 
 def collate(groups: list[Arranged], n_thoughts: int, fill: int) -> Batch:
     """A Batch of groups, all with a context or none, padded with the id `fill`."""
-    befores, afters, levels = [], [], []
-    for group in groups:
-        befores += [before for before, _ in group.pairs]
-        afters += [after for _, after in group.pairs]
-        for taught in group.taught:
-            missing = n_thoughts - len(taught[:n_thoughts])
-            levels += [*taught[:n_thoughts], *[[]] * missing]
-    prompts, question, question_len = befores, None, None
+    pairs = [pair for group in groups for pair in group.pairs]
+    befores, afters = [before for before, _ in pairs], [after for _, after in pairs]
+    levels = levels_of(groups, n_thoughts)
+    prompts, question, question_len, frontier = befores, None, None, None
     if groups[0].context:
         prompts = [group.context for group in groups]
-        question = pad(befores, fill, left=True)
-        question_len = torch.tensor([len(ids) for ids in befores])
-    frontier = None
+        question, question_len = pad(befores, fill, left=True), lengths(befores)
     if any(levels):
         frontier = pad(levels, NOTHING).unflatten(0, (len(befores), n_thoughts))  # (B, K, F)
-    return Batch(
-        prompt=pad(prompts, fill),
-        prompt_len=torch.tensor([len(ids) for ids in prompts]),
-        suffix=pad([ids[:-1] for ids in afters], fill),
-        targets=pad([ids[1:] for ids in afters], NOTHING),
-        n_thoughts=n_thoughts,
-        question=question,
-        question_len=question_len,
-        frontier=frontier,
-    )
+    suffix, targets = pad([ids[:-1] for ids in afters], fill), pad([ids[1:] for ids in afters], NOTHING)
+    return Batch(pad(prompts, fill), lengths(prompts), suffix, targets, n_thoughts, question, question_len, frontier)
+
+
+def lengths(rows: list[list[int]]) -> Tensor:
+    """(B,) int64."""
+    return torch.tensor([len(row) for row in rows])
 
 
 def pad(rows: list[list[int]], value: int, left: bool = False) -> Tensor:
     """Rows of ids as one int64 tensor (B, longest), padded on the right or on the left."""
     rows = [torch.tensor(row, dtype=torch.int64) for row in rows]
-    side = "left" if left else "right"
-    return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)
+    return pad_sequence(rows, batch_first=True, padding_value=value, padding_side="left" if left else "right")

@@ -27,27 +27,18 @@ def forward(model: GPT, batch: coconut.Batch, phases: coconut.Phases) -> coconut
     """coconut.forward of a batch, by phases that are compiled or not."""
     if phases is coconut.EAGER:
         return coconut.forward(model, batch)
-    S = batch.suffix.size(1)
-    question = batch.question
-    if question is not None:
-        question = pad_to(question, SUFFIX_BUCKET, left=True)
     padded = batch._replace(
         prompt=pad_to(batch.prompt, PROMPT_BUCKET)[:, : model.config.block_size],
         suffix=pad_to(batch.suffix, SUFFIX_BUCKET),
         targets=pad_to(batch.targets, SUFFIX_BUCKET, value=coconut.NOTHING),
-        question=question,
+        question=None if batch.question is None else pad_to(batch.question, SUFFIX_BUCKET, left=True),
     )
-    room = round_up(max(1, batch.n_thoughts), THOUGHT_BUCKET)
-    out = coconut.forward(model, padded, phases, room)
-    return out._replace(logits=out.logits[:, :S])
+    out = coconut.forward(model, padded, phases, round_up(max(1, batch.n_thoughts), THOUGHT_BUCKET))
+    return out._replace(logits=out.logits[:, : batch.suffix.size(1)])
 
 
 def round_up(n: int, multiple: int) -> int:
-    """The next multiple that is not below n.
-
-    >>> round_up(33, 32), round_up(64, 32)
-    (64, 64)
-    """
+    """The next multiple that is not below n: 64 for 33 and 32."""
     return -(-n // multiple) * multiple
 
 
@@ -62,8 +53,7 @@ class Loss(torch.nn.Module):
 
     def __init__(self, model: GPT, phases: coconut.Phases):
         super().__init__()
-        self.model = model
-        self.phases = phases
+        self.model, self.phases = model, phases
 
     def forward(self, batch: coconut.Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The mean loss on words, the loss that teaches thoughts, and the mean length of the thoughts."""

@@ -1,8 +1,4 @@
-"""From a frozen dataclass to --key=value.
-
-A setting is one line: name, type, default, and a comment that is also its line in --help, so the help cannot drift from
-the code. The first field of a class may be given as a bare word: `python train.py smoke --lr=1e-3`.
-"""
+"""From a frozen dataclass to --key=value; the first field may be a bare word: `python train.py smoke --lr=1e-3`."""
 
 import dataclasses
 import difflib
@@ -35,9 +31,7 @@ def run(main, config_class, presets=None, choices=None) -> None:
 def parse(config_class, argv, presets=None, choices=None):
     """An instance of config_class from command line words: defaults, then the preset, then what was typed.
 
-    presets  name -> {field: value}; the first field then names one of them
-    choices  field -> the values it may take
-    Raises UserError for a mistake and SystemExit(0) after --help.
+    presets (name -> {field: value}) are what the first field names, choices (field -> values) what a field may be.
     """
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     first = next(iter(fields))
@@ -82,11 +76,7 @@ def value_of(name, text, kind):
 
 
 def written(value) -> str:
-    """A value as one would type it.
-
-    >>> written((2000, 500)), written(True), written(0.0001)
-    ('2000,500', 'true', '0.0001')
-    """
+    """A value as one would type it: 2000,500 for a tuple, true for True."""
     if isinstance(value, tuple | list):
         return ",".join(map(written, value))
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,7 +1,6 @@
-"""Where the arithmetic runs and in which precision: decided here for all commands.
+"""Where the arithmetic runs, and in which precision: float32, or on CUDA bfloat16 under autocast, for flash attention.
 
-On CUDA that is bfloat16 under autocast, for which scaled_dot_product_attention takes its flash kernel; elsewhere it is
-float32. Parameters and optimizers stay in float32: a model that is cast as a whole does not train here.
+Parameters and optimizers stay in float32: a model that is cast as a whole does not train here.
 """
 
 import contextlib
@@ -38,8 +37,8 @@ class Machine:
 
     def introduce(self, model: nn.Module, how: str) -> None:
         """Prints how large a model is, and how and where it is trained."""
-        n_parameters, dtype = sum(p.numel() for p in model.parameters()), str(self.dtype).removeprefix("torch.")
-        print(f"{n_parameters:,} parameters on {self.device}, {dtype}, {how}")
+        n_parameters = sum(p.numel() for p in model.parameters())
+        print(f"{n_parameters:,} parameters on {self.device}, {str(self.dtype).removeprefix('torch.')}, {how}")
 
     def share(self, module: nn.Module) -> nn.Module:
         """The module, whose gradients are averaged over the processes where there are several."""
@@ -56,30 +55,22 @@ class Machine:
 
     def take(self, batch):
         """A batch with its tensors on the device; copied from pinned memory to CUDA, so that nobody waits for it."""
-
-        def moved(x):
-            if not isinstance(x, Tensor):
-                return x
-            if self.device.type == "cuda":
-                return x.pin_memory().to(self.device, non_blocking=True)
-            return x.to(self.device)
-
-        return type(batch)(*map(moved, batch))
+        there = {name: x for name, x in batch._asdict().items() if isinstance(x, Tensor)}
+        if self.device.type == "cuda":
+            there = {name: x.pin_memory() for name, x in there.items()}
+        return batch._replace(**{name: x.to(self.device, non_blocking=True) for name, x in there.items()})
 
     def compiles(self, wanted: str) -> bool:
         """Whether to compile; wanted is true, false or auto: on CUDA, where there is a Triton that works."""
-        if wanted == "auto":
-            return self.device.type == "cuda" and has_triton()
-        return wanted == "true"
+        return wanted == "true" or (wanted == "auto" and self.device.type == "cuda" and has_triton())
 
     def agree(self, stop: list[int]) -> int:
         """The signal that some process has received, for all to stop at the same step; 0: none has."""
-        number = stop[0] if stop else 0
-        if self.n_processes == 1:
-            return number
-        shared = torch.tensor(number, device=self.device)
-        distributed.all_reduce(shared, distributed.ReduceOp.MAX)
-        return int(shared)
+        number = torch.tensor(stop[0] if stop else 0)
+        if self.n_processes > 1:
+            number = number.to(self.device)
+            distributed.all_reduce(number, distributed.ReduceOp.MAX)
+        return int(number)
 
     def add_up(self, x: Tensor) -> Tensor:
         """The sum of x over all processes, in place."""
@@ -117,12 +108,11 @@ def join(device: str = "auto", dtype: str = "auto") -> Machine:
     machine = pick(device, dtype)
     if "RANK" not in os.environ:
         return machine
-    on_cuda = machine.device.type == "cuda"
+    on_cuda, chosen = machine.device.type == "cuda", machine.device
     distributed.init_process_group("nccl" if on_cuda else "gloo")
-    rank, chosen = distributed.get_rank(), machine.device
-    if rank:
+    if distributed.get_rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - to the end: the first process speaks for all
     if on_cuda:
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(chosen)
-    return Machine(chosen, machine.dtype, rank, distributed.get_world_size())
+    return Machine(chosen, machine.dtype, distributed.get_rank(), distributed.get_world_size())

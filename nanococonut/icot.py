@@ -7,9 +7,7 @@ SMOOTHING = 4.0  # j more tokens are removed with a probability in proportion to
 
 
 def n_removed_tokens(stage: int, max_stage: int, longest_chain: int, progress: float) -> int:
-    """Tokens that are removed when a share `progress` (0 to 1) of a stage is over.
-
-    The first token goes when stage 1 begins, the last one of the longest chain when the last stage does.
+    """Tokens removed when a share `progress` (0 to 1) of a stage is over; the last stage removes all steps instead.
 
     >>> [n_removed_tokens(stage, 3, longest_chain=10, progress=0.3) for stage in (0, 1, 2)]
     [0, 2, 6]
@@ -21,7 +19,7 @@ def n_removed_tokens(stage: int, max_stage: int, longest_chain: int, progress: f
 
 
 def remove(rest: list[int], n_tokens: int, n_answer: int, rng: random.Random | None) -> list[int]:
-    """What is left of a chain and its answer without n_tokens at the front; the answer's n_answer tokens always stay.
+    """A chain and its answer without n_tokens at the front, but with all n_answer tokens of the answer.
 
     With rng some more tokens go now and then, so that the next one's absence is no surprise: "removal smoothing".
 

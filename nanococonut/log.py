@@ -29,12 +29,9 @@ def cut(path: Path, step: int) -> None:
     """Removes what was written after a step, for it will be written again, and lines that are damaged."""
     if not path.exists():
         return
-    kept = [HEADER]
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        match = LINE.fullmatch(line)
-        if match and int(match[1]) <= step:
-            kept.append(line)
-    data.write_text(path, "".join(kept))
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    whole = [match for match in map(LINE.fullmatch, lines) if match]
+    data.write_text(path, HEADER + "".join(match[0] for match in whole if int(match[1]) <= step))
 
 
 def read(path: Path) -> dict[tuple[str, str], list[tuple[int, int, float]]]:
@@ -55,7 +52,7 @@ def draw_curves(path: Path, out: Path) -> None:
     for metric, colour in (("accuracy", BLUE), ("first_step_is_fact", ORANGE)):
         points = series["valid", metric]
         if points:
-            steps, shares = [step for step, _, _ in points], [value for _, _, value in points]
+            steps, _, shares = zip(*points, strict=True)
             marker = "o" if len(points) < 20 else None
             bottom.plot(steps, shares, color=colour, marker=marker, markersize=4, linewidth=1.3, label=metric)
     bottom.set(xlabel="optimizer step", ylabel="share of valid", ylim=(0, 1.02))

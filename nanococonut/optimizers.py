@@ -11,13 +11,11 @@ from nanococonut.settings import TrainConfig
 
 def make(model: GPT, c: TrainConfig) -> list[torch.optim.Optimizer]:
     """AdamW; with muon_lr, AdamW on embeddings, norms and biases, Muon on the blocks' matrices. Raises UserError."""
-    matrices = []
-    if c.muon_lr:
-        if not hasattr(torch.optim, "Muon"):
-            raise UserError(f"--muon_lr needs torch 2.9 or later, this is {torch.__version__}; or use --muon_lr=0")
-        # Differs from the paper: Muon [Jordan 2024]; RESULTS.md compares it with AdamW alone.
-        matrices = [p for p in model.h.parameters() if p.dim() == 2]
-    taken = {id(p) for p in matrices}
+    if c.muon_lr and not hasattr(torch.optim, "Muon"):
+        raise UserError(f"--muon_lr needs torch 2.9 or later, this is {torch.__version__}; or use --muon_lr=0")
+    # Differs from the paper: Muon [Jordan 2024]; RESULTS.md compares it with AdamW alone.
+    matrices = [p for p in model.h.parameters() if p.dim() == 2] if c.muon_lr else []
+    taken = set(map(id, matrices))
     rest = [p for p in model.parameters() if id(p) not in taken]
     optimizers = [torch.optim.AdamW(rest, c.lr, (0.9, c.beta2), weight_decay=c.weight_decay, fused=True)]
     if matrices:
@@ -42,13 +40,9 @@ def update(model: GPT, optimizers: list, c: TrainConfig, stage: int, factor: flo
 def factor(n_behind: int, n_steps: int, c: TrainConfig) -> float:
     """What the learning rates are multiplied by in a stage: up over `warmup` steps, down over a last share `decay`.
 
-    >>> c = TrainConfig(warmup=10, decay=0.5)
-    >>> [factor(step, 100, c) for step in (0, 9, 50, 75)]
+    >>> [factor(step, 100, TrainConfig(warmup=10, decay=0.5)) for step in (0, 9, 50, 75)]
     [0.1, 1.0, 1.0, 0.5]
     """
-    found = 1.0
-    if c.warmup:
-        found *= min(1.0, (n_behind + 1) / c.warmup)
-    if c.decay:
-        found *= min(1.0, (n_steps - n_behind) / (c.decay * n_steps))
-    return found
+    up = min(1.0, (n_behind + 1) / c.warmup) if c.warmup else 1.0
+    down = min(1.0, (n_steps - n_behind) / (c.decay * n_steps)) if c.decay else 1.0
+    return up * down

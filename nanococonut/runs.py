@@ -73,7 +73,7 @@ def load_state(path: Path) -> dict:
     """What a checkpoint holds, tensors and plain values alone: no code of its file is run. Raises UserError."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        GPT(GPTConfig(**state["model_config"])).load_state_dict(state["model"])
+        model_of(state)
         tokenizer.load(state["data"]["tokenizer"], state["data"]["vocabulary"])
         plan(state["config"]["method"], state["stage"], len(state["config"]["stage_steps"]) - 1)
     except Exception as error:  # torch.load raises a dozen kinds for a file that is cut, foreign or malicious
@@ -82,21 +82,15 @@ def load_state(path: Path) -> dict:
     return state
 
 
-def restore(state: dict, model: GPT, optimizers: list[torch.optim.Optimizer]) -> None:
-    """Puts a checkpoint's weights, moments and random numbers back."""
+def model_of(state: dict, **changes) -> GPT:
+    """The model of a checkpoint, with changes to its config."""
+    model = GPT(GPTConfig(**state["model_config"] | changes))
     model.load_state_dict(state["model"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    torch.set_rng_state(state["rng"])
-    if state["cuda_rng"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda_rng"])
+    return model
 
 
 def starting_model(c: TrainConfig, dataset: Dataset, n_positions: int) -> GPT:
-    """The model before its first step: random, or with the weights that --init_from names. Raises UserError.
-
-    n_positions is what the longest example of the run needs.
-    """
+    """The model before its first step, with n_positions at least: random, or from --init_from. Raises UserError."""
     if c.block_size and c.block_size < n_positions:
         raise UserError(f"--block_size={c.block_size} is too short for data/{c.task}: it needs {n_positions}")
     torch.manual_seed(c.seed)
@@ -110,20 +104,21 @@ def starting_model(c: TrainConfig, dataset: Dataset, n_positions: int) -> GPT:
         if there < n_positions:
             raise UserError(f"{c.init_from} has {there} positions, data/{c.task} needs {n_positions}")
         return model
-    config = GPTConfig(
-        vocab_size=dataset.encoding.n_vocab,
-        block_size=c.block_size or compiling.round_up(n_positions, 64),  # a little room for other files' questions
-        n_layer=c.n_layer,
-        n_head=c.n_head,
-        n_embd=c.n_embd,
-        dropout=c.dropout,
-        init=c.init,
-        init_std=c.init_std,
-    )
-    model = GPT(config)
+    block_size = c.block_size or compiling.round_up(n_positions, 64)  # a little room for other files' questions
+    shape = (dataset.encoding.n_vocab, block_size, c.n_layer, c.n_head, c.n_embd)
+    model = GPT(GPTConfig(*shape, dropout=c.dropout, init=c.init, init_std=c.init_std))
     if c.init == "lookup":
         starts.liken(model, tokenizer.alike(dataset.meta["vocabulary"]))
     return model
+
+
+def continued(folder: Path, dropout: float, dataset: Dataset) -> GPT:
+    """A model with the weights of an earlier run. Raises UserError where its vocabulary is not the dataset's."""
+    state = load_state(folder / "best.pt")
+    for key in ("tokenizer", "vocabulary"):
+        if state["data"][key] != dataset.meta[key]:
+            raise UserError(f"{folder} has another vocabulary than {dataset.folder}; train it on the same data")
+    return model_of(state, dropout=dropout)
 
 
 def check_data(c: TrainConfig, problems: Split, tokenizer_name: str) -> None:
@@ -135,17 +130,6 @@ def check_data(c: TrainConfig, problems: Split, tokenizer_name: str) -> None:
         problems.demand_graphs("--questions", wanted=1, every=True)
     if c.taught and tokenizer_name != "words":
         raise UserError("--taught should be 0: a node is one token in words alone, so prepare with --tokenizer=words")
-
-
-def continued(folder: Path, dropout: float, dataset: Dataset) -> GPT:
-    """A model with the weights of an earlier run. Raises UserError where its vocabulary is not the dataset's."""
-    state = load_state(folder / "best.pt")
-    for key in ("tokenizer", "vocabulary"):
-        if state["data"][key] != dataset.meta[key]:
-            raise UserError(f"{folder} has another vocabulary than {dataset.folder}; train it on the same data")
-    model = GPT(GPTConfig(**state["model_config"] | {"dropout": dropout}))
-    model.load_state_dict(state["model"])
-    return model
 
 
 class Due(NamedTuple):
@@ -161,40 +145,35 @@ class Writer:
     """What a training run leaves in its folder. Of several processes the first one writes, and the others keep step."""
 
     def __init__(self, c: TrainConfig, dataset: Dataset, machine: devices.Machine, model: GPT, max_new_tokens: int):
-        self.c = c
-        self.machine = machine
-        self.model = model
+        self.c, self.machine, self.model = c, machine, model
         self.about_data = {key: dataset.meta[key] for key in ("task", "tokenizer", "vocabulary", "sha256")}
         self.about_data["max_new_tokens"] = max_new_tokens
         self.folder, self.state = None, None
         if machine.is_first or c.resume:
             self.folder, self.state = open_run(c, dataset)
+            self.log = self.folder / "log.csv"
         self.settings = asdict(c) | {"stage_steps": c.schedule}
         self.began = time.time()
         self.best = -1.0  # accuracy on valid of the stage's best weights
         self.recent = []  # numbers of the steps since the last log line, on the device
         self.seen = torch.zeros(0, 4)  # the same, looked at
-        self.last_loss = math.nan
-        self.last_saved = "There is no checkpoint yet"
-
-    @property
-    def log(self) -> Path:
-        """Where log.csv is."""
-        return self.folder / "log.csv"
+        self.last_loss, self.last_saved = math.nan, "There is no checkpoint yet"
 
     def resume(self) -> tuple[int, list]:
-        """The step to go on from, and the optimizers, none in a new run.
-
-        Writes config.json, and removes from log.csv what will be written again.
-        """
-        step, held = 0, []
-        if self.state:
+        """The step to go on from, and the optimizers, none in a new run. What log.csv has of later steps is removed."""
+        step, held, state = 0, [], self.state
+        if state:
             held = optimizers.make(self.model, self.c)
-            restore(self.state, self.model, held)
-            step, self.best = self.state["step"], self.state["best"]
-            self.began -= self.state["seconds"]
+            for optimizer, saved in zip(held, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            self.model.load_state_dict(state["model"])
+            torch.set_rng_state(state["rng"])
+            if state["cuda_rng"] is not None and torch.cuda.is_available():
+                torch.cuda.set_rng_state(state["cuda_rng"])
+            step, self.best = state["step"], state["best"]
+            self.began -= state["seconds"]
             n = self.machine.n_processes  # which share loss and thoughts' length, and have gradient and flag in common
-            self.recent = list((self.state["recent"] / torch.tensor([n, n, 1, 1])).to(self.machine.device))
+            self.recent = list((state["recent"] / torch.tensor([n, n, 1, 1])).to(self.machine.device))
             self.last_saved = f"{self.folder}/ckpt.pt holds step {step}"
             print(f"{self.folder} goes on from step {step}")
         if self.machine.is_first:
@@ -204,28 +183,24 @@ class Writer:
 
     def note(self, found: torch.Tensor, gradient_norm: torch.Tensor, is_scheduled: bool) -> None:
         """Keeps a step's numbers on the device: found (2,) is loss and thoughts' length."""
-        flag = torch.full_like(gradient_norm, is_scheduled)
-        self.recent.append(torch.stack([*found, gradient_norm, flag]))
+        self.recent.append(torch.stack([*found, gradient_norm, torch.full_like(gradient_norm, is_scheduled)]))
 
     def due(self, step: int, begins: bool, ends: bool, stop: list[int]) -> Due:
         """What is to be done after a step with which a stage begins or ends, or neither; stop: signals received."""
-        c = self.c
-        logs = begins or ends or step % c.log_every == 0
-        stops = 0
-        if logs or self.machine.n_processes == 1:  # several processes have to ask each other, which takes time
-            stops = self.machine.agree(stop)
-        evaluates = ends or (c.eval_every > 0 and step % c.eval_every == 0)
-        saves = ends or step % c.save_every == 0 or stops > 0
-        return Due(logs, evaluates, saves, stops)
+        logs = begins or ends or step % self.c.log_every == 0
+        asks = logs or self.machine.n_processes == 1  # several processes have to ask each other, which takes time
+        stops = self.machine.agree(stop) if asks else 0
+        evaluates = ends or (self.c.eval_every > 0 and step % self.c.eval_every == 0)
+        return Due(logs, evaluates, ends or step % self.c.save_every == 0 or stops > 0, stops)
 
     def look(self, step: int, stage: int, held: list[torch.optim.Optimizer]) -> None:
         """Fetches the latest steps' numbers of all processes: here the device is waited for.
 
         Raises UserError for the first step whose loss or gradient is not finite.
         """
-        self.seen = self.machine.add_up(torch.stack(self.recent)) if self.recent else self.seen[:0]
-        self.seen[:, 2:] /= self.machine.n_processes  # equal everywhere; of loss and length each process has its share
-        self.seen = self.seen.cpu()
+        seen = self.machine.add_up(torch.stack(self.recent)) if self.recent else self.seen[:0]
+        seen[:, 2:] /= self.machine.n_processes  # equal everywhere; of loss and length each process has its share
+        self.seen = seen.cpu()
         lr = held[0].param_groups[0]["lr"]
         for number, (loss, _, gradient, _) in enumerate(self.seen.tolist(), start=step - len(self.seen) + 1):
             if not math.isfinite(loss + gradient):
@@ -237,17 +212,15 @@ class Writer:
         scheduled = self.seen[self.seen[:, 3] > 0]
         if not len(scheduled):
             return
-        loss, thought_norm, gradient_norm, _ = scheduled.mean(dim=0).tolist()
-        self.last_loss = loss
+        self.last_loss, thought_norm, gradient_norm, _ = scheduled.mean(dim=0).tolist()
         self.recent, self.seen = [], self.seen[:0]
         if not self.machine.is_first:
             return
-        metrics = {"loss": loss, "gradient_norm": gradient_norm, "lr_factor": factor}
+        metrics = {"loss": self.last_loss, "gradient_norm": gradient_norm, "lr_factor": factor}
         metrics["embedding_norm"] = float(self.model.wte.weight.detach().norm(dim=1).mean())
         if plan.n_thoughts:
             metrics["thought_norm"] = thought_norm
-        metrics["seconds"] = time.time() - self.began
-        log.append(self.log, step, stage, "train", metrics)
+        log.append(self.log, step, stage, "train", metrics | {"seconds": time.time() - self.began})
 
     def evaluate(self, step: int, stage: int, valid: Split, plan: Plan, special: dict[str, int]) -> None:
         """Logs the accuracy on valid, and saves best.pt where it is as good as any before in this stage."""
@@ -256,49 +229,33 @@ class Writer:
         with self.machine.autocast():
             metrics = answers.accuracy(self.model, valid, plan, special, self.about_data["max_new_tokens"])
         log.append(self.log, step, stage, "valid", metrics)
-        said = ", ".join(f"{name} {share:.1%}" for name, share in metrics.items())
-        tqdm.write(f"step {step}, stage {stage}: {said}")
+        tqdm.write(f"step {step}, stage {stage}: " + ", ".join(f"{name} {x:.1%}" for name, x in metrics.items()))
         if metrics["accuracy"] >= self.best:
             self.best = metrics["accuracy"]
             self.save("best.pt", step, stage)
 
     def save(self, file: str, step: int, stage: int, **more) -> None:
         """Writes a checkpoint: tensors and plain values; `more` is what resuming needs beside the weights."""
-        state = {
-            "model": self.model.state_dict(),
-            "model_config": asdict(self.model.config),
-            "config": self.settings,
-            "data": self.about_data,
-            "step": step,
-            "stage": stage,
-            "best": self.best,
-            **more,
-        }
-        write_atomically(self.folder / file, lambda f: torch.save(state, f))
+        more |= dict(model=self.model.state_dict(), model_config=asdict(self.model.config), config=self.settings)
+        more |= dict(data=self.about_data, step=step, stage=stage, best=self.best)
+        write_atomically(self.folder / file, lambda f: torch.save(more, f))
 
     def save_last(self, step: int, stage: int, held: list[torch.optim.Optimizer]) -> None:
         """Writes ckpt.pt: all that it takes to go on as if nothing had been."""
         if not self.machine.is_first:
             return
         on_cuda = self.machine.device.type == "cuda"
-        self.save(
-            "ckpt.pt",
-            step,
-            stage,
-            optimizers=[optimizer.state_dict() for optimizer in held],
-            rng=torch.get_rng_state(),
-            cuda_rng=torch.cuda.get_rng_state() if on_cuda else None,
-            recent=self.seen,  # of all processes together, and not logged yet
-            seconds=time.time() - self.began,
-        )
+        rngs = dict(rng=torch.get_rng_state(), cuda_rng=torch.cuda.get_rng_state() if on_cuda else None)
+        moments, seconds = [optimizer.state_dict() for optimizer in held], time.time() - self.began
+        # recent: of all processes together, and not logged yet
+        self.save("ckpt.pt", step, stage, optimizers=moments, recent=self.seen, seconds=seconds, **rngs)
         self.last_saved = f"{self.folder}/ckpt.pt holds step {step}"
 
     def say_how_to_go_on(self, step: int) -> None:
         """The last words of a run that was stopped."""
         self.machine.leave()
         if self.machine.is_first:
-            how = f"the same command with --name={self.folder.name} --resume=true"
-            print(f"stopped at step {step}; to go on: {how}")
+            print(f"stopped at step {step}; to go on: the same command with --name={self.folder.name} --resume=true")
 
     def finish(self) -> None:
         """Draws the curves and says what comes next."""
@@ -330,17 +287,13 @@ class Run:
     """A trained run, ready to answer."""
 
     def __init__(self, name: str, device: str = "auto"):
-        self.folder = find_run(name)
-        self.machine = devices.pick(device)
+        self.folder, self.machine = find_run(name), devices.pick(device)
         state = load_state(self.folder / "best.pt")
-        self.stage = state["stage"]
-        self.data = state["data"]
-        self.config = asdict(TrainConfig()) | state["config"]  # an option that it lacks had its default
-        self.model = GPT(GPTConfig(**state["model_config"])).to(self.machine.device).eval()
-        self.model.load_state_dict(state["model"])
+        self.stage, self.data = state["stage"], state["data"]
+        self.config = c = asdict(TrainConfig()) | state["config"]  # an option that it lacks had its default
+        self.model = model_of(state).to(self.machine.device).eval()
         self.encoding = tokenizer.load(self.data["tokenizer"], self.data["vocabulary"])
         self.special = tokenizer.special_ids(self.encoding)
-        c = self.config
         last = len(c["stage_steps"]) - 1
         self.plan = plan(c["method"], self.stage, last, c["c_thought"], c["extra_stage"], c["aligned"])
 
@@ -354,14 +307,14 @@ class Run:
         """The run's own plan, or the same with another number of thoughts. Raises UserError."""
         if n_thoughts in (None, self.plan.n_thoughts):
             return self.plan
-        if n_thoughts < 0 or METHODS[self.config["method"]].filler != "thought":
-            about = f"{self.folder.name} was trained with method {self.config['method']}"
+        method = self.config["method"]
+        if n_thoughts < 0 or METHODS[method].filler != "thought":
+            about = f"{self.folder.name} was trained with method {method}"
             raise UserError(f"--latent={n_thoughts}: expected 0 or more, and a run with thoughts; {about}")
         return self.plan._replace(n_thoughts=n_thoughts)
 
     def answer(self, examples: list[Example], p: Plan, batch_size: int = 250, change=None) -> list[list[int]]:
         """What the run writes, ids without eos, one list an example; change as in coconut.generate."""
+        most = self.data["max_new_tokens"]
         with self.machine.autocast():
-            return answers.answer(
-                self.model, examples, p, self.special, self.data["max_new_tokens"], batch_size, change
-            )
+            return answers.answer(self.model, examples, p, self.special, most, batch_size, change)

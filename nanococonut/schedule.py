@@ -17,36 +17,27 @@ class Schedule:
         self.longest = longest  # in tokens, of the dataset's questions, chains and rests
         self.n_steps = c.schedule  # of each stage
         self.ends = list(itertools.accumulate(self.n_steps))  # the step at which each stage is over
-        self.plans = [self.plan(stage) for stage in range(len(self.n_steps))]
+        self.total = self.ends[-1]
+        self.removes_tokens = curriculum.METHODS[c.method].removes == "tokens"  # icot
+        self.plans = [self.plan(stage) for stage in range(len(self.n_steps))]  # when each stage begins
+        self.max_new_tokens = longest["rest"] + SLACK
+        # The longest thing a run can meet: a question, thoughts or pauses between two markers, an answer.
+        n_fillers = max(plan.n_thoughts + plan.n_pauses for plan in self.plans)
+        self.n_positions = longest["question"] + n_fillers + 2 + self.max_new_tokens
 
-    def plan(self, stage: int) -> curriculum.Plan:
-        """The plan of a stage when it begins."""
-        c = self.c
-        plan = curriculum.plan(c.method, stage, len(self.n_steps) - 1, c.c_thought, c.extra_stage, c.aligned)
-        return plan._replace(n_tokens=self.n_tokens(stage, progress=0.0))
-
-    @property
-    def total(self) -> int:
-        """Steps of the whole run."""
-        return self.ends[-1]
-
-    @property
-    def removes_tokens(self) -> bool:
-        """Whether the method is icot, which removes token by token."""
-        return curriculum.METHODS[self.c.method].removes == "tokens"
-
-    def n_tokens(self, stage: int, progress: float) -> int:
-        """Tokens that icot has removed when a share of a stage is over; 0 for the other methods."""
+    def plan(self, stage: int, progress: float = 0.0) -> curriculum.Plan:
+        """The plan of a stage of which a share is over."""
+        c, last = self.c, len(self.n_steps) - 1
+        plan = curriculum.plan(c.method, stage, last, c.c_thought, c.extra_stage, c.aligned)
         if not self.removes_tokens:
-            return 0
-        return icot.n_removed_tokens(stage, len(self.n_steps) - 1, self.longest["chain"], progress)
+            return plan
+        return plan._replace(n_tokens=icot.n_removed_tokens(stage, last, self.longest["chain"], progress))
 
     def teaching(self, step: int) -> float:
         """Weight at a step of the loss that teaches thoughts: --taught, falling to zero over --taught_until."""
-        c = self.c
-        if c.taught_until == 1:
-            return c.taught
-        return c.taught * max(0.0, 1 - step / (c.taught_until * self.total))
+        if self.c.taught_until == 1:
+            return self.c.taught
+        return self.c.taught * max(0.0, 1 - step / (self.c.taught_until * self.total))
 
     def thoughts_begin(self, stage: int) -> bool:
         """Whether the stage before had no thoughts and this one has."""
@@ -57,21 +48,9 @@ class Schedule:
         stage = bisect.bisect_right(self.ends, step)
         return stage, step - (self.ends[stage] - self.n_steps[stage])
 
-    @property
-    def max_new_tokens(self) -> int:
-        """How long an answer may be."""
-        return self.longest["rest"] + SLACK
-
-    @property
-    def n_positions(self) -> int:
-        """The longest thing a run can meet: a question, thoughts or pauses between two markers, an answer."""
-        n_fillers = max(plan.n_thoughts + plan.n_pauses for plan in self.plans)
-        return self.longest["question"] + n_fillers + 2 + self.max_new_tokens
-
     def show(self) -> None:
         """Prints one line a stage: how long, how many thoughts, what is removed."""
-        c = self.c
-        print(f"{c.method}: {self.total} steps of {c.batch_size} examples")
+        print(f"{self.c.method}: {self.total} steps of {self.c.batch_size} examples")
         print("stage  steps  thoughts  pauses  steps removed")
         for stage, (n, plan) in enumerate(zip(self.n_steps, self.plans, strict=True)):
             removed = "all" if plan.n_removed == curriculum.ALL else plan.n_removed

@@ -1,7 +1,4 @@
-"""The settings of a training run, and presets of them.
-
-A setting is one line: name, type, default, and a comment that is also its line in --help.
-"""
+"""The settings of a training run, and presets of them. A setting's comment is also its line in --help."""
 
 from dataclasses import dataclass
 
@@ -64,13 +61,13 @@ class TrainConfig:
         return list(self.stage_steps) * (self.max_stage + 1 if len(self.stage_steps) == 1 else 1)
 
     def __post_init__(self):
-        sizes = "batch_size n_layer n_head n_embd c_thought questions"
-        demand(self, sizes, lambda n: 1 <= n <= 10**5, "from 1 to 100000")
-        demand(self, "log_every save_every", lambda x: x >= 1, "at least 1")
-        amounts = (
-            "seed micro_batch_size warmup grow eval_every lr first_lr muon_lr first_muon_lr weight_decay grad_clip"
+        demand(
+            self, "batch_size n_layer n_head n_embd c_thought questions", lambda n: 1 <= n <= 10**5, "from 1 to 100000"
         )
-        demand(self, f"{amounts} init_std taught", lambda x: 0 <= x <= 1e9, "from 0 to 1e9")
+        demand(self, "log_every save_every", lambda x: x >= 1, "at least 1")
+        amounts = "seed micro_batch_size warmup grow eval_every weight_decay grad_clip init_std taught"
+        rates = "lr first_lr muon_lr first_muon_lr"
+        demand(self, f"{amounts} {rates}", lambda x: 0 <= x <= 1e9, "from 0 to 1e9")
         demand(self, "max_stage block_size", lambda x: 0 <= x <= 10**5, "from 0 to 100000")
         demand(self, "mix longer decay dropout beta2", lambda x: 0 <= x < 1, "at least 0 and below 1")
         demand(self, "reask", lambda x: 0 <= x <= 1, "from 0 to 1")
@@ -81,72 +78,24 @@ class TrainConfig:
 
 
 # What each preset changes. What it was measured to reach stands in RESULTS.md.
-FROM_SCRATCH = {
-    "n_layer": 2,
-    "n_head": 4,
-    "n_embd": 128,
-    "dropout": 0.0,
-    "init": "lookup",
-    "init_std": 0.08,
-    "batch_size": 64,
-    "mix": 0.2,
-    "first_lr": 5e-3,
-    "lr": 2e-3,
-    "muon_lr": 5e-3,
-    "beta2": 0.99,
-    "warmup": 100,
-    "decay": 0.4,
-    "grad_clip": 1.0,
-    "eval_every": 400,
-}
-RELEASED_SIZE = FROM_SCRATCH | {
-    "task": "prosqa",
-    "stage_steps": (7000, 1000, 1500, 1500, 1000, 500, 11500),
-    "grow": 2000,
-    "mix": 0.3,
-    "longer": 0.9,
-    "aligned": True,
-    "reask": 0.5,
-    "lr": 1e-3,
-    "muon_lr": 2e-3,
-    "first_muon_lr": 5e-3,
-    "decay": 0.6,
-}
+SMALL = dict(n_layer=2, n_head=4, n_embd=128, dropout=0.0, init="lookup", init_std=0.08, batch_size=64)
+FAST = dict(first_lr=5e-3, lr=2e-3, muon_lr=5e-3, beta2=0.99, warmup=100, decay=0.4, grad_clip=1.0)
+FROM_SCRATCH = SMALL | FAST | dict(mix=0.2, eval_every=400)
+LONG = dict(task="prosqa", stage_steps=(7000, 1000, 1500, 1500, 1000, 500, 11500), grow=2000, mix=0.3, longer=0.9)
+SLOWER = dict(lr=1e-3, muon_lr=2e-3, first_muon_lr=5e-3, decay=0.6)
+RELEASED_SIZE = FROM_SCRATCH | LONG | SLOWER | dict(aligned=True, reask=0.5)
+TINY = dict(n_layer=2, n_head=2, n_embd=32, dropout=0.0, batch_size=8)
 PRESETS = {
     # any machine, a second: a model too small to learn, for tests
-    "smoke": {
-        "task": "prosqa",
-        "n_layer": 2,
-        "n_head": 2,
-        "n_embd": 32,
-        "stage_steps": (4,),
-        "max_stage": 2,
-        "batch_size": 8,
-        "lr": 1e-3,
-        "dropout": 0.0,
-    },
+    "smoke": TINY | dict(task="prosqa", stage_steps=(4,), max_stage=2, lr=1e-3),
     # two CPU cores, 7 minutes: 95 to 99 % of test right on data/prosqa-small (10 nodes, 3 and 4 hops)
-    "laptop": FROM_SCRATCH
-    | {
-        "task": "prosqa-small",
-        "stage_steps": (1500, 900, 1500, 1200, 1400),
-        "grow": 700,
-    },
+    "laptop": FROM_SCRATCH | dict(task="prosqa-small", stage_steps=(1500, 900, 1500, 1200, 1400), grow=700),
     # the default; one of two CPU cores, 54 minutes: 88 % of test right on data/prosqa, the released size (one seed)
     "prosqa": RELEASED_SIZE,
     # one CUDA GPU, the same with a wider model and four times the batch: not measured on a GPU yet
-    "gpu": RELEASED_SIZE | {"n_head": 8, "n_embd": 256, "init_std": 0.06, "batch_size": 256},
+    "gpu": RELEASED_SIZE | dict(n_head=8, n_embd=256, init_std=0.06, batch_size=256),
     # one CUDA GPU, the paper's recipe for ProsQA (5 epochs a stage, the last to epoch 50): 97 there, not measured here
-    "gpt2": {
-        "task": "prosqa-gpt2",
-        "init_from": "gpt2",
-        "stage_steps": (700, 700, 700, 700, 700, 700, 2800),
-        "augment": False,
-    },
+    "gpt2": dict(task="prosqa-gpt2", init_from="gpt2", stage_steps=(700, 700, 700, 700, 700, 700, 2800), augment=False),
 }
-CHOICES = {
-    "method": tuple(METHODS),
-    "init": ("gpt2", "lookup"),
-    "dtype": ("auto", "float32", "bfloat16"),
-    "compile": ("auto", "true", "false"),
-}
+CHOICES = dict(method=tuple(METHODS), init=("gpt2", "lookup"))
+CHOICES |= dict(dtype=("auto", "float32", "bfloat16"), compile=("auto", "true", "false"))

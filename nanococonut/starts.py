@@ -22,25 +22,18 @@ def liken(model: nn.Module, groups: list[list[int]]) -> None:
 
 @torch.no_grad()
 def initialize(model: nn.Module) -> None:
-    """Draws the first weights of a model.GPT as its config says: like GPT-2's, or those of "lookup"."""
-    like_gpt2(model)
-    if model.config.init == "lookup":
-        by_looking_up(model)
-
-
-def like_gpt2(model: nn.Module) -> None:
-    """Normal(0, init_std), projections into the residual stream divided by sqrt(2 n_layer), biases 0."""
+    """Draws the weights: Normal(0, init_std), projections into the residual stream / sqrt(2 n_layer), biases 0."""
     for name, p in model.named_parameters():
         if name.endswith("bias"):
             p.zero_()
         elif p.dim() == 2:
-            std = model.config.init_std
-            if "c_proj" in name:
-                std /= math.sqrt(2 * len(model.h))
-            p.normal_(0.0, std)
+            narrower = math.sqrt(2 * len(model.h)) if "c_proj" in name else 1.0
+            p.normal_(0.0, model.config.init_std / narrower)
+    if model.config.init == "lookup":
+        look_up(model)
 
 
-def by_looking_up(model: nn.Module) -> None:
+def look_up(model: nn.Module) -> None:
     """Starts at "look for what is like yourself, and copy what is there".
 
     Looking a fact up is made of such steps, and from GPT-2's start a small model takes minutes to find the first one.

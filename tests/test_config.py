@@ -98,3 +98,7 @@ def test_a_users_mistake_is_one_line_and_exit_2(monkeypatch, capsys):
         config.run(lambda c: None, TrainConfig, PRESETS, CHOICES)
     assert end.value.code == 2
     assert capsys.readouterr().err == "train.py: --lr=x is not a number\n"
+
+
+def test_a_value_is_written_as_one_would_type_it():
+    assert [config.written(value) for value in ((2000, 500), True, 0.0001)] == ["2000,500", "true", "0.0001"]
