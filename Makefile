@@ -2,13 +2,12 @@
 # make test         set up, lint, format check and the tests that need no GPU, no network and no patience
 # make bench-gpu    on one CUDA GPU, with the PyTorch that is there: what the loop reaches. Never run on a GPU yet
 # make headline     on one CUDA GPU: five rows of Table 1 at the released size, three seeds; goes on where it stopped
-# make ablation     what each ingredient of the laptop's recipe is good for: 30 minutes on one core
 PYTHON ?= python3
 BIN = .venv/bin
 
 quickstart: .venv/ready
-	$(BIN)/python prepare.py prosqa --name=prosqa-small --n_nodes=10 --min_hops=3 --max_hops=4
-	$(BIN)/python train.py laptop --task=prosqa-small
+	$(BIN)/python prepare.py prosqa --name=prosqa-small --fair=true --n_nodes=12 --min_hops=3 --max_hops=4
+	$(BIN)/python train.py laptop
 	$(BIN)/python -m nanococonut.evaluate
 	$(BIN)/python sample.py
 
@@ -27,10 +26,6 @@ bench-gpu: # meant to take less than 8 minutes
 headline: data/prosqa/meta.json
 	$(PYTHON) -m nanococonut.table1 gpu --jobs=3 --methods=coconut,cot,no_cot,pause_as_thought,no_thought
 
-ablation: .venv/ready
-	$(BIN)/python prepare.py prosqa --name=prosqa-small --n_nodes=10 --min_hops=3 --max_hops=4
-	$(BIN)/python -m nanococonut.table1 laptop --name=ablation --jobs=2 --methods="coconut,coconut --grow=0,coconut --muon_lr=0 --first_lr=2e-3,coconut --init=gpt2,coconut --augment=false,coconut --init=gpt2 --init_std=0.02 --muon_lr=0 --first_lr=1e-3 --grow=0" --options="--max_stage=0 --stage_steps=1500 --eval_every=50"
-
 data/prosqa/meta.json:
 	$(PYTHON) prepare.py prosqa
 
@@ -39,4 +34,4 @@ data/prosqa/meta.json:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.PHONY: quickstart test bench-gpu headline ablation
+.PHONY: quickstart test bench-gpu headline
