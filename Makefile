@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 
 quickstart: .venv/ready
-	$(BIN)/python prepare.py prosqa --name=prosqa-small --fair=true --n_nodes=12 --min_hops=3 --max_hops=4
+	$(BIN)/python prepare.py prosqa --name=prosqa-small --fair=true --n_nodes=16 --min_hops=3 --max_hops=5
 	$(BIN)/python train.py laptop
 	$(BIN)/python -m nanococonut.evaluate
 	$(BIN)/python sample.py

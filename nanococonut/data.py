@@ -272,7 +272,7 @@ class Dataset:
         if not (self.folder / "meta.json").exists():
             task = next((task for task in TASKS if name.startswith(task)), "prosqa")
             task += f" --name={name}" * (name != task) + " --tokenizer=gpt2" * name.endswith("-gpt2")
-            task += " --fair=true --n_nodes=12 --min_hops=3 --max_hops=4" * (name == "prosqa-small")
+            task += " --fair=true --n_nodes=16 --min_hops=3 --max_hops=5" * (name == "prosqa-small")
             raise UserError(f"{self.folder} not found; run: python prepare.py {task}")
         self.meta = read_json(self.folder / "meta.json")
         try:

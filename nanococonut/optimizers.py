@@ -13,7 +13,7 @@ def make(model: GPT, c: TrainConfig) -> list[torch.optim.Optimizer]:
     """AdamW; with muon_lr, AdamW on embeddings, norms and biases, Muon on the blocks' matrices. Raises UserError."""
     if c.muon_lr and not hasattr(torch.optim, "Muon"):
         raise UserError(f"--muon_lr needs torch 2.9 or later, this is {torch.__version__}; or use --muon_lr=0")
-    # Differs from the paper: Muon [Jordan 2024]; RESULTS.md compares it with AdamW alone.
+    # Differs from the paper: Muon [Jordan 2024]; docs/results.md compares it with AdamW alone.
     matrices = [p for p in model.h.parameters() if p.dim() == 2] if c.muon_lr else []
     taken = set(map(id, matrices))
     rest = [p for p in model.parameters() if id(p) not in taken]

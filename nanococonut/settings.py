@@ -77,7 +77,7 @@ class TrainConfig:
         demand(self, "questions", lambda n: self.batch_size % n == 0, f"a divisor of --batch_size={self.batch_size}")
 
 
-# What each preset changes. What it was measured to reach stands in RESULTS.md.
+# What each preset changes. What it was measured to reach stands in docs/results.md.
 SMALL = dict(n_layer=2, n_head=4, n_embd=128, dropout=0.0, init="lookup", init_std=0.08, batch_size=64)
 RATES = dict(lr=3e-3, muon_lr=5e-3, beta2=0.99, warmup=100, decay=0.8, grad_clip=1.0)
 TAUGHT = dict(taught=1.0, questions=4, reask=0.5, aligned=True, eval_every=500)
@@ -88,7 +88,7 @@ PRESETS = {
     # any machine, a second: a model too small to learn, for tests
     "smoke": TINY | dict(task="prosqa", stage_steps=(4,), max_stage=2, lr=1e-3),
     # two CPU cores, LAPTOP_COMMENT
-    "laptop": FROM_SCRATCH | dict(task="prosqa-small", stage_steps=(0, 0, 0, 0, 6000), grow=1000),
+    "laptop": FROM_SCRATCH | dict(task="prosqa-small", stage_steps=(0, 0, 0, 0, 0, 6000), grow=1000),
     # the default; PROSQA_COMMENT
     "prosqa": RELEASED_SIZE,
     # one CUDA GPU, the same with a wider model and four times the batch: not measured on a GPU yet

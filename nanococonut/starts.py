@@ -38,7 +38,7 @@ def look_up(model: nn.Module) -> None:
 
     Looking a fact up is made of such steps, and from GPT-2's start a small model takes minutes to find the first one.
     """
-    # Differs from the paper: ours, for small models from scratch. RESULTS.md has the evidence.
+    # Differs from the paper: ours, for small models from scratch. docs/results.md has the evidence.
     C = model.config.n_embd
     for block in model.h:
         query, key, value = block.attn.c_attn.weight.split(C)
