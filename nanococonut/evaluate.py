@@ -7,7 +7,6 @@ accuracy stands what one gets without a model. Most ProsQA problems have a twin,
 
 import json
 import math
-import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +49,6 @@ class EvaluateConfig:
     run: str = ""  # name or path of a run; default: the newest
     split: str = "test"  # split of the run's own data
     data: str = ""  # a JSON file of problems, instead of the run's own data
-    hard: bool = False  # ProsQA: with another false option, as far from every person as there is one
     latent: tuple[int, ...] = ()  # numbers of thoughts to try; default: as many as in training
     intervene: str = "none"  # what is fed in place of the thoughts
     batch_size: int = 250  # questions answered at once
@@ -149,10 +147,6 @@ def main(c: EvaluateConfig) -> None:
     config.demand(c, "batch_size", lambda n: n >= 1, "at least 1")
     examples = data.Split(run.encoding, data.read_rows(Path(c.data))) if c.data else run.split(c.split)
     name, results = c.data or f"data/{run.config['task']}/{c.split}.json", []
-    if c.hard:
-        config.demand(c, "hard", lambda _: examples.graphs, f"false: the problems of {name} have no graph")
-        rng, name = random.Random(0), f"{name}, hard"
-        examples = data.Split(run.encoding, [graph.tell(graph.harder(row, rng), rng) for row in examples.rows])
     rows, pairs = examples.rows, graph.twins(examples.rows) if examples.graphs else []
     without, without_both = baselines(rows), baselines_both(pairs)
     print(f"{run.folder.name} ({run.config['method']}, stage {run.stage}) on {name}, {len(rows)} questions")

@@ -145,12 +145,6 @@ def farthest(row: dict, reached: dict[int, int]) -> list[int]:
     return [v for v in found if far[v] == most]
 
 
-def harder(row: dict, rng: random.Random) -> dict:
-    """The row, for tell(), with a false option that gives little away: mostly the true one is farther from persons."""
-    options = farthest(row, distances(row["edges"], row["root"]))
-    return row | {"neg_target": rng.choice(options or [row["neg_target"]])}
-
-
 def askers(row: dict) -> dict[int, dict[int, int]]:
     """The persons of whom one may ask, who reach some concepts and not all; of each, steps to what he reaches."""
     found = {root: distances(row["edges"], root) for root in persons_of(row)}
@@ -167,7 +161,7 @@ def ask(row: dict, people: dict[int, dict[int, int]], rng: random.Random, least:
     n_steps = rng.randint(least, max(reached.values()))
     target = rng.choice([v for v, d in reached.items() if d == n_steps])
     options = others_than(row, reached)
-    if rng.random() < 0.5:  # as hard as in harder()
+    if rng.random() < 0.5:  # a false option that gives little away: mostly the true one is farther from persons
         options = farthest(row, reached) or options
     asked = {"root": root, "target": target, "neg_target": rng.choice(options)}
     path = itertools.pairwise(a_shortest_path(row["edges"], reached, target, rng))
