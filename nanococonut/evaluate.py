@@ -74,7 +74,7 @@ def verdict(text: str, row: dict, hidden: bool) -> str:
 def baselines(rows: list[dict]) -> dict[str, float]:
     """How often one is right without a model: by chance in ProsQA and ProntoQA, and by rules that look for no path."""
     if all(map(graph.has_graph, rows)):
-        return {"chance": 0.5, **graph.rules(rows)}
+        return {"chance": 0.5, **graph.rules([(row,) for row in rows])}
     if all(row["question"].rpartition(". ")[2].startswith("True or false: ") for row in rows):
         return {"chance": 0.5, "more often mentioned concept": sum(map(mentions, rows)) / len(rows)}
     return {}
@@ -82,7 +82,7 @@ def baselines(rows: list[dict]) -> dict[str, float]:
 
 def baselines_both(pairs: list[tuple[dict, dict]]) -> dict[str, float]:
     """How often one is right without a model in both, a ProsQA problem and its twin; nothing where there are none."""
-    return {"chance": 0.25, **graph.rules_both(pairs)} if pairs else {}
+    return {"chance": 0.25, **graph.rules(pairs)} if pairs else {}
 
 
 def mentions(row: dict) -> float:
@@ -120,13 +120,12 @@ def measure(run: runs.Run, examples: data.Split, p: Plan, batch_size=250, interv
     texts = run.encoding.decode_batch(ids)
     hidden = p.n_thoughts > 0 if METHODS[run.config["method"]].filler == "thought" else p.n_removed != 0
     result = summary(texts, list(map(len, ids)), examples.rows, p.n_thoughts, hidden)
-    found = map(graph.twin, examples.rows) if examples.graphs else ()
-    twins = {i: row for i, row in enumerate(found) if row}
-    if twins:
-        asked = data.Split(run.encoding, list(twins.values()))
-        twin_right = list(map(is_right, run.encoding.decode_batch(answer(asked)), asked.rows))
-        right = [is_right(texts[i], examples.rows[i]) for i in twins]
-        n, n_both = len(twins), list(zip(right, twin_right, strict=True)).count((True, True))
+    pairs = [(text, *pair) for text, row in zip(texts, examples.rows, strict=True) for pair in graph.twins([row])]
+    if pairs:
+        twins = data.Split(run.encoding, [twin for _, _, twin in pairs])
+        twin_right = list(map(is_right, run.encoding.decode_batch(answer(twins)), twins.rows))
+        right = [is_right(text, row) for text, row, _ in pairs]
+        n, n_both = len(pairs), list(zip(right, twin_right, strict=True)).count((True, True))
         low, high = wilson(n_both, n)
         result |= dict(twins=n, twin=sum(twin_right) / n, both=n_both / n, both_low=low, both_high=high)
     return result, texts
@@ -147,7 +146,7 @@ def main(c: EvaluateConfig) -> None:
     config.demand(c, "batch_size", lambda n: n >= 1, "at least 1")
     examples = data.Split(run.encoding, data.read_rows(Path(c.data))) if c.data else run.split(c.split)
     name, results = c.data or f"data/{run.config['task']}/{c.split}.json", []
-    rows, pairs = examples.rows, graph.twins(examples.rows) if examples.graphs else []
+    rows, pairs = examples.rows, graph.twins(examples.rows)
     without, without_both = baselines(rows), baselines_both(pairs)
     print(f"{run.folder.name} ({run.config['method']}, stage {run.stage}) on {name}, {len(rows)} questions")
     for rule, share in without.items():

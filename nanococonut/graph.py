@@ -205,7 +205,7 @@ def twin(row: dict) -> dict | None:
 
 def twins(rows: list[dict]) -> list[tuple[dict, dict]]:
     """Each row that has a twin, and the twin."""
-    pairs = [(row, twin(row)) for row in rows]
+    pairs = [(row, twin(row)) for row in rows if has_graph(row)]
     return [(row, other) for row, other in pairs if other]
 
 
@@ -261,13 +261,8 @@ def rule_points(row: dict) -> dict[str, float]:
     return {rule: 0.5 if right[rule] == wrong[rule] else float(right[rule] > wrong[rule]) for rule in right}
 
 
-def rules(rows: list[dict]) -> dict[str, float]:
-    """How often each rule of rule_scores() is right."""
-    return rules_both([(row,) for row in rows])
-
-
-def rules_both(pairs: list[tuple[dict, ...]]) -> dict[str, float]:
-    """How often each rule of rule_scores() is right in both, a problem and its twin."""
-    points = [list(map(rule_points, pair)) for pair in pairs]
-    n_right = {rule: sum(math.prod(point[rule] for point in both) for both in points) for rule in points[0][0]}
-    return {rule: n / len(pairs) for rule, n in n_right.items()}
+def rules(asked: list[tuple[dict, ...]]) -> dict[str, float]:
+    """How often each rule of rule_scores() is right in all of (problem,), or of (problem, its twin)."""
+    points = [list(map(rule_points, rows)) for rows in asked]
+    n_right = {rule: sum(math.prod(point[rule] for point in all_of) for all_of in points) for rule in points[0][0]}
+    return {rule: n / len(asked) for rule, n in n_right.items()}

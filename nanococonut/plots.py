@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from nanococonut import data, graph
@@ -40,16 +39,14 @@ def lines(panels: list[tuple[str, str, dict]], out: Path) -> None:
 
 
 def table1(rows: list[dict], paper: dict[str, float], baselines: dict[str, float], out: Path) -> None:
-    """Accuracy of each method: a dot a seed and their mean, the paper's as a ring, shortcuts as lines from above."""
+    """Accuracy of each method: a dot a seed, the paper's as a ring, shortcuts as lines from above."""
     mine, methods = [100 * row["accuracy"] for row in rows], [row["method"] for row in rows]
-    means = {m: np.mean([x for x, method in zip(mine, methods, strict=True) if method == m]) for m in methods}
-    rings = {method: paper[method] for method in means if method in paper}
-    fig = Figure(figsize=(7.5, 0.42 * len(means) + 1.4))
+    rings = {method: paper[method] for method in methods if method in paper}
+    fig = Figure(figsize=(7.5, 0.42 * len(set(methods)) + 1.4))
     axes = fig.subplots()
     for i, (rule, share) in enumerate(baselines.items()):
         axes.axvline(100 * share, color=GREY, linewidth=0.8, linestyle=(0, (1 + i, 2)), label=rule)
     axes.plot(mine, methods, "o", color=BLUE, alpha=0.45, ms=5, label="one seed")
-    axes.plot([*means.values()], [*means], "|", color=BLUE, ms=16, mew=2)
     axes.plot([*rings.values()], [*rings], "o", color=ORANGE, mfc="none", ms=8, label="the paper, at its size")
     axes.set(xlabel="accuracy on test (%)", xlim=(None, 101))
     axes.invert_yaxis()
