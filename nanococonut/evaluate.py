@@ -131,16 +131,6 @@ def measure(run: runs.Run, examples: data.Split, p: Plan, batch_size=250, interv
     return result, texts
 
 
-def in_words(result: dict) -> str:
-    """What a summary says, twins first."""
-    both = f"question and twin both right {result['both']:.1%}; " if "both" in result else ""
-    interval = f"95 % interval {result['low']:.1%} to {result['high']:.1%}"
-    hops = ", ".join(f"{k}: {right}/{n}" for k, (right, n) in result["hops"].items())
-    verdicts = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in result["verdicts"].items() if n)
-    said = f"{both}accuracy {result['accuracy']:.1%} ({interval}), {result['tokens']:.1f} tokens; right by hops: {hops}"
-    return f"{said}\n  verdicts: {verdicts}" if verdicts else said
-
-
 def main(c: EvaluateConfig) -> None:
     run = runs.Run(c.run, c.device)
     config.demand(c, "batch_size", lambda n: n >= 1, "at least 1")
@@ -156,7 +146,13 @@ def main(c: EvaluateConfig) -> None:
         p = run.plan_for(n_thoughts)
         result, texts = measure(run, examples, p, c.batch_size, c.intervene)
         about = "" if p is run.plan else f" instead of the {run.plan.n_thoughts} of training"
-        print(f"{p.n_thoughts} thoughts{about}: {in_words(result)}")
+        both = f"question and twin both right {result['both']:.1%}; " if pairs else ""
+        right = f"accuracy {result['accuracy']:.1%} (95 % interval {result['low']:.1%} to {result['high']:.1%})"
+        hops = ", ".join(f"{k}: {n_right}/{n}" for k, (n_right, n) in result["hops"].items())
+        print(f"{p.n_thoughts} thoughts{about}: {both}{right}, {result['tokens']:.1f} tokens; right by hops: {hops}")
+        if result["verdicts"]:
+            verdicts = [f"{name.replace('_', ' ')} {n}" for name, n in result["verdicts"].items() if n]
+            print(f"  verdicts: {', '.join(verdicts)}")
         results.append({"latent": p.n_thoughts, "intervene": c.intervene, **result})
     for i in [i for i, row in enumerate(rows) if not is_right(texts[i], row)][:5]:
         print(f"wrong, {i}: {rows[i]['question'][-60:]}  expected: {rows[i]['answer']}  written: {texts[i]!r}")

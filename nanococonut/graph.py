@@ -186,10 +186,7 @@ def frontiers(edges: list[tuple[int, int]], root: int, n: int) -> list[list[int]
 
 
 def twin(row: dict) -> dict | None:
-    """The row asked of another person, one who reaches the false option and not the true one, so that it is right.
-
-    The person is the nearest there is, the text the row's own with another name in its question. None where nobody is.
-    """
+    """The row asked of the nearest person who reaches the false option and not the true one; None where nobody does."""
     names, true, false = row["idx_to_symbol"], row["target"], row["neg_target"]
     above_true, above_false = (distances(backwards(row["edges"]), option) for option in (true, false))
     others = [v for v in persons_of(row) if v in above_false and v not in above_true]

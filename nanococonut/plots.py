@@ -59,19 +59,19 @@ def tree(row: dict, values, out: Path) -> None:
     depth, path = graph.distances(row["edges"], row["root"]), graph.chain_of(row)
     levels = [[v for v in depth if depth[v] == d] for d in range(max(depth.values()) + 1)]
     at = {v: (i - (len(level) - 1) / 2, -d) for d, level in enumerate(levels) for i, v in enumerate(level)}
-    half, n, boxes = max(map(len, levels)) / 2, len(levels), {}
+    half, n = max(map(len, levels)) / 2, len(levels)
     fig = Figure(figsize=(7.5, 1 + 0.75 * n))
     axes = fig.subplots()
     for v, (x, y) in at.items():
         box = dict(boxstyle="round,pad=0.25", facecolor="white", edgecolor=ORANGE if v in path else GREY)
-        boxes[v] = axes.text(x, y, row["idx_to_symbol"][v], ha="center", va="center", bbox=box).get_bbox_patch()
+        axes.text(x, y, row["idx_to_symbol"][v], ha="center", va="center", bbox=box)
         if 0 < depth[v] < values.shape[1]:
             above = dict(ha="center", zorder=5, bbox=dict(facecolor="white", edgecolor="none", pad=0.5))
             axes.text(x, y + 0.27, f"{values[v, depth[v]]:.2f}", color=BLUE, **above)
     for a, b in (edge for edge in row["edges"] if edge[0] in depth):
         style = dict(color=ORANGE if (a, b) in zip(path, path[1:], strict=False) else GREY, arrowstyle="-|>")
-        style |= dict(connectionstyle=f"arc3,rad={0 if depth[b] == depth[a] + 1 else 0.3}")
-        axes.annotate("", at[b], at[a], arrowprops=style | dict(shrinkA=0, shrinkB=1, patchA=boxes[a], patchB=boxes[b]))
+        style |= dict(connectionstyle=f"arc3,rad={0 if depth[b] == depth[a] + 1 else 0.3}", shrinkA=9, shrinkB=9)
+        axes.annotate("", at[b], at[a], arrowprops=style)
     axes.set(xlim=(-half, half), ylim=(0.4 - n, 0.4), xticks=[], yticks=range(0, -n, -1), yticklabels=range(n))
     about = "orange: the shortest chain; blue: how likely the chain goes on from there, not renormalised"
     axes.set(xlabel=about, ylabel="steps from the root = thoughts")

@@ -3,11 +3,9 @@
 What comes out is the schema of the field's files, {"question": text, "steps": [text], "answer": text}, and whatever
 else a row holds, a graph for example. What may go in, as UTF-8 with or without a byte order mark:
 
-    [row, row]    {"data": [row, row]}    row, newline, row         JSON and JSON lines
-    {"question": [text, text], "steps": [...], "answer": [...]}     JSON by columns
+    [row, row]    row, newline, row                                 JSON and JSON lines
     {"question": text, "cot": "<<4-2=2>> <<12/4=3>>", "answer": 3}  GSM8k-Aug on Hugging Face: steps in one text
     question||<<4-2=2>> <<12/4=3>> #### 3                           GSM8k-Aug's own lines [Deng23]
-    {"example1": {"test_example": {"question", "query", "chain_of_thought", "answer"}}}     ProntoQA's generator
 """
 
 import json
@@ -65,38 +63,15 @@ def read_rows(path: Path) -> list[dict]:
         rows = [gsm8k_row(line) for line in text.rstrip().split("\n")]
     else:
         unit, first = "row {}: ", 0
-        rows = [problem(row) for row in rows_in(read_json(path), path)]
+        value = read_json(path)
+        rows = [value] if isinstance(value, dict) and "question" in value else value  # JSON lines of one line
+        if not isinstance(rows, list) or not rows:
+            raise UserError(f"{path} should hold a list of problems like {{question, steps, answer}}, at least one")
+        rows = list(map(problem, rows))
     for number, row in enumerate(rows, start=first):
         wrong = fault(row)
         if wrong:
             raise UserError(f"{path}: {unit.format(number)}{wrong}")
-    return rows
-
-
-def rows_in(value, path: Path) -> list:
-    """The rows of what a JSON file holds, as they are there. Raises UserError."""
-    if isinstance(value, dict) and "data" in value and "question" not in value:
-        value = value["data"]
-    if isinstance(value, dict) and isinstance(value.get("question"), list):
-        value = from_columns(value, path)
-    elif isinstance(value, dict) and "question" in value:
-        value = [value]  # JSON lines of one line
-    elif isinstance(value, dict) and all(isinstance(row, dict) and "test_example" in row for row in value.values()):
-        value = [row["test_example"] for row in value.values()]
-    if not isinstance(value, list) or not value:
-        raise UserError(f"{path} should hold a list of problems like {{question, steps, answer}}, and at least one")
-    return value
-
-
-def from_columns(columns: dict, path: Path) -> list[dict]:
-    """The rows of a table that is kept column by column; an empty cell is a field less. Raises UserError."""
-    rows = [{} for _ in columns["question"]]
-    for name, column in columns.items():
-        if not isinstance(column, list) or len(column) != len(rows):
-            raise UserError(f"{path}: the column {name} is {SHORT.repr(column)}, not a list of {len(rows)} entries")
-        for row, cell in zip(rows, column, strict=True):
-            if cell is not None:
-                row[name] = cell
     return rows
 
 
@@ -111,12 +86,6 @@ def problem(row):
     row = dict(row)
     if "steps" not in row and "cot" in row:
         row["steps"] = row.pop("cot")
-    if "steps" not in row and isinstance(row.get("chain_of_thought"), list):  # its sentences two by two, the last alone
-        chain = row["chain_of_thought"]
-        if all(isinstance(text, str) for text in [row.get("question"), row.get("query"), *chain]):
-            row["question"] += " " + row.pop("query")
-            row["steps"] = [" ".join(chain[i : i + 2]) for i in range(0, len(chain), 2)]
-            del row["chain_of_thought"]
     if isinstance(row.get("steps"), str):  # a step ends with its line, or where the next calculation begins
         row["steps"] = re.split(r"\s*\n\s*|(?<=>>)\s*(?=<<)", row["steps"].strip())
     if "answer" in row:
@@ -174,17 +143,13 @@ def graph_fault(row: dict) -> str:
     if not isinstance(names, list):
         return f"idx_to_symbol is {SHORT.repr(names)}, not a list of names"
     for v, name in enumerate(names):
-        if not isinstance(name, str) or not name:
-            return f"idx_to_symbol names node {v} {SHORT.repr(name)}, which is not a name"
-        if name in names[:v]:
-            return f"idx_to_symbol has {SHORT.repr(name)} twice"
+        if not isinstance(name, str) or not name or name in names[:v]:
+            return f"idx_to_symbol names node {v} {SHORT.repr(name)}, which is not a name of its own"
     nodes = f"0 to {len(names) - 1}"
     for field in ("root", "target", "neg_target"):
         if not is_node(row[field], names):
             return f"{field} is {SHORT.repr(row[field])}, not a node from {nodes}"
-    if not isinstance(edges, list):
-        return f"edges is {SHORT.repr(edges)}, not a list of pairs"
-    for edge in edges:
+    for edge in edges if isinstance(edges, list) else [edges]:
         if not isinstance(edge, list) or len(edge) != 2 or not all(is_node(v, names) for v in edge):
             return f"edges has {SHORT.repr(edge)}, not a pair of nodes from {nodes}"
     reached = graph.distances(edges, row["root"])

@@ -59,16 +59,6 @@ def named(name: str) -> Path | None:
     return next((folder for folder in (Path("runs") / name, Path(name)) if (folder / "config.json").exists()), None)
 
 
-def find_run(name: str) -> Path:
-    """The folder of a run given by name or path; the newest for "". Raises UserError."""
-    there = [path.parent for path in sorted(Path("runs").glob("*/config.json"))]
-    folder = named(name) if name else max(there, key=lambda path: path.stat().st_mtime, default=None)
-    if not folder:
-        known = ", ".join(path.name for path in there) or "none yet; run: python train.py"
-        raise UserError(f"runs/{name} not found; there is: {known}")
-    return folder
-
-
 def load_state(path: Path, **changes) -> tuple[dict, GPT]:
     """A checkpoint's tensors and plain values, no code of it is run, and its model with changes. Raises UserError."""
     try:
@@ -181,10 +171,7 @@ class Writer:
         return Due(logs, evaluates, ends or step % self.c.save_every == 0 or stops > 0, stops)
 
     def look(self, step: int, stage: int, held: list[torch.optim.Optimizer]) -> None:
-        """Fetches the latest steps' numbers of all processes: here the device is waited for.
-
-        Raises UserError for the first step whose loss or gradient is not finite.
-        """
+        """Fetches the latest steps' numbers: the device is waited for. Raises UserError where one is not finite."""
         seen = self.machine.add_up(torch.stack(self.recent)) if self.recent else self.seen[:0]
         seen[:, 2:] /= self.machine.n_processes  # equal everywhere; of loss and length each process has its share
         self.seen = seen.cpu()
@@ -274,7 +261,13 @@ class Run:
     """A trained run, ready to answer."""
 
     def __init__(self, name: str, device: str = "auto"):
-        self.folder, self.machine = find_run(name), devices.pick(device)
+        """A run given by name or path; the newest for "". Raises UserError."""
+        there = [path.parent for path in sorted(Path("runs").glob("*/config.json"))]
+        newest = max(there, key=lambda path: path.stat().st_mtime, default=None)
+        self.folder, self.machine = named(name) if name else newest, devices.pick(device)
+        if not self.folder:
+            known = ", ".join(path.name for path in there) or "none yet; run: python train.py"
+            raise UserError(f"runs/{name} not found; there is: {known}")
         state, model = load_state(self.folder / "best.pt")
         self.stage, self.data = state["stage"], state["data"]
         self.config = c = asdict(TrainConfig()) | state["config"]  # an option that it lacks had its default

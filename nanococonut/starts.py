@@ -29,15 +29,10 @@ def initialize(model: nn.Module) -> None:
         elif p.dim() == 2:
             narrower = math.sqrt(2 * len(model.h)) if "c_proj" in name else 1.0
             p.normal_(0.0, model.config.init_std / narrower)
-    if model.config.init == "lookup":
-        look_up(model)
-
-
-def look_up(model: nn.Module) -> None:
-    """Starts at "look for what is like yourself, and copy what is there".
-
-    Looking a fact up is made of such steps, and from GPT-2's start a small model takes minutes to find the first one.
-    """
+    if model.config.init != "lookup":
+        return
+    # "Look for what is like yourself, and copy what is there": looking a fact up is made of such steps, and from
+    # GPT-2's start a small model takes minutes to find the first one.
     # Differs from the paper: ours, for small models from scratch. RESULTS.md has the evidence.
     C = model.config.n_embd
     for block in model.h:

@@ -82,8 +82,10 @@ def percent(shares: list[float]) -> str:
     return f"{100 * statistics.mean(shares):.1f}±{100 * spread:.1f}"
 
 
-def table(rows: list[dict], theirs: dict[str, list[str]], baselines: dict, both: dict) -> str:
-    """The table in Markdown: mean ± standard deviation over seeds, the paper's figures beside, the shortcuts below."""
+def write_results(c: Table1Config, rows: list[dict]) -> str:
+    """Writes results/; returns its table: mean ± standard deviation over seeds, the paper's figures, the shortcuts."""
+    test, theirs = data.Dataset(c.task).split("test").rows, paper(c.task)
+    baselines, both = evaluate.baselines(test), evaluate.baselines_both(graph.twins(test))
     lines = ["| method | accuracy, % | both right, % | seeds | tokens | seconds | paper: accuracy | tokens |"]
     lines.append("|---" * 8 + "|")
     for method in dict.fromkeys(row["method"] for row in rows):
@@ -97,14 +99,7 @@ def table(rows: list[dict], theirs: dict[str, list[str]], baselines: dict, both:
     for rule, share in baselines.items():
         pair = f"{100 * both[rule]:.1f}" if rule in both else "-"
         lines.append(f"| *{rule}* | {100 * share:.1f} | {pair} | - | - | - | - | - |")
-    return "\n".join(lines) + "\n"
-
-
-def write_results(c: Table1Config, rows: list[dict]) -> str:
-    """Writes results/ and returns its table."""
-    test, theirs = data.Dataset(c.task).split("test").rows, paper(c.task)
-    baselines, both = evaluate.baselines(test), evaluate.baselines_both(graph.twins(test))
-    text, stem = table(rows, theirs, baselines, both), Path("results") / f"{c.name}-{c.task}-{c.preset}"
+    text, stem = "\n".join(lines) + "\n", Path("results") / f"{c.name}-{c.task}-{c.preset}"
     kept = {"task": c.task, "preset": c.preset, "options": c.options, "n": len(test)}
     kept |= {"baselines": baselines, "baselines_both": both, "rows": rows}
     data.write_text(stem.with_suffix(".json"), json.dumps(kept, indent=1) + "\n")

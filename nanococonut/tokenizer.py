@@ -10,7 +10,6 @@ is one, its object with the next one's subject, so a thought can be like a token
 """
 
 import collections
-import hashlib
 import re
 
 import tiktoken
@@ -25,7 +24,6 @@ PATTERN = (
     r"[a-z]+\.|\n(?=### )|"  # object, and what stands before an answer
     rf"(?! ?(?:{FUNCTION_WORDS})\b) ?[A-Za-z]+|(?:[ .?#\n]|\b(?:{FUNCTION_WORDS})\b)+|[0-9]|[\s\S]"  # word, glue, rest
 )
-GPT2_FILES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # where tiktoken fetches from
 SPECIAL = ("bot", "eot", "pause", "eos")  # begin and end of thought, Table 1's pause, end of sequence
 
 
@@ -65,15 +63,11 @@ def words(vocabulary: list[str]) -> tiktoken.Encoding:
 
 def gpt2() -> tiktoken.Encoding:
     """GPT-2's encoding with <bot>, <eot> and <pause> behind it; its <|endoftext|> is <eos>. Downloads on first use."""
-    names = ("vocab.bpe", "encoder.json")  # tiktoken keeps each under the sha1 of its address
-    kept = ", ".join(f"{hashlib.sha1((GPT2_FILES + name).encode()).hexdigest()} ({name})" for name in names)
-    hint = f"go online, or set TIKTOKEN_CACHE_DIR to a folder that holds {kept} of {GPT2_FILES}, or use words"
     try:
         base = tiktoken.get_encoding("gpt2")
-    except OSError:  # requests' exceptions are OSErrors
-        raise UserError(f"GPT-2's vocabulary is not on this machine and cannot be fetched: {hint}") from None
-    except (ValueError, AssertionError):  # tiktoken knows the files' checksums
-        raise UserError(f"what came for GPT-2's vocabulary is another file, a login page perhaps: {hint}") from None
+    except (OSError, ValueError, AssertionError) as error:  # not there, or by its checksum another file
+        hint = "go online once, bring what tiktoken keeps then in TIKTOKEN_CACHE_DIR, or use words"
+        raise UserError(f"GPT-2's vocabulary cannot be fetched ({type(error).__name__}): {hint}") from None
     special = {f"<{name}>": base.n_vocab + i for i, name in enumerate(SPECIAL[:-1])} | {"<eos>": base.eot_token}
     ranks = base._mergeable_ranks
     return tiktoken.Encoding("gpt2", pat_str=base._pat_str, mergeable_ranks=ranks, special_tokens=special)

@@ -147,10 +147,8 @@ def in_another_form(rng, content: bytes) -> bytes:
     changed = [changed_row(rng, row, kind) for row in rows]
     if rng.random() < 0.3:
         changed[-1] = changed_row(rng, rows[-1], rng.randrange(8))
-    columns = {field: [row.get(field) for row in changed] for field in changed[0]}
     lines = "\n".join(map(json.dumps, changed))
-    example = {f"example{i}": {"test_example": row} for i, row in enumerate(changed)}
-    values = [changed, {"data": changed}, columns, {"data": columns}, example, changed[0]]
+    values = [changed, changed[0]]
     text = rng.choice([lines, *map(json.dumps, values)])
     if rng.random() < 0.3:
         text = text.replace("\n", "\r\n")
@@ -171,8 +169,7 @@ def changed_row(rng, row: dict, kind: int) -> dict:
     elif kind == 2:
         row = row | {"answer": rng.choice([4, 4.5, 1e30, True, "#### 4", "#### 5", "C#", None])}
     elif kind == 3:
-        row = row | {"query": "Is it?", "chain_of_thought": rng.choice([row["steps"], 3, [3], []])}
-        del row["steps"]
+        row = row | {"steps": rng.choice([3, [3], []])}
     elif kind == 4:
         row = row | {"question": row["question"] + rng.choice(["", " \ud83e", " \udd65?", "\r\n"])}
     elif kind == 5:

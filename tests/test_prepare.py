@@ -366,7 +366,7 @@ def test_bad_files_are_named(workspace, content, message):
     ],
 )
 def test_mistakes(workspace, words, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises((UserError, FileNotFoundError), match=message):
         run(*words)
     assert not Path("data").exists()
 

@@ -1,6 +1,5 @@
 """Every text comes back, and a known piece is one token."""
 
-import hashlib
 import json
 import random
 from pathlib import Path
@@ -87,8 +86,8 @@ def test_a_broken_vocabulary_is_refused():
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError("no route to host"), "GPT-2's vocabulary is not on this machine and cannot be fetched"),
-        (ValueError("Hash mismatch for data downloaded from ..."), "is another file, a login page perhaps"),
+        (OSError("no route to host"), r"cannot be fetched \(OSError\)"),
+        (ValueError("Hash mismatch for data downloaded from ..."), r"cannot be fetched \(ValueError\)"),
     ],
 )
 def test_gpt2_without_its_vocabulary_is_one_clear_line(workspace, monkeypatch, error, message):
@@ -103,19 +102,3 @@ def test_gpt2_without_its_vocabulary_is_one_clear_line(workspace, monkeypatch, e
     data.write_text(workspace / "data/theirs/meta.json", json.dumps(meta))
     with pytest.raises(UserError, match=message):
         data.Dataset("theirs")
-
-
-def test_the_hint_names_the_files_that_tiktoken_looks_for(monkeypatch):
-    asked = []
-
-    def note(address, *_, **__):
-        asked.append(address)
-        raise OSError("no route to host")
-
-    monkeypatch.setattr("tiktoken.load.read_file_cached", note)
-    monkeypatch.setattr("tiktoken.registry.ENCODINGS", {})
-    with pytest.raises(UserError) as refused:
-        tokenizer.gpt2()
-    assert asked == [tokenizer.GPT2_FILES + "vocab.bpe"]
-    assert f"{hashlib.sha1(asked[0].encode()).hexdigest()} (vocab.bpe)" in str(refused.value)
-    assert "encoder.json" in str(refused.value)
