@@ -218,10 +218,7 @@ def generate(c: PrepareConfig) -> dict[str, list[dict]]:
 
 
 def read_source(c: PrepareConfig) -> dict[str, list[dict]]:
-    """The splits of --source: split by split from a folder or base URL, or one file divided 80/10/10 by the seed.
-
-    Warns of questions that stand in two splits. Raises UserError where two splits ask the same questions.
-    """
+    """The splits of --source: from a folder or base URL, or one file divided 80/10/10 by the seed. Raises UserError."""
     if Path(c.source.partition("?")[0]).suffix.lower() in SUFFIXES or Path(c.source).is_file():
         rows = reading.read_rows(local(c.source, c))
         if len(rows) < 10:

@@ -153,11 +153,9 @@ def graph_fault(row: dict) -> str:
         if not isinstance(edge, list) or len(edge) != 2 or not all(is_node(v, names) for v in edge):
             return f"edges has {SHORT.repr(edge)}, not a pair of nodes from {nodes}"
     reached = graph.distances(edges, row["root"])
-    root, target, other = (names[row[field]] for field in ("root", "target", "neg_target"))
-    if row["target"] not in reached:
-        return f"target is {row['target']} ({target}), which the root, {root}, does not reach"
-    if row["neg_target"] in reached:
-        return f"neg_target is {row['neg_target']} ({other}), which the root, {root}, reaches too"
+    for field, wanted, does in (("target", True, "does not reach"), ("neg_target", False, "reaches too")):
+        if (row[field] in reached) != wanted:
+            return f"{field} is {row[field]} ({names[row[field]]}), which the root, {names[row['root']]}, {does}"
     return ""
 
 
