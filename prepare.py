@@ -42,8 +42,7 @@ KINDS = (
 ).split()
 FAMILIES = """large/small bright/dull transparent/opaque slow/fast/moderate hot/cold/temperate floral/fruity/earthy
 red/blue/brown/orange sour/sweet/bitter/spicy loud/muffled wooden/metallic/liquid luminous nervous/happy/feisty/shy
-melodic/discordant snowy/overcast/sunny/rainy/windy kind/mean/angry/amenable/aggressive"""
-FAMILIES = [family.split("/") for family in FAMILIES.split()]
+melodic/discordant snowy/overcast/sunny/rainy/windy kind/mean/angry/amenable/aggressive""".split()
 SUFFIXES = (".json", ".jsonl", ".txt")  # of files that hold problems
 CHOICES = {"task": data.TASKS, "tokenizer": ("words", "gpt2")}
 
@@ -106,9 +105,8 @@ def ask(edges: list[list[int]], c: PrepareConfig, rng: random.Random) -> tuple[i
 def mirror(edges: list[list[int]], root: int, target: int, n_nodes: int, rng: random.Random) -> tuple | None:
     """New edges, and the root, target and neg_target of a question that nothing but the way from the root answers.
 
-    The false option mostly hangs closer to a person, which tells much. Here all that is above the target is copied for
-    the other person, and a coin gives any further fact about such a node to it or its copy, and the question to either.
-    None where another person is above the target, or too few nodes are left for the copy.
+    All that is above the target is copied for the other person, and a coin gives any further fact about such a node to
+    it or its copy, and the question to either. None where another person is above the target, or nodes are too few.
 
     >>> mirror([[0, 2], [2, 3], [1, 4], [2, 5]], root=0, target=3, n_nodes=6, rng=random.Random(0))
     ([[0, 2], [1, 3], [2, 4], [3, 5]], 1, 5, 4)
@@ -125,9 +123,7 @@ def mirror(edges: list[list[int]], root: int, target: int, n_nodes: int, rng: ra
     other = dict(zip(above + copies, copies + above, strict=True))  # each node's counterpart
     new = [[a, b] for a, b in edges if b in above]
     new += [[other[a], other[b]] for a, b in new]
-    for a, b in edges:
-        if b in other:
-            continue  # above the options are the original and its copy, nothing else
+    for a, b in [edge for edge in edges if edge[1] not in other]:  # above the options are original and copy alone
         given = a in other and [other[a], b] not in edges and rng.random() < 0.5
         new.append([other[a] if given else a, b])
     # Edges go from low to high: the nodes are numbered anew, each after its parents, the persons asked about first.
@@ -178,7 +174,7 @@ def prontoqa(c: PrepareConfig, rng: random.Random) -> tuple:
         links += [(next(names), planted), (planted, next(names)), (planted, next(names))]
     properties = {}  # (concept, property, whether it has it)
     for concept, family in zip([*chain, *aside, other], rng.sample(FAMILIES, 2 * c.hops + 1), strict=True):
-        properties[concept] = (concept, rng.choice(family), rng.random() < 2 / 3)
+        properties[concept] = (concept, rng.choice(family.split("/")), rng.random() < 2 / 3)
     _, asked, has = properties[chain[-1]]
     facts = {link: in_words(link[0], f"a {link[1]}", f"{link[1]}es", rng) for link in links}
     for concept, name, it_has in [*properties.values(), (planted, asked, not has)]:
@@ -222,32 +218,34 @@ def generate(c: PrepareConfig) -> dict[str, list[dict]]:
 
 
 def read_source(c: PrepareConfig) -> dict[str, list[dict]]:
-    """The splits of --source: split by split from a folder or base URL, or one file divided 80/10/10 by the seed."""
-    if Path(without_query(c.source)).suffix.lower() in SUFFIXES or Path(c.source).is_file():
+    """The splits of --source: from a folder or base URL, or one file divided 80/10/10 by the seed. Raises UserError."""
+    if Path(c.source.partition("?")[0]).suffix.lower() in SUFFIXES or Path(c.source).is_file():
         rows = reading.read_rows(local(c.source, c))
         if len(rows) < 10:
             raise config.UserError(f"{c.source} has {len(rows)} problems; 10 are needed for 80/10/10")
         random.Random(f"split {c.seed}").shuffle(rows)
         a, b = len(rows) * 8 // 10, len(rows) * 9 // 10
-        return {"train": rows[:a], "valid": rows[a:b], "test": rows[b:]}
-    paths = {split: file_of_split(c, split) for split in data.SPLITS}
-    if "://" in c.source and len(set(map(data.sha256, paths.values()))) == 1:
-        raise config.UserError(f"{c.source} answers every name with the same bytes; give a file, or another address")
-    return {split: reading.read_rows(path) for split, path in paths.items()}
-
-
-def without_query(source: str) -> str:
-    """The path of a file as it is; an address without its query."""
-    return source.partition("?")[0] if "://" in source else source
+        splits = {"train": rows[:a], "valid": rows[a:b], "test": rows[b:]}
+    else:
+        splits = {split: reading.read_rows(file_of_split(c, split)) for split in data.SPLITS}
+    questions = {split: sorted(row["question"] for row in rows) for split, rows in splits.items()}
+    for one, other in itertools.combinations(splits, 2):
+        if questions[one] == questions[other]:
+            raise config.UserError(f"{one} and {other} hold the same problems; give each split a file of its own")
+    train, valid = set(questions["train"]), set(questions["valid"])
+    n_repeated = sum(q in train for q in questions["valid"]) + sum(q in train or q in valid for q in questions["test"])
+    if n_repeated:
+        print(f"warning: {n_repeated} questions of valid or test stand in an earlier split too")
+    return splits
 
 
 def local(source: str, c: PrepareConfig) -> Path:
     """Where a file is on this machine; what is at an address is fetched to data/<name>/source/. Raises UserError."""
     if "://" in source:
-        name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(without_query(source)).name)
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(source.partition("?")[0]).name)
         return data.fetch(source, data.folder_of("data", c.name or c.task) / "source" / name, "source")
     if not Path(source).exists():
-        raise data.NotThereError(f"cannot read {source}: no such file")
+        raise FileNotFoundError(f"cannot read {source}: no such file")
     return Path(source)
 
 
@@ -260,27 +258,14 @@ def file_of_split(c: PrepareConfig, split: str) -> Path:
         stems.append(f"gsm_{split}")  # as the paper's code names it
     if split == "valid":
         stems += ["validation", f"{c.task}_validation"]
-    base = without_query(c.source)
-    query = c.source.removeprefix(base)
+    base, mark, query = c.source.partition("?") if "://" in c.source else (c.source, "", "")
     refusals = []
     for stem, suffix in itertools.product(stems, SUFFIXES):
         try:
-            return local(f"{base.rstrip('/')}/{stem}{suffix}{query}", c)
-        except data.NotThereError as error:
+            return local(f"{base.rstrip('/')}/{stem}{suffix}{mark}{query}", c)
+        except FileNotFoundError as error:
             refusals.append(error)
     raise config.UserError(f"{refusals[0]}; nor is there {' or '.join(stems[1:])}, in {', '.join(SUFFIXES)}")
-
-
-def demand_other_problems(splits: dict[str, list[dict]]) -> None:
-    """Warns of questions that stand in two splits. Raises UserError where two splits ask the same questions."""
-    questions = {split: sorted(row["question"] for row in rows) for split, rows in splits.items()}
-    for one, other in itertools.combinations(splits, 2):
-        if questions[one] == questions[other]:
-            raise config.UserError(f"{one} and {other} hold the same problems; give each split a file of its own")
-    train, valid = set(questions["train"]), set(questions["valid"])
-    n_repeated = sum(q in train for q in questions["valid"]) + sum(q in train or q in valid for q in questions["test"])
-    if n_repeated:
-        print(f"warning: {n_repeated} questions of valid or test stand in an earlier split too")
 
 
 def main(c: PrepareConfig) -> None:
@@ -290,11 +275,7 @@ def main(c: PrepareConfig) -> None:
     config.demand(c, "hops", lambda n: 1 <= n <= n_hops, f"from 1 to {n_hops}: there are {len(KINDS)} concepts")
     config.demand(c, "min_hops", lambda n: 1 <= n <= c.max_hops, f"from 1 to --max_hops={c.max_hops}")
     data.folder_of("data", c.name or c.task)  # a name that leads elsewhere is refused before any work
-    if c.source or c.task == "gsm8k":
-        splits = read_source(c)
-        demand_other_problems(splits)
-    else:
-        splits = generate(c)
+    splits = read_source(c) if c.source or c.task == "gsm8k" else generate(c)
     lengths = Counter(len(row["steps"]) for row in splits["train"])
     meta = {"task": c.task, "seed": c.seed, "tokenizer": c.tokenizer, "max_steps": max(lengths)}
     options = {"prosqa": ["n_nodes", "min_hops", "max_hops", "fair"], "prontoqa": ["hops", "fair"], "gsm8k": ["source"]}

@@ -19,7 +19,6 @@ class SampleConfig:
     index: int = 0  # which question of the split, from 0
     latent: int = -1  # number of thoughts; -1: as many as in training
     words: int = 4  # words shown for each thought
-    layers: bool = False  # read every layer where a thought is made, through ln_f and the head, not the last alone
     plot: str = ""  # FILE.png: draw the search tree
     device: str = "auto"  # where to run; auto: cuda, else mps, else cpu
 
@@ -49,12 +48,10 @@ def main(c: SampleConfig) -> None:
     print(f"{run.folder.name}: {about}\n\n{row['question']}\n")
     (ids,) = run.answer([example], p)
     if p.n_thoughts:
-        states = probe.trace(run, example, p.n_thoughts)[0][:, 0 if c.layers else -1 :]
-        for k, layers in enumerate(probe.readings(run, states, c.words)):
-            for i, words in enumerate(layers):
-                shown = ", ".join(f"{word} {value:.2f}" for word, value in words)
-                layer = f", layer {i + 1}" if c.layers else ""
-                print(f"  thought {k + 1}{layer}  {shown}   (norm {states[k, i].norm():.1f})")
+        thoughts = probe.trace(run, example, p.n_thoughts)
+        for k, words in enumerate(probe.readings(run, thoughts, c.words)):
+            shown = ", ".join(f"{word} {value:.2f}" for word, value in words)
+            print(f"  thought {k + 1}  {shown}   (norm {thoughts[k].norm():.1f})")
         print()
     if searched:
         (values,) = probe.values(run, [example], [row["idx_to_symbol"]], p.n_thoughts)

@@ -16,10 +16,7 @@ def prompts(examples: list[Example], plan: Plan, special: dict[str, int]) -> tup
 
 
 def answer(model: GPT, examples, plan: Plan, special, max_new_tokens: int, batch_size=250, change=None):
-    """The ids (list[list[int]]) that the model writes for each example, in the order given, without <eos>.
-
-    change as in coconut.generate. Raises UserError where the model has too few positions.
-    """
+    """The ids a model writes for each example, without <eos>; change as in coconut.generate. Raises UserError."""
     rows, eot = prompts(examples, plan, special)
     n_markers = 0 if eot is None else 1
     need, room = max(map(len, rows)) + plan.n_thoughts + n_markers + max_new_tokens, model.config.block_size

@@ -5,7 +5,6 @@ paper's loop and torch.compile. Median seconds, random tokens. The last line pri
 """
 
 import json
-import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,11 +111,9 @@ def main(c: BenchConfig) -> None:
         phases = dict(zip(PHASES, np.median(np.diff(marks), axis=0).tolist(), strict=True))
         rows.append({"thoughts": K, "step": step, **phases, "mfu": bench.flops(batch) / step / rate})
         print(", ".join(f"{name} {value:.4f}" for name, value in rows[-1].items()))
-    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else kib / 2**10
     few = bench.batch(4, c.max_thoughts)
     reference = B / 4 * bench.seconds(1, lambda: coconut.forward_reference(bench.model, few).loss.backward())
-    found |= dict(memory_mib=peak, last_over_first=step / rows[0]["step"], reference_step=reference)
+    found |= dict(last_over_first=step / rows[0]["step"], reference_step=reference)
     bench.phases, bench.room = compiling.phases(), compiling.round_up(c.max_thoughts, compiling.THOUGHT_BUCKET)
     found["compiled_first"] = bench.seconds(c.repeats, bench.step, batches[0])
     found["compiled_last"] = bench.seconds(c.repeats, bench.step, batches[-1])

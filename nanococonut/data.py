@@ -80,10 +80,6 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-class NotThereError(UserError):
-    """An address at which there is nothing (HTTP status 404)."""
-
-
 def fetch(url: str, path: Path, option: str, digest: str | None = None) -> Path:
     """path, which now holds what is at an https address, whole, with this sha256. Raises UserError, naming option."""
     try:
@@ -102,7 +98,7 @@ def fetch(url: str, path: Path, option: str, digest: str | None = None) -> Path:
         what = f"cannot fetch {url} ({error}); download it and give its path as --{option}"
         if isinstance(error, urllib.error.HTTPError):
             error.close()
-        raise (NotThereError if getattr(error, "code", None) == 404 else UserError)(what) from None
+        raise (FileNotFoundError if getattr(error, "code", None) == 404 else UserError)(what) from None
     write_atomically(path, lambda file: file.write(content))
     return path
 

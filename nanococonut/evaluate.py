@@ -7,7 +7,6 @@ accuracy stands what one gets without a model. Most ProsQA problems have a twin,
 
 import json
 import math
-import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +49,6 @@ class EvaluateConfig:
     run: str = ""  # name or path of a run; default: the newest
     split: str = "test"  # split of the run's own data
     data: str = ""  # a JSON file of problems, instead of the run's own data
-    hard: bool = False  # ProsQA: with another false option, as far from every person as there is one
     latent: tuple[int, ...] = ()  # numbers of thoughts to try; default: as many as in training
     intervene: str = "none"  # what is fed in place of the thoughts
     batch_size: int = 250  # questions answered at once
@@ -76,7 +74,7 @@ def verdict(text: str, row: dict, hidden: bool) -> str:
 def baselines(rows: list[dict]) -> dict[str, float]:
     """How often one is right without a model: by chance in ProsQA and ProntoQA, and by rules that look for no path."""
     if all(map(graph.has_graph, rows)):
-        return {"chance": 0.5, **graph.rules(rows)}
+        return {"chance": 0.5, **graph.rules([(row,) for row in rows])}
     if all(row["question"].rpartition(". ")[2].startswith("True or false: ") for row in rows):
         return {"chance": 0.5, "more often mentioned concept": sum(map(mentions, rows)) / len(rows)}
     return {}
@@ -84,7 +82,7 @@ def baselines(rows: list[dict]) -> dict[str, float]:
 
 def baselines_both(pairs: list[tuple[dict, dict]]) -> dict[str, float]:
     """How often one is right without a model in both, a ProsQA problem and its twin; nothing where there are none."""
-    return {"chance": 0.25, **graph.rules_both(pairs)} if pairs else {}
+    return {"chance": 0.25, **graph.rules(pairs)} if pairs else {}
 
 
 def mentions(row: dict) -> float:
@@ -122,26 +120,15 @@ def measure(run: runs.Run, examples: data.Split, p: Plan, batch_size=250, interv
     texts = run.encoding.decode_batch(ids)
     hidden = p.n_thoughts > 0 if METHODS[run.config["method"]].filler == "thought" else p.n_removed != 0
     result = summary(texts, list(map(len, ids)), examples.rows, p.n_thoughts, hidden)
-    found = map(graph.twin, examples.rows) if examples.graphs else ()
-    twins = {i: row for i, row in enumerate(found) if row}
-    if twins:
-        asked = data.Split(run.encoding, list(twins.values()))
-        twin_right = list(map(is_right, run.encoding.decode_batch(answer(asked)), asked.rows))
-        right = [is_right(texts[i], examples.rows[i]) for i in twins]
-        n, n_both = len(twins), list(zip(right, twin_right, strict=True)).count((True, True))
+    pairs = [(text, *pair) for text, row in zip(texts, examples.rows, strict=True) for pair in graph.twins([row])]
+    if pairs:
+        twins = data.Split(run.encoding, [twin for _, _, twin in pairs])
+        twin_right = list(map(is_right, run.encoding.decode_batch(answer(twins)), twins.rows))
+        right = [is_right(text, row) for text, row, _ in pairs]
+        n, n_both = len(pairs), list(zip(right, twin_right, strict=True)).count((True, True))
         low, high = wilson(n_both, n)
         result |= dict(twins=n, twin=sum(twin_right) / n, both=n_both / n, both_low=low, both_high=high)
     return result, texts
-
-
-def in_words(result: dict) -> str:
-    """What a summary says, twins first."""
-    both = f"question and twin both right {result['both']:.1%}; " if "both" in result else ""
-    interval = f"95 % interval {result['low']:.1%} to {result['high']:.1%}"
-    hops = ", ".join(f"{k}: {right}/{n}" for k, (right, n) in result["hops"].items())
-    verdicts = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in result["verdicts"].items() if n)
-    said = f"{both}accuracy {result['accuracy']:.1%} ({interval}), {result['tokens']:.1f} tokens; right by hops: {hops}"
-    return f"{said}\n  verdicts: {verdicts}" if verdicts else said
 
 
 def main(c: EvaluateConfig) -> None:
@@ -149,11 +136,7 @@ def main(c: EvaluateConfig) -> None:
     config.demand(c, "batch_size", lambda n: n >= 1, "at least 1")
     examples = data.Split(run.encoding, data.read_rows(Path(c.data))) if c.data else run.split(c.split)
     name, results = c.data or f"data/{run.config['task']}/{c.split}.json", []
-    if c.hard:
-        config.demand(c, "hard", lambda _: examples.graphs, f"false: the problems of {name} have no graph")
-        rng, name = random.Random(0), f"{name}, hard"
-        examples = data.Split(run.encoding, [graph.tell(graph.harder(row, rng), rng) for row in examples.rows])
-    rows, pairs = examples.rows, graph.twins(examples.rows) if examples.graphs else []
+    rows, pairs = examples.rows, graph.twins(examples.rows)
     without, without_both = baselines(rows), baselines_both(pairs)
     print(f"{run.folder.name} ({run.config['method']}, stage {run.stage}) on {name}, {len(rows)} questions")
     for rule, share in without.items():
@@ -163,7 +146,13 @@ def main(c: EvaluateConfig) -> None:
         p = run.plan_for(n_thoughts)
         result, texts = measure(run, examples, p, c.batch_size, c.intervene)
         about = "" if p is run.plan else f" instead of the {run.plan.n_thoughts} of training"
-        print(f"{p.n_thoughts} thoughts{about}: {in_words(result)}")
+        both = f"question and twin both right {result['both']:.1%}; " if pairs else ""
+        right = f"accuracy {result['accuracy']:.1%} (95 % interval {result['low']:.1%} to {result['high']:.1%})"
+        hops = ", ".join(f"{k}: {n_right}/{n}" for k, (n_right, n) in result["hops"].items())
+        print(f"{p.n_thoughts} thoughts{about}: {both}{right}, {result['tokens']:.1f} tokens; right by hops: {hops}")
+        if result["verdicts"]:
+            verdicts = [f"{name.replace('_', ' ')} {n}" for name, n in result["verdicts"].items() if n]
+            print(f"  verdicts: {', '.join(verdicts)}")
         results.append({"latent": p.n_thoughts, "intervene": c.intervene, **result})
     for i in [i for i, row in enumerate(rows) if not is_right(texts[i], row)][:5]:
         print(f"wrong, {i}: {rows[i]['question'][-60:]}  expected: {rows[i]['answer']}  written: {texts[i]!r}")

@@ -145,12 +145,6 @@ def farthest(row: dict, reached: dict[int, int]) -> list[int]:
     return [v for v in found if far[v] == most]
 
 
-def harder(row: dict, rng: random.Random) -> dict:
-    """The row, for tell(), with a false option that gives little away: mostly the true one is farther from persons."""
-    options = farthest(row, distances(row["edges"], row["root"]))
-    return row | {"neg_target": rng.choice(options or [row["neg_target"]])}
-
-
 def askers(row: dict) -> dict[int, dict[int, int]]:
     """The persons of whom one may ask, who reach some concepts and not all; of each, steps to what he reaches."""
     found = {root: distances(row["edges"], root) for root in persons_of(row)}
@@ -167,7 +161,7 @@ def ask(row: dict, people: dict[int, dict[int, int]], rng: random.Random, least:
     n_steps = rng.randint(least, max(reached.values()))
     target = rng.choice([v for v, d in reached.items() if d == n_steps])
     options = others_than(row, reached)
-    if rng.random() < 0.5:  # as hard as in harder()
+    if rng.random() < 0.5:  # a false option that gives little away: mostly the true one is farther from persons
         options = farthest(row, reached) or options
     asked = {"root": root, "target": target, "neg_target": rng.choice(options)}
     path = itertools.pairwise(a_shortest_path(row["edges"], reached, target, rng))
@@ -192,10 +186,7 @@ def frontiers(edges: list[tuple[int, int]], root: int, n: int) -> list[list[int]
 
 
 def twin(row: dict) -> dict | None:
-    """The row asked of another person, one who reaches the false option and not the true one, so that it is right.
-
-    The person is the nearest there is, the text the row's own with another name in its question. None where nobody is.
-    """
+    """The row asked of the nearest person who reaches the false option and not the true one; None where nobody does."""
     names, true, false = row["idx_to_symbol"], row["target"], row["neg_target"]
     above_true, above_false = (distances(backwards(row["edges"]), option) for option in (true, false))
     others = [v for v in persons_of(row) if v in above_false and v not in above_true]
@@ -211,7 +202,7 @@ def twin(row: dict) -> dict | None:
 
 def twins(rows: list[dict]) -> list[tuple[dict, dict]]:
     """Each row that has a twin, and the twin."""
-    pairs = [(row, twin(row)) for row in rows]
+    pairs = [(row, twin(row)) for row in rows if has_graph(row)]
     return [(row, other) for row, other in pairs if other]
 
 
@@ -267,13 +258,8 @@ def rule_points(row: dict) -> dict[str, float]:
     return {rule: 0.5 if right[rule] == wrong[rule] else float(right[rule] > wrong[rule]) for rule in right}
 
 
-def rules(rows: list[dict]) -> dict[str, float]:
-    """How often each rule of rule_scores() is right."""
-    return rules_both([(row,) for row in rows])
-
-
-def rules_both(pairs: list[tuple[dict, ...]]) -> dict[str, float]:
-    """How often each rule of rule_scores() is right in both, a problem and its twin."""
-    points = [list(map(rule_points, pair)) for pair in pairs]
-    n_right = {rule: sum(math.prod(point[rule] for point in both) for both in points) for rule in points[0][0]}
-    return {rule: n / len(pairs) for rule, n in n_right.items()}
+def rules(asked: list[tuple[dict, ...]]) -> dict[str, float]:
+    """How often each rule of rule_scores() is right in all of (problem,), or of (problem, its twin)."""
+    points = [list(map(rule_points, rows)) for rows in asked]
+    n_right = {rule: sum(math.prod(point[rule] for point in all_of) for all_of in points) for rule in points[0][0]}
+    return {rule: n / len(asked) for rule, n in n_right.items()}

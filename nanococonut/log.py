@@ -1,6 +1,7 @@
 """log.csv of a run, `step,stage,split,metric,value`, one number a line; and curves.png, drawn from it."""
 
 import csv
+import math
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -43,26 +44,20 @@ def read(path: Path) -> dict[tuple[str, str], list[tuple[int, int, float]]]:
 
 
 def draw_curves(path: Path, out: Path) -> None:
-    """Training loss above, accuracy on valid below, over steps; a grey line where a stage begins."""
+    """Training loss above, shares of valid below, over steps; a grey line where a stage begins."""
     series, fig = read(path), Figure(figsize=(7.5, 5))
     top, bottom = fig.subplots(2, 1, sharex=True)
-    loss = series["train", "loss"]
-    top.plot([step for step, _, _ in loss], [value for _, _, value in loss], color=BLUE, linewidth=1.3)
+    curves = {(top, BLUE): ("train", "loss"), (bottom, BLUE): ("valid", "accuracy")}
+    curves[bottom, ORANGE] = "valid", "first_step_is_fact"
+    for (axes, colour), key in curves.items():
+        points = [(step, value) for step, _, value in series[key]] or [(math.nan, math.nan)]
+        axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=2, linewidth=1.3, label=key[1])
     top.set(ylabel="training loss (nats per token)", yscale="log")
-    for metric, colour in (("accuracy", BLUE), ("first_step_is_fact", ORANGE)):
-        points = series["valid", metric]
-        if points:
-            steps, _, shares = zip(*points, strict=True)
-            marker = "o" if len(points) < 20 else None
-            bottom.plot(steps, shares, color=colour, marker=marker, markersize=4, linewidth=1.3, label=metric)
     bottom.set(xlabel="optimizer step", ylabel="share of valid", ylim=(0, 1.02))
-    bottom.xaxis.get_major_locator().set_params(integer=True)
-    if bottom.lines:
-        bottom.legend(loc="lower right")
-    begins = {stage: step for step, stage, _ in reversed(loss)}  # each stage's first step
+    bottom.legend(loc="lower right")
+    begins = {stage: step for step, stage, _ in reversed(series["train", "loss"])}  # each stage's first step
     for stage, step in begins.items():
         for axes in (top, bottom):
             axes.axvline(step, color=GREY, linewidth=0.6, alpha=0.6)
-        text = f" {stage}" if stage else " stage 0"
-        top.annotate(text, (step, 1.01), xycoords=("data", "axes fraction"), fontsize=8, color=GREY)
+        top.annotate(f" {stage}", (step, 1.01), xycoords=("data", "axes fraction"), fontsize=8, color=GREY)
     data.write_atomically(out, fig.savefig)

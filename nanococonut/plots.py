@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from nanococonut import data, graph
@@ -40,16 +39,14 @@ def lines(panels: list[tuple[str, str, dict]], out: Path) -> None:
 
 
 def table1(rows: list[dict], paper: dict[str, float], baselines: dict[str, float], out: Path) -> None:
-    """Accuracy of each method: a dot a seed and their mean, the paper's as a ring, shortcuts as lines from above."""
+    """Accuracy of each method: a dot a seed, the paper's as a ring, shortcuts as lines from above."""
     mine, methods = [100 * row["accuracy"] for row in rows], [row["method"] for row in rows]
-    means = {m: np.mean([x for x, method in zip(mine, methods, strict=True) if method == m]) for m in methods}
-    rings = {method: paper[method] for method in means if method in paper}
-    fig = Figure(figsize=(7.5, 0.42 * len(means) + 1.4))
+    rings = {method: paper[method] for method in methods if method in paper}
+    fig = Figure(figsize=(7.5, 0.42 * len(set(methods)) + 1.4))
     axes = fig.subplots()
     for i, (rule, share) in enumerate(baselines.items()):
         axes.axvline(100 * share, color=GREY, linewidth=0.8, linestyle=(0, (1 + i, 2)), label=rule)
     axes.plot(mine, methods, "o", color=BLUE, alpha=0.45, ms=5, label="one seed")
-    axes.plot([*means.values()], [*means], "|", color=BLUE, ms=16, mew=2)
     axes.plot([*rings.values()], [*rings], "o", color=ORANGE, mfc="none", ms=8, label="the paper, at its size")
     axes.set(xlabel="accuracy on test (%)", xlim=(None, 101))
     axes.invert_yaxis()
@@ -62,19 +59,19 @@ def tree(row: dict, values, out: Path) -> None:
     depth, path = graph.distances(row["edges"], row["root"]), graph.chain_of(row)
     levels = [[v for v in depth if depth[v] == d] for d in range(max(depth.values()) + 1)]
     at = {v: (i - (len(level) - 1) / 2, -d) for d, level in enumerate(levels) for i, v in enumerate(level)}
-    half, n, boxes = max(map(len, levels)) / 2, len(levels), {}
+    half, n = max(map(len, levels)) / 2, len(levels)
     fig = Figure(figsize=(7.5, 1 + 0.75 * n))
     axes = fig.subplots()
     for v, (x, y) in at.items():
         box = dict(boxstyle="round,pad=0.25", facecolor="white", edgecolor=ORANGE if v in path else GREY)
-        boxes[v] = axes.text(x, y, row["idx_to_symbol"][v], ha="center", va="center", bbox=box).get_bbox_patch()
+        axes.text(x, y, row["idx_to_symbol"][v], ha="center", va="center", bbox=box)
         if 0 < depth[v] < values.shape[1]:
             above = dict(ha="center", zorder=5, bbox=dict(facecolor="white", edgecolor="none", pad=0.5))
             axes.text(x, y + 0.27, f"{values[v, depth[v]]:.2f}", color=BLUE, **above)
     for a, b in (edge for edge in row["edges"] if edge[0] in depth):
         style = dict(color=ORANGE if (a, b) in zip(path, path[1:], strict=False) else GREY, arrowstyle="-|>")
-        style |= dict(connectionstyle=f"arc3,rad={0 if depth[b] == depth[a] + 1 else 0.3}")
-        axes.annotate("", at[b], at[a], arrowprops=style | dict(shrinkA=0, shrinkB=1, patchA=boxes[a], patchB=boxes[b]))
+        style |= dict(connectionstyle=f"arc3,rad={0 if depth[b] == depth[a] + 1 else 0.3}", shrinkA=9, shrinkB=9)
+        axes.annotate("", at[b], at[a], arrowprops=style)
     axes.set(xlim=(-half, half), ylim=(0.4 - n, 0.4), xticks=[], yticks=range(0, -n, -1), yticklabels=range(n))
     about = "orange: the shortest chain; blue: how likely the chain goes on from there, not renormalised"
     axes.set(xlabel=about, ylabel="steps from the root = thoughts")

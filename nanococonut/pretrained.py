@@ -33,24 +33,19 @@ def from_state_dict(state: dict[str, Tensor], n_head: int) -> GPT:
     return model
 
 
-def read(name: str) -> dict:
-    """The tensors of released weights, fetched on first use, or of a file; no code of it is run. Raises UserError."""
+def start(name: str, n_head: int, dropout: float, dataset: Dataset) -> GPT:
+    """A GPT with the weights that --init_from names, the dataset's vocabulary, and n_head heads. Raises UserError."""
     path = Path(f"data/pretrained/{name}.bin" if name in WEIGHTS else name)
     fresh = name in WEIGHTS and not path.exists()
     if fresh:
         fetch(ADDRESS.format(name), path, "init_from", WEIGHTS[name][1])
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)  # no code of the file is run
     except Exception as error:  # torch.load raises a dozen kinds for a file that is cut, foreign or malicious
         if fresh:
             path.unlink()
         wanted = f"expected {', '.join(WEIGHTS)}, a run or a file"
         raise UserError(f"--init_from: {path} is not a weight file ({type(error).__name__}); {wanted}") from None
-
-
-def start(name: str, n_head: int, dropout: float, dataset: Dataset) -> GPT:
-    """A GPT with the weights that --init_from names, the dataset's vocabulary, and n_head heads. Raises UserError."""
-    state = read(name)
     try:
         source = from_state_dict(state, WEIGHTS.get(name, [n_head])[0]).float()
     except (KeyError, ValueError, RuntimeError, AttributeError, AssertionError, TypeError) as error:

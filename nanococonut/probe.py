@@ -3,11 +3,12 @@
 k               the same weights after 0, 1, 2, ... thoughts: accuracy, with twins, and verdicts  [Hao24 5]
 interventions   accuracy, and answers that change, with the thoughts zeroed, swapped, reordered, ...: the controls
 values          after k thoughts <eot> is forced: the probability of "Every lempus is a ", not renormalised [Hao24 5]
-geometry        thoughts' inner products with embeddings, attention to the facts, and lengths [Zhu25 5]
-readings        each layer's state where a thought is made, through ln_f and the head: the "logit lens"
+geometry        thoughts' inner products with embeddings, and lengths [Zhu25 5]
+readings        the words that thoughts lean to through the head
 """
 
 import contextlib
+import itertools
 import json
 import re
 from collections import defaultdict
@@ -73,40 +74,26 @@ def values(run: runs.Run, examples, names: list[list[str]], n_thoughts: int) -> 
 
 
 @torch.no_grad()
-def trace(run: runs.Run, example, n_thoughts: int) -> tuple[torch.Tensor, np.ndarray]:
-    """Each layer's state through ln_f where thoughts begin (K, layers, C), last the thought; last attention (K, P)."""
-    model, device = run.model, run.machine.device
+def trace(run: runs.Run, example, n_thoughts: int) -> torch.Tensor:
+    """The thoughts (K, C) that a run has about a question."""
     (ids,), _ = answers.prompts([example], run.plan, run.special)
-    prompt, length = torch.tensor([ids], device=device), torch.tensor([len(ids)], device=device)
+    prompt, length = torch.tensor([ids]).to(run.machine.device), torch.tensor([len(ids)]).to(run.machine.device)
     with run.machine.autocast():
-        hidden, prompt_kv = coconut.prefill(model, prompt, length)
+        hidden, prompt_kv = coconut.prefill(run.model, prompt, length)
         cache = coconut.open_cache(prompt_kv, length, room=n_thoughts)
-        thoughts, _ = coconut.think(model, hidden, cache, n_thoughts)
-        x = torch.cat([model.wte(prompt), thoughts[:, :-1]], dim=1)  # once more as a whole, to look inside
-        x = x + model.wpe(torch.arange(x.size(1), device=device))
-        states = []
-        for block in model.h:
-            before = x
-            x, _ = block(x)
-            states.append(x[0, -n_thoughts:])
-        states = model.ln_f(torch.stack(states, dim=1)).float()
-        q, k, _ = block.attn.heads(block.ln_1(before))
-    scores = (q @ k.mT).float()[0] / q.size(-1) ** 0.5  # (H, T, T)
-    later = torch.full_like(scores, -torch.inf).triu(1)
-    attention = (scores + later).softmax(dim=-1).sum(dim=0)  # (T, T), summed over heads
-    return states, attention[-n_thoughts:, : len(ids)].cpu().numpy()
+        thoughts, _ = coconut.think(run.model, hidden, cache, n_thoughts)
+    return thoughts[0].float()
 
 
 @torch.no_grad()
-def readings(run: runs.Run, states: torch.Tensor, n_words: int) -> list[list[list[tuple[str, float]]]]:
-    """For each thought and layer of states (K, layers, C) the words it leans to through the head, and how much."""
-
-    def words(state: torch.Tensor) -> list[tuple[str, float]]:
-        top = run.model.logits(state).softmax(-1).topk(n_words)
-        texts = [run.encoding.decode([i]) for i in top.indices.tolist()]
-        return [(" ".join(text.split()) or repr(text), p) for text, p in zip(texts, top.values.tolist(), strict=True)]
-
-    return [[words(state) for state in layers] for layers in states]
+def readings(run: runs.Run, thoughts: torch.Tensor, n_words: int) -> list[list[tuple[str, float]]]:
+    """For each of some thoughts (K, C) the words it leans to through the head, and how much."""
+    top = run.model.logits(thoughts).softmax(-1).topk(n_words)
+    found = []
+    for ids, shares in zip(top.indices.tolist(), top.values.tolist(), strict=True):
+        texts = [run.encoding.decode([i]) for i in ids]
+        found.append([(" ".join(text.split()) or repr(text), p) for text, p in zip(texts, shares, strict=True)])
+    return found
 
 
 def node_embeddings(run: runs.Run, names: list[str]) -> dict[str, torch.Tensor]:
@@ -129,43 +116,37 @@ def means(cells: dict[tuple, list]) -> dict[str, list]:
 
 
 def geometry(run: runs.Run, examples: data.Split, n_thoughts: int) -> dict[str, dict]:
-    """quantity -> means() by group and thought over the nodes, facts, or words of all problems."""
+    """quantity -> means() by group and thought over the nodes or words of all problems."""
     cells = defaultdict(lambda: defaultdict(list))
     embeddings = node_embeddings(run, [name for kind in examples.names or () for name in kind])
     for i in tqdm(range(len(examples.rows)), desc="geometry", unit="problem", leave=False):
         row, example = examples.rows[i], examples.example(i)
-        states, attention = trace(run, example, n_thoughts)
-        words = run.model.wte.weight.detach()[example.question].norm(dim=-1).tolist()
-        facts = re.findall(r" is a (\w+)\.", row["question"])
-        told = facts if 2 * len(facts) == len(example.question) - 5 else []  # two tokens a fact: the words encoding
-        for k in range(n_thoughts):
-            cells["norm"]["thought", k + 1].append(float(states[k, -1].norm()))
-            cells["norm"]["words of the question", k + 1] += words
-            for group, nodes in groups(row, k + 1).items() if embeddings else ():
+        lengths = run.model.wte.weight.detach()[example.question].norm(dim=-1).tolist()
+        for k, thought in enumerate(trace(run, example, n_thoughts), start=1):
+            cells["norm"]["thought", k].append(float(thought.norm()))
+            cells["norm"]["words of the question", k] += lengths
+            for group, nodes in groups(row, k).items() if embeddings else ():
                 names = [row["idx_to_symbol"][v] for v in nodes]
-                cells["inner product"][group, k + 1] += [float(states[k, -1] @ embeddings[name]) for name in names]
-                seen = [attention[k, 2 * j : 2 * j + 2].sum() for j, name in enumerate(told) if name in names]
-                cells["attention to facts"][group, k + 1] += seen
+                cells["inner product"][group, k] += [float(thought @ embeddings[name]) for name in names]
     return {what: means(by) for what, by in sorted(cells.items())}
 
 
 def frontier(rows: list[dict], found: list[np.ndarray], n_thoughts: int) -> tuple[dict, dict, int]:
     """Of values at depth k after k = 1, 2 thoughts: sums of the best, means() by height, where the second is best."""
-    best, cells, tops = defaultdict(list), defaultdict(lambda: defaultdict(list)), {}
-    for k in range(1, min(2, n_thoughts) + 1):
-        for row, x in zip(rows, found, strict=True):
-            depth, heights = graph.distances(row["edges"], row["root"]), graph.heights(row["edges"])
-            correct = graph.distances(graph.backwards(row["edges"]), row["target"])  # they lead to the target
+    best, cells = defaultdict(list), defaultdict(lambda: defaultdict(list))
+    for row, values in zip(rows, found, strict=True):
+        depth, heights = graph.distances(row["edges"], row["root"]), graph.heights(row["edges"])
+        correct = graph.distances(graph.backwards(row["edges"]), row["target"])  # they lead to the target
+        for k in range(1, min(2, n_thoughts) + 1):
             nodes = [v for v in depth if depth[v] == k]
-            nodes.sort(key=lambda v: v not in correct)  # the correct ones first
-            best[k].append(sorted([*x[nodes, k], 0, 0, 0], reverse=True)[:3])  # 0 for a node that is not there
-            for v in nodes:
-                for way in heights:
-                    where = "correct" if v in correct else "wrong", heights[way][v]
-                    cells[f"{way} way to a leaf (steps), thought {k}"][where].append(x[v, k])
-        sums = np.sort(np.cumsum(best[k], axis=1), axis=0)  # (problems, 3)
-        percent = np.linspace(0, 100, len(rows)).tolist()
-        curves = {f"top {j + 1}": list(zip(percent, sums[:, j].tolist(), strict=True)) for j in range(3)}
+            best[k].append(sorted([*values[nodes, k], 0, 0, 0], reverse=True)[:3])  # 0 for a node that is not there
+            for v, way in itertools.product(nodes, heights):
+                where = "correct" if v in correct else "wrong", heights[way][v]
+                cells[f"{way} way to a leaf (steps), thought {k}"][where].append(values[v, k])
+    percent, tops = np.linspace(0, 100, len(rows)).tolist(), {}
+    for k, values in best.items():
+        sums = np.sort(np.cumsum(values, axis=1), axis=0).T.tolist()  # (3, problems)
+        curves = {f"top {j}": list(zip(percent, y, strict=True)) for j, y in enumerate(sums, start=1)}
         tops[f"problems, sorted (%), thought {k}"] = curves
     return tops, {about: means(by) for about, by in cells.items()}, int(np.argmax([y for _, y, _ in best[1]]))
 
@@ -235,7 +216,7 @@ def main(c: ProbeConfig) -> None:
         numbers |= dict(parallelism=tops, height=heights, tree=found[shown].tolist())
     for name, panels in figures.items():
         plots.lines(panels, folder / f"{name}.png")
-    numbers |= dict(problem=shown, readings=readings(run, trace(run, examples.example(shown), K)[0], 4))
+    numbers |= dict(problem=shown, readings=readings(run, trace(run, examples.example(shown), K), 4))
     data.write_text(folder / "probe.json", json.dumps(numbers, indent=1) + "\n")
     print(f"{folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))
 

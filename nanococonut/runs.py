@@ -44,7 +44,7 @@ def open_run(c: TrainConfig, dataset: Dataset) -> tuple[Path, dict | None]:
 
 def load_same(path: Path, c: TrainConfig, dataset: Dataset) -> dict:
     """A checkpoint. Raises UserError where its settings (one that it lacks had its default) or data are not these."""
-    state, asked = load_state(path), asdict(c) | {"stage_steps": c.schedule}
+    (state, _), asked = load_state(path), asdict(c) | {"stage_steps": c.schedule}
     before = asdict(TrainConfig()) | state["config"]
     differ = [k for k in asked if k not in FREE and asked[k] != before[k]]
     if differ:
@@ -59,34 +59,18 @@ def named(name: str) -> Path | None:
     return next((folder for folder in (Path("runs") / name, Path(name)) if (folder / "config.json").exists()), None)
 
 
-def find_run(name: str) -> Path:
-    """The folder of a run given by name or path; the newest for "". Raises UserError."""
-    there = [path.parent for path in sorted(Path("runs").glob("*/config.json"))]
-    folder = named(name) if name else max(there, key=lambda path: path.stat().st_mtime, default=None)
-    if not folder:
-        known = ", ".join(path.name for path in there) or "none yet; run: python train.py"
-        raise UserError(f"runs/{name} not found; there is: {known}")
-    return folder
-
-
-def load_state(path: Path) -> dict:
-    """What a checkpoint holds, tensors and plain values alone: no code of its file is run. Raises UserError."""
+def load_state(path: Path, **changes) -> tuple[dict, GPT]:
+    """A checkpoint's tensors and plain values, no code of it is run, and its model with changes. Raises UserError."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        model_of(state)
+        model = GPT(GPTConfig(**state["model_config"] | changes))
+        model.load_state_dict(state["model"])
         tokenizer.load(state["data"]["tokenizer"], state["data"]["vocabulary"])
         plan(state["config"]["method"], state["stage"], len(state["config"]["stage_steps"]) - 1)
     except Exception as error:  # torch.load raises a dozen kinds for a file that is cut, foreign or malicious
         kind, reason = type(error).__name__, str(error).partition("\n")[0][:80]
         raise UserError(f"{path} is not a checkpoint of nanococonut ({kind}: {reason}); run: python train.py") from None
-    return state
-
-
-def model_of(state: dict, **changes) -> GPT:
-    """The model of a checkpoint, with changes to its config."""
-    model = GPT(GPTConfig(**state["model_config"] | changes))
-    model.load_state_dict(state["model"])
-    return model
+    return state, model
 
 
 def starting_model(c: TrainConfig, dataset: Dataset, n_positions: int) -> GPT:
@@ -97,7 +81,9 @@ def starting_model(c: TrainConfig, dataset: Dataset, n_positions: int) -> GPT:
     if c.init_from:
         folder = named(c.init_from)
         if folder:
-            model = continued(folder, c.dropout, dataset)
+            state, model = load_state(folder / "best.pt", dropout=c.dropout)
+            if any(state["data"][key] != dataset.meta[key] for key in ("tokenizer", "vocabulary")):
+                raise UserError(f"{folder} has another vocabulary than {dataset.folder}; train it on the same data")
         else:
             model = pretrained.start(c.init_from, c.n_head, c.dropout, dataset)
         there = model.config.block_size
@@ -110,15 +96,6 @@ def starting_model(c: TrainConfig, dataset: Dataset, n_positions: int) -> GPT:
     if c.init == "lookup":
         starts.liken(model, tokenizer.alike(dataset.meta["vocabulary"]))
     return model
-
-
-def continued(folder: Path, dropout: float, dataset: Dataset) -> GPT:
-    """A model with the weights of an earlier run. Raises UserError where its vocabulary is not the dataset's."""
-    state = load_state(folder / "best.pt")
-    for key in ("tokenizer", "vocabulary"):
-        if state["data"][key] != dataset.meta[key]:
-            raise UserError(f"{folder} has another vocabulary than {dataset.folder}; train it on the same data")
-    return model_of(state, dropout=dropout)
 
 
 def check_data(c: TrainConfig, problems: Split, tokenizer_name: str) -> None:
@@ -194,10 +171,7 @@ class Writer:
         return Due(logs, evaluates, ends or step % self.c.save_every == 0 or stops > 0, stops)
 
     def look(self, step: int, stage: int, held: list[torch.optim.Optimizer]) -> None:
-        """Fetches the latest steps' numbers of all processes: here the device is waited for.
-
-        Raises UserError for the first step whose loss or gradient is not finite.
-        """
+        """Fetches the latest steps' numbers: the device is waited for. Raises UserError where one is not finite."""
         seen = self.machine.add_up(torch.stack(self.recent)) if self.recent else self.seen[:0]
         seen[:, 2:] /= self.machine.n_processes  # equal everywhere; of loss and length each process has its share
         self.seen = seen.cpu()
@@ -287,11 +261,17 @@ class Run:
     """A trained run, ready to answer."""
 
     def __init__(self, name: str, device: str = "auto"):
-        self.folder, self.machine = find_run(name), devices.pick(device)
-        state = load_state(self.folder / "best.pt")
+        """A run given by name or path; the newest for "". Raises UserError."""
+        there = [path.parent for path in sorted(Path("runs").glob("*/config.json"))]
+        newest = max(there, key=lambda path: path.stat().st_mtime, default=None)
+        self.folder, self.machine = named(name) if name else newest, devices.pick(device)
+        if not self.folder:
+            known = ", ".join(path.name for path in there) or "none yet; run: python train.py"
+            raise UserError(f"runs/{name} not found; there is: {known}")
+        state, model = load_state(self.folder / "best.pt")
         self.stage, self.data = state["stage"], state["data"]
         self.config = c = asdict(TrainConfig()) | state["config"]  # an option that it lacks had its default
-        self.model = model_of(state).to(self.machine.device).eval()
+        self.model = model.to(self.machine.device).eval()
         self.encoding = tokenizer.load(self.data["tokenizer"], self.data["vocabulary"])
         self.special = tokenizer.special_ids(self.encoding)
         last = len(c["stage_steps"]) - 1

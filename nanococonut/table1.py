@@ -82,8 +82,10 @@ def percent(shares: list[float]) -> str:
     return f"{100 * statistics.mean(shares):.1f}±{100 * spread:.1f}"
 
 
-def table(rows: list[dict], theirs: dict[str, list[str]], baselines: dict, both: dict) -> str:
-    """The table in Markdown: mean ± standard deviation over seeds, the paper's figures beside, the shortcuts below."""
+def write_results(c: Table1Config, rows: list[dict]) -> str:
+    """Writes results/; returns its table: mean ± standard deviation over seeds, the paper's figures, the shortcuts."""
+    test, theirs = data.Dataset(c.task).split("test").rows, paper(c.task)
+    baselines, both = evaluate.baselines(test), evaluate.baselines_both(graph.twins(test))
     lines = ["| method | accuracy, % | both right, % | seeds | tokens | seconds | paper: accuracy | tokens |"]
     lines.append("|---" * 8 + "|")
     for method in dict.fromkeys(row["method"] for row in rows):
@@ -91,22 +93,13 @@ def table(rows: list[dict], theirs: dict[str, list[str]], baselines: dict, both:
         pairs = [row["both"] for row in mine if "both" in row]  # one measured before there were twins lacks it
         cells = [method, percent([row["accuracy"] for row in mine])]
         cells += [percent(pairs) if len(pairs) == len(mine) else "-", f"{len(mine)}"]
-        cells += [f"{statistics.mean(row['tokens'] for row in mine):.1f}"]
-        cells += [f"{statistics.mean(row['seconds'] for row in mine):.0f}", *theirs.get(method, ["-", "-"])]
+        tokens, seconds = (statistics.mean(row[what] for row in mine) for what in ("tokens", "seconds"))
+        cells += [f"{tokens:.1f}", f"{seconds:.0f}", *theirs.get(method, ["-", "-"])]
         lines.append(f"| {' | '.join(cells)} |")
     for rule, share in baselines.items():
         pair = f"{100 * both[rule]:.1f}" if rule in both else "-"
         lines.append(f"| *{rule}* | {100 * share:.1f} | {pair} | - | - | - | - | - |")
-    return "\n".join(lines) + "\n"
-
-
-def write_results(c: Table1Config, rows: list[dict]) -> str:
-    """Writes results/ and returns its table."""
-    test, theirs, both = data.Dataset(c.task).split("test").rows, paper(c.task), {}
-    baselines = evaluate.baselines(test)
-    if all(map(graph.has_graph, test)):
-        both = evaluate.baselines_both(graph.twins(test))
-    text, stem = table(rows, theirs, baselines, both), Path("results") / f"{c.name}-{c.task}-{c.preset}"
+    text, stem = "\n".join(lines) + "\n", Path("results") / f"{c.name}-{c.task}-{c.preset}"
     kept = {"task": c.task, "preset": c.preset, "options": c.options, "n": len(test)}
     kept |= {"baselines": baselines, "baselines_both": both, "rows": rows}
     data.write_text(stem.with_suffix(".json"), json.dumps(kept, indent=1) + "\n")
@@ -131,7 +124,6 @@ def main(c: Table1Config) -> None:
         runs.load_same(Path("runs") / row.name / "best.pt", row, dataset)
     waiting, running = [row for row in todo if row not in done], {}
     print(f"{len(todo)} runs of {c.task} with preset {c.preset}: {len(done)} are finished")
-    began, n_before = time.time(), len(done)
     try:
         while waiting or running:
             while waiting and len(running) < c.jobs:
@@ -145,9 +137,7 @@ def main(c: Table1Config) -> None:
                     last = said.read_text(encoding="utf-8").strip().splitlines()[-1:]
                     raise UserError(f"{about} did not finish, see {said}: {''.join(last)}")
                 done.append(row)
-                left = (time.time() - began) / (len(done) - n_before) * (len(todo) - len(done)) / 60
-                share = measured(todo[row], row)["accuracy"]
-                print(f"[{len(done)}/{len(todo)}] {about}: {share:.1%} of test right; about {left:.0f} min left")
+                print(f"[{len(done)}/{len(todo)}] {about}: {measured(todo[row], row)['accuracy']:.1%} of test right")
                 write_results(c, [measured(label, row) for row, label in todo.items() if row in done])
     finally:  # an error or Ctrl-C: the others save and end
         for process in running.values():

@@ -140,20 +140,14 @@ def test_a_trace_is_what_the_loop_thinks(workspace):
     trained()
     run = runs.Run("run")
     example = run.split("test").example(0)
-    states, attention = probe.trace(run, example, 2)
-    thoughts = states[:, -1]
+    thoughts = probe.trace(run, example, 2)
     (ids,), eot = answers.prompts([example], run.plan, run.special)
     batch = coconut.Batch(torch.tensor([ids]), torch.tensor([len(ids)]), torch.tensor([[eot]]), torch.tensor([[0]]), 2)
     torch.testing.assert_close(thoughts, coconut.forward_reference(run.model, batch).thoughts[0].detach())
-    assert attention.shape == (2, len(ids))
-    np.testing.assert_allclose(attention[0].sum(), run.model.config.n_head, rtol=1e-4)
-    assert attention[1].sum() < run.model.config.n_head, "the second looks at the first too"
-    model, x = run.model, run.model.wte(torch.tensor([ids])) + run.model.wpe(torch.arange(len(ids)))
-    torch.testing.assert_close(states[0, 0], model.ln_f(model.h[0](x)[0])[0, -1].detach())  # a layer below the thought
-    read = probe.readings(run, states, 3)
-    assert [len(read), len(read[0]), len(read[0][0])] == [2, 2, 3]
-    probabilities = model.logits(thoughts[1]).softmax(-1)
-    ((word, p), *_) = read[1][-1]
+    read = probe.readings(run, thoughts, 3)
+    assert list(map(len, read)) == [3, 3]
+    probabilities = run.model.logits(thoughts[1]).softmax(-1)
+    ((word, p), *_) = read[1]
     assert math.isclose(p, probabilities.max().item(), rel_tol=1e-5)
     assert word == " ".join(run.encoding.decode([probabilities.argmax().item()]).split()) or word.startswith("'")
 
@@ -188,8 +182,8 @@ def test_the_command_makes_every_figure(workspace, capsys):
     assert all(x["both_low"] <= x["both"] <= x["both_high"] for x in cells.values())
     assert cells["none", 2]["flipped"] == cells["permute", 1]["flipped"] == 0
     assert cells["permute", 1]["accuracy"] == cells["none", 1]["accuracy"]
-    assert set(numbers["geometry"]) == {"norm", "inner product", "attention to facts"}
-    assert [len(layers) for layers in numbers["readings"]] == [2, 2]
+    assert set(numbers["geometry"]) == {"norm", "inner product"}
+    assert list(map(len, numbers["readings"])) == [4, 4]
     assert 0 <= numbers["problem"] < 8
     assert "beside it: no other run on this data" in capsys.readouterr().out
 
@@ -231,11 +225,10 @@ def test_the_tree_in_words_and_drawn(asked, capsys):
         "  0.13 0.14        e",
         "  0.16 0.17        f",
     ]
-    sample.main(sample.SampleConfig(layers=True, plot="tree.png"))
+    sample.main(sample.SampleConfig(plot="tree.png"))
     assert Path("tree.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
-    assert "  thought 2, layer 1  " in printed and "  thought 2, layer 2  " in printed
-    assert " *\n" in printed
+    assert "  thought 2  " in printed and " *\n" in printed
     for wrong in (dict(plot="tree.pdf"), dict(plot="t.png", latent=0), dict(plot="t.png", question="Is Tom a x or y?")):
         with pytest.raises(UserError, match=r"expected FILE\.png, a run with thoughts, and a problem with a graph"):
             sample.main(sample.SampleConfig(**wrong))

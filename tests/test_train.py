@@ -55,20 +55,6 @@ def test_every_method_trains_evaluates_and_samples(workspace, capsys, method):
     assert "expected" in printed or "right" in printed
 
 
-def test_hard_options_take_the_shortcut_away(workspace, capsys):
-    words = ["--train=32", "--valid=10", "--test=200", "--n_nodes=10", "--min_hops=2", "--max_hops=3"]
-    prepare.main(config.parse(prepare.PrepareConfig, words))
-    trained("--stage_steps=1", "--name=run")
-    plain, hard = answered(capsys, "run"), answered(capsys, "run", "--hard=true")
-    assert hard["data"] == plain["data"] + ", hard" and hard["n"] == 200
-    rule = "farther from the nearest person"
-    assert hard["shortcuts"][rule] < plain["shortcuts"][rule] - 0.03
-    assert hard == answered(capsys, "run", "--hard=true"), "the same options each time"
-    Path("sums.json").write_text(json.dumps([{"question": "1+1?", "steps": ["1+1=2"], "answer": "2"}]))
-    with pytest.raises(UserError, match=r"--hard=true should be false: the problems of sums\.json have no graph"):
-        answered(capsys, "run", "--data=sums.json", "--hard=true")
-
-
 def test_a_run_leaves_what_the_readme_promises(workspace, capsys):
     prepared()
     trained("--stage_steps=3,2,2", "--eval_every=1", "--log_every=1")
@@ -228,9 +214,8 @@ def test_taught_thoughts_say_the_frontier(workspace):
     n_right = 0
     for i in range(len(examples)):
         row = examples.rows[i]
-        states, _ = probe.trace(run, examples.example(i), 1)
-        ((words,),) = probe.readings(run, states[:, -1:], 1)
-        n_right += words[0][0] == f"{row['idx_to_symbol'][row['root']]} is a"
+        (((word, _),),) = probe.readings(run, probe.trace(run, examples.example(i), 1), 1)
+        n_right += word == f"{row['idx_to_symbol'][row['root']]} is a"
     assert n_right > 0.9 * len(examples)
 
 
