@@ -41,18 +41,19 @@ def begin_stage(model: GPT, c: TrainConfig, schedule: Schedule, stage: int, spec
 
 
 def accumulate(loss_of, draw: drawing.Draw, c: TrainConfig, machine: devices.Machine, fill: int):
-    """Adds the gradient of this process's share of a batch to .grad. Returns (2,): loss, norm.
+    """Adds the gradient of this process's share of a batch to .grad. Returns (3,), see below.
 
     A part's mean loss is weighed by its share of the batch's supervised tokens. So parts add up to
     the mean over tokens, where a mean of means would favour short answers. Processes are averaged
     by DistributedDataParallel, hence the factor n_processes. Raises UserError without memory.
+    What comes back: the loss on words, the loss that teaches thoughts, and the thoughts' length.
     """
     n_targets = sum(len(after) - 1 for group in draw.groups for _, after in group.pairs)
     n_taught = batching.n_taught(draw.groups, draw.n_thoughts)
     mine = draw.groups[machine.rank :: machine.n_processes]
     size = max(1, (c.micro_batch_size or c.batch_size) // c.questions)
     parts = [mine[i : i + size] for i in range(0, len(mine), size)]
-    total = torch.zeros(2, device=machine.device)
+    total = torch.zeros(3, device=machine.device)
     try:
         for i, part in enumerate(parts):
             batch = batching.collate(part, draw.n_thoughts, fill)
@@ -64,10 +65,10 @@ def accumulate(loss_of, draw: drawing.Draw, c: TrainConfig, machine: devices.Mac
             with contextlib.nullcontext() if is_last else machine.alone(loss_of):
                 with machine.autocast():
                     loss, taught, norm = loss_of(batch)
-                    loss = loss * share + draw.teaching * taught * taught_share
-                (loss * machine.n_processes).backward()
+                loss, taught = loss * share, taught * taught_share
+                ((loss + draw.teaching * taught) * machine.n_processes).backward()
             norm = norm / len(parts) / machine.n_processes
-            total += torch.stack([loss.detach(), norm])
+            total += torch.stack([loss.detach(), taught.detach(), norm])
     except RuntimeError as error:
         if "out of memory" in str(error) or "can't allocate memory" in str(error):
             smaller = f"--micro_batch_size={max(1, size * c.questions // 2)}"

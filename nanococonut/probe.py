@@ -7,13 +7,11 @@ geometry        thoughts' inner products with embeddings, and lengths [Zhu25 5]
 readings        the words that thoughts lean to through the head
 """
 
-import contextlib
 import itertools
 import json
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,8 +21,6 @@ from tqdm import tqdm
 from nanococonut import answers, batching, coconut, config, data, evaluate, graph, plots, runs
 from nanococonut.batching import Arranged
 
-BESIDE = ("cot", "no_cot", "pause_as_thought", "no_thought")  # rows of Table 1 without thoughts, to compare with
-
 
 @dataclass(frozen=True)
 class ProbeConfig:
@@ -33,7 +29,7 @@ class ProbeConfig:
     run: str = ""  # name or path of a run; default: the newest
     split: str = "test"  # split of the run's own data
     n: int = 300  # problems looked at, at most
-    beside: str = "*"  # names of runs to compare with, * for anything; the newest of each method on the same data count
+    beside: str = ""  # names of runs to compare with, separated by commas: rows of Table 1 without thoughts
     device: str = "auto"  # where to run; auto: cuda, else mps, else cpu
 
 
@@ -151,17 +147,13 @@ def frontier(rows: list[dict], found: list[np.ndarray], n_thoughts: int) -> tupl
     return tops, {about: means(by) for about, by in cells.items()}, int(np.argmax([y for _, y, _ in best[1]]))
 
 
-def beside(run: runs.Run, pattern: str, device: str) -> list[runs.Run]:
-    """Of each of BESIDE the newest run on the same data whose name fits and whose last stage has begun."""
-    found = {}
-    for path in sorted(Path("runs").glob("*/config.json"), key=lambda path: -path.parent.stat().st_mtime):
-        with contextlib.suppress(config.UserError, KeyError, TypeError):  # it has saved nothing yet, or is damaged
-            method = data.read_json(path)["method"]
-            if method in BESIDE and method not in found and path.match(f"{pattern}/config.json"):
-                other = runs.Run(str(path.parent), device=device)
-                if other.data["sha256"] == run.data["sha256"] and other.stage == len(other.config["stage_steps"]) - 1:
-                    found[method] = other
-    return [found[method] for method in BESIDE if method in found]
+def beside(run: runs.Run, names: str, device: str) -> list[runs.Run]:
+    """The runs to compare with, by their names with commas. Raises UserError for one of other data."""
+    others = [runs.Run(name, device=device) for name in names.split(",") if name]
+    for other in others:
+        if other.data["sha256"] != run.data["sha256"]:
+            raise config.UserError(f"--beside: {other.folder} was trained on other data than {run.folder}")
+    return others
 
 
 def sweep(run: runs.Run, others: list[runs.Run], examples: data.Split, n_thoughts: int) -> list[dict]:
@@ -187,7 +179,6 @@ def main(c: ProbeConfig) -> None:
         about = f"{run.folder.name} ({run.config['method']}, stage {run.stage})"
         raise config.UserError(f"{about} has no thoughts to probe")
     others = beside(run, c.beside, c.device)
-    print("beside it: " + (", ".join(other.folder.name for other in others) or "no other run on this data"))
     examples.rows = rows = examples.rows[: max(1, c.n)]
     n, shown = len(rows), 0
     numbers = dict(n=n, interventions=sweep(run, others, examples, K), geometry=geometry(run, examples, K))
@@ -199,7 +190,7 @@ def main(c: ProbeConfig) -> None:
             flips[name].append((k, x["flipped"] / n, *evaluate.wilson(x["flipped"], n)))
         for verdict, many in x["verdicts"].items() if name == "none" else ():
             said[verdict].append((k, many / n))
-    levels = {name: curves[name] for name in ("none", *BESIDE) if name in curves}
+    levels = {name: points for name, points in curves.items() if name not in evaluate.INTERVENTIONS or name == "none"}
     verdicts = [("thoughts", "share of problems", said)] if said else []
     figures = {"k": [*verdicts, ("thoughts", "accuracy", levels)]}
     figures["interventions"] = [("thoughts", "accuracy", curves), ("thoughts", "share of answers that flip", flips)]

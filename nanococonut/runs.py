@@ -133,7 +133,7 @@ class Writer:
         self.began = time.time()
         self.best = -1.0  # accuracy on valid of the stage's best weights
         self.recent = []  # numbers of the steps since the last log line, on the device
-        self.seen = torch.zeros(0, 4)  # the same, looked at
+        self.seen = torch.zeros(0, 5)  # the same, looked at
         self.last_loss, self.last_saved = math.nan, "There is no checkpoint yet"
 
     def resume(self) -> tuple[int, list]:
@@ -150,7 +150,7 @@ class Writer:
             step, self.best = state["step"], state["best"]
             self.began -= state["seconds"]
             n = self.machine.n_processes  # which share loss and thoughts' length, and have gradient and flag in common
-            self.recent = list((state["recent"] / torch.tensor([n, n, 1, 1])).to(self.machine.device))
+            self.recent = list((state["recent"] / torch.tensor([n, n, n, 1, 1])).to(self.machine.device))
             self.last_saved = f"{self.folder}/ckpt.pt holds step {step}"
             print(f"{self.folder} goes on from step {step}")
         if self.machine.is_first:
@@ -159,7 +159,7 @@ class Writer:
         return step, held
 
     def note(self, found: torch.Tensor, gradient_norm: torch.Tensor, is_scheduled: bool) -> None:
-        """Keeps a step's numbers on the device: found (2,) is loss and thoughts' length."""
+        """Keeps a step's numbers on the device: found (3,) is what train.accumulate returns."""
         self.recent.append(torch.stack([*found, gradient_norm, torch.full_like(gradient_norm, is_scheduled)]))
 
     def due(self, step: int, begins: bool, ends: bool, stop: list[int]) -> Due:
@@ -173,20 +173,20 @@ class Writer:
     def look(self, step: int, stage: int, held: list[torch.optim.Optimizer]) -> None:
         """Fetches the latest steps' numbers: the device is waited for. Raises UserError where one is not finite."""
         seen = self.machine.add_up(torch.stack(self.recent)) if self.recent else self.seen[:0]
-        seen[:, 2:] /= self.machine.n_processes  # equal everywhere; of loss and length each process has its share
+        seen[:, 3:] /= self.machine.n_processes  # equal everywhere; of the others each process has its share
         self.seen = seen.cpu()
         lr = held[0].param_groups[0]["lr"]
-        for number, (loss, _, gradient, _) in enumerate(self.seen.tolist(), start=step - len(self.seen) + 1):
+        for number, (loss, _, _, gradient, _) in enumerate(self.seen.tolist(), start=step - len(self.seen) + 1):
             if not math.isfinite(loss + gradient):
                 found = f"the loss is {loss:g} and its gradient {gradient:g} long at step {number}"
                 raise UserError(f"{found}, stage {stage}, lr {lr:g}; lower --lr. {self.last_saved}")
 
     def log_training(self, step: int, stage: int, factor: float, plan: Plan) -> None:
         """Logs the means over the latest steps of the stage that was scheduled, if there are any."""
-        scheduled = self.seen[self.seen[:, 3] > 0]
+        scheduled = self.seen[self.seen[:, 4] > 0]
         if not len(scheduled):
             return
-        self.last_loss, thought_norm, gradient_norm, _ = scheduled.mean(dim=0).tolist()
+        self.last_loss, teaching_loss, thought_norm, gradient_norm, _ = scheduled.mean(dim=0).tolist()
         self.recent, self.seen = [], self.seen[:0]
         if not self.machine.is_first:
             return
@@ -194,6 +194,8 @@ class Writer:
         metrics["embedding_norm"] = float(self.model.wte.weight.detach().norm(dim=1).mean())
         if plan.n_thoughts:
             metrics["thought_norm"] = thought_norm
+        if self.c.taught:
+            metrics["teaching_loss"] = teaching_loss
         log.append(self.log, step, stage, "train", metrics | {"seconds": time.time() - self.began})
 
     def evaluate(self, step: int, stage: int, valid: Split, plan: Plan, special: dict[str, int]) -> None:

@@ -45,7 +45,7 @@ class Table1Config:
     """python -m nanococonut.table1 [PRESET] [--option=value ...]: trains and measures every row of Table 1."""
 
     preset: str = "laptop"  # train.py's settings
-    task: str = ""  # data/<task>/; default: prosqa-small for laptop, else prosqa
+    task: str = ""  # data/<task>/; default: the preset's
     name: str = "table1"  # of the table and its runs
     methods: str = ",".join(METHODS)  # rows, separated by commas; after a method may stand options of its own
     seeds: tuple[int, ...] = (0, 1, 2)  # one run a row and seed
@@ -111,7 +111,7 @@ def write_results(c: Table1Config, rows: list[dict]) -> str:
 
 def main(c: Table1Config) -> None:
     config.demand(c, "jobs", lambda n: n >= 1, "at least 1")
-    c = replace(c, task=c.task or ("prosqa-small" if c.preset == "laptop" else "prosqa"))
+    c = replace(c, task=c.task or PRESETS[c.preset]["task"])
     dataset, todo = data.Dataset(c.task), {}  # a row is the TrainConfig that train.py is told, and has a label
     for seed in c.seeds:  # a whole table for each seed first
         for label in c.methods.split(","):

@@ -185,30 +185,21 @@ def test_the_command_makes_every_figure(workspace, capsys):
     assert set(numbers["geometry"]) == {"norm", "inner product"}
     assert list(map(len, numbers["readings"])) == [4, 4]
     assert 0 <= numbers["problem"] < 8
-    assert "beside it: no other run on this data" in capsys.readouterr().out
 
 
-def test_other_runs_stand_beside(workspace, capsys):
+def test_other_runs_stand_beside(workspace):
     made()
-    for method in ("coconut", "cot", "no_thought", "pause"):
+    for method in ("coconut", "cot", "no_thought"):
         trained(f"--method={method}", name=method)
-    trained("--method=cot", name="newer")
     made("--seed=9")
     trained("--method=no_cot", name="elsewhere")
     made()
-    trained("--method=pause_as_thought", name="unfinished")
-    state = torch.load("runs/unfinished/best.pt", weights_only=True)
-    torch.save(state | {"stage": 1}, "runs/unfinished/best.pt")
-    Path("runs/damaged").mkdir()
-    Path("runs/damaged/config.json").write_text("[]")
-    found = probe.beside(runs.Run("coconut"), "*", "cpu")
-    assert [run.folder.name for run in found] == ["newer", "no_thought"]
-    assert [run.folder.name for run in probe.beside(runs.Run("coconut"), "[cn]o*", "cpu")] == ["cot", "no_thought"]
-    probe.main(probe.ProbeConfig("coconut"))
-    assert "beside it: newer, no_thought\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match="runs/elsewhere was trained on other data than runs/coconut"):
+        probe.main(probe.ProbeConfig("coconut", beside="cot,elsewhere"))
+    probe.main(probe.ProbeConfig("coconut", beside="cot,no_thought"))
     numbers = json.loads(Path("runs/coconut/probe/probe.json").read_text())
     beside = {x["method"]: x for x in numbers["interventions"] if x["intervene"] is None}
-    run = runs.Run("newer")
+    run = runs.Run("cot")
     assert beside["cot"]["accuracy"] == evaluate.measure(run, run.split("test"), run.plan)[0]["accuracy"]
     assert set(beside) == {"cot", "no_thought"}
 
