@@ -24,9 +24,9 @@ class SampleConfig:
 
 
 def outline(row: dict, values, v: int) -> list[str]:
-    """Values of node v after 1, 2, ... thoughts and its name; below it what shortest ways lead to; * on the chain."""
+    """Values of node v by thought and its name; below it what shortest ways lead to; * stands on the chain."""
     depth, mark = graph.distances(row["edges"], row["root"]), " *" if v in graph.chain_of(row) else ""
-    line = " ".join(f"{x:.2f}" for x in values[v, 1:]) + "   " * depth[v] + f"  {row['idx_to_symbol'][v]}{mark}"
+    line = " ".join(f"{x:.2f}" for x in values[v]) + "   " * depth[v] + f"  {row['idx_to_symbol'][v]}{mark}"
     edges = [(a, b) for a, b in row["edges"] if a == v and depth[b] == depth[v] + 1]
     return [f"  {line}", *(text for _, b in edges for text in outline(row, values, b))]
 
@@ -54,9 +54,14 @@ def main(c: SampleConfig) -> None:
             print(f"  thought {k + 1}  {shown}   (norm {thoughts[k].norm():.1f})")
         print()
     if searched:
-        (values,) = probe.values(run, [example], [row["idx_to_symbol"]], p.n_thoughts)
-        print("  how likely the chain goes on from a node after 1, 2, ... thoughts; * stands on the chain")
-        print(*outline(row, values, row["root"]), sep="\n", end="\n\n")
+        if run.config["taught"]:
+            values = shown = probe.leanings(run, examples, i, p.n_thoughts)
+            print("  how much thoughts 1, 2, ... lean to a node; * stands on the chain")
+        else:
+            (values,) = probe.values(run, [example], [row["idx_to_symbol"]], p.n_thoughts)
+            shown = values[:, 1:]
+            print("  how likely the chain goes on from a node after 1, 2, ... thoughts; * stands on the chain")
+        print(*outline(row, shown, row["root"]), sep="\n", end="\n\n")
         if c.plot:
             plots.tree(row, values, Path(c.plot))
     text = run.encoding.decode(ids)

@@ -82,6 +82,14 @@ def trace(run: runs.Run, example, n_thoughts: int) -> torch.Tensor:
 
 
 @torch.no_grad()
+def leanings(run: runs.Run, examples: data.Split, i: int, n_thoughts: int) -> np.ndarray:
+    """(nodes of problem i, n_thoughts): what each node has of the head's distribution at thoughts 1, 2, ..."""
+    shares = run.model.logits(trace(run, examples.example(i), n_thoughts)).softmax(-1)  # (K, V)
+    tokens = [examples.node_token(name) for name in examples.rows[i]["idx_to_symbol"]]
+    return shares[:, tokens].T.cpu().numpy()
+
+
+@torch.no_grad()
 def readings(run: runs.Run, thoughts: torch.Tensor, n_words: int) -> list[list[tuple[str, float]]]:
     """For each of some thoughts (K, C) the words it leans to through the head, and how much."""
     top = run.model.logits(thoughts).softmax(-1).topk(n_words)
@@ -198,7 +206,10 @@ def main(c: ProbeConfig) -> None:
     if examples.graphs is None:
         print("these problems have no graph: groups of nodes, parallelism, height and tree are left out")
     else:
-        found = values(run, list(map(examples.example, range(n))), [row["idx_to_symbol"] for row in rows], K)
+        if run.config["taught"]:  # such a run may never have written a chain, but its thoughts name the nodes
+            found = [leanings(run, examples, i, K) for i in range(n)]
+        else:
+            found = values(run, list(map(examples.example, range(n))), [row["idx_to_symbol"] for row in rows], K)
         tops, heights, shown = frontier(rows, found, K)
         figures["parallelism"] = [(x, "sum of the highest values", by) for x, by in tops.items()]
         figures["height"] = [(x, "mean value", by) for x, by in heights.items()]

@@ -208,7 +208,7 @@ def test_the_tree_in_words_and_drawn(asked, capsys):
     row = ROW | {"steps": ["Tom is a b.", "Every b is a c."]}
     row["neg_target"] = 5
     known = np.arange(21).reshape(7, 3) / 100
-    assert sample.outline(row, known, 0) == [
+    assert sample.outline(row, known[:, 1:], 0) == [
         "  0.01 0.02  Tom *",
         "  0.04 0.05     b *",
         "  0.07 0.08        c *",
@@ -223,6 +223,26 @@ def test_the_tree_in_words_and_drawn(asked, capsys):
     for wrong in (dict(plot="tree.pdf"), dict(plot="t.png", latent=0), dict(plot="t.png", question="Is Tom a x or y?")):
         with pytest.raises(UserError, match=r"expected FILE\.png, a run with thoughts, and a problem with a graph"):
             sample.main(sample.SampleConfig(**wrong))
+
+
+def test_taught_thoughts_are_read_as_nodes(workspace, capsys):
+    made()
+    trained("--taught=1")
+    run = runs.Run("run")
+    examples = run.split("test")
+    leans = probe.leanings(run, examples, 0, 2)
+    thoughts = probe.trace(run, examples.example(0), 2)
+    names = examples.rows[0]["idx_to_symbol"]
+    assert leans.shape == (len(names), 2)
+    for v, name in enumerate(names):  # the token of a node is the one that says it and begins what follows from it
+        text = f"{name} is a " if name[0].isupper() else f"{name}.\nEvery {name} is a "
+        (token,) = run.encoding.encode_ordinary(text)
+        shares = run.model.logits(thoughts).softmax(-1)[:, token].tolist()
+        np.testing.assert_allclose(leans[v], shares, rtol=1e-5)
+    sample.main(sample.SampleConfig())
+    assert "how much thoughts 1, 2, ... lean to a node" in capsys.readouterr().out
+    probe.main(probe.ProbeConfig())
+    assert Path("runs/run/probe/tree.png").exists()
 
 
 def test_a_run_without_graphs_gets_what_makes_sense(workspace, capsys):
