@@ -67,6 +67,8 @@ def load_state(path: Path, **changes) -> tuple[dict, GPT]:
         model.load_state_dict(state["model"])
         tokenizer.load(state["data"]["tokenizer"], state["data"]["vocabulary"])
         plan(state["config"]["method"], state["stage"], len(state["config"]["stage_steps"]) - 1)
+    except UserError:  # GPT-2's vocabulary is missing
+        raise
     except Exception as error:  # torch.load raises a dozen kinds for a file that is cut, foreign or malicious
         kind, reason = type(error).__name__, str(error).partition("\n")[0][:80]
         raise UserError(f"{path} is not a checkpoint of nanococonut ({kind}: {reason}); run: python train.py") from None
@@ -270,7 +272,11 @@ class Run:
         if not self.folder:
             known = ", ".join(path.name for path in there) or "none yet; run: python train.py"
             raise UserError(f"runs/{name} not found; there is: {known}")
-        state, model = load_state(self.folder / "best.pt")
+        file = self.folder / "best.pt"
+        if not file.exists() and (self.folder / "ckpt.pt").exists():
+            file = self.folder / "ckpt.pt"
+            print(f"{self.folder.name} was stopped before its first evaluation: this is its ckpt.pt")
+        state, model = load_state(file)
         self.stage, self.data = state["stage"], state["data"]
         self.config = c = asdict(TrainConfig()) | state["config"]  # an option that it lacks had its default
         self.model = model.to(self.machine.device).eval()
@@ -296,7 +302,15 @@ class Run:
         return self.plan._replace(n_thoughts=n_thoughts)
 
     def answer(self, examples: list[Example], p: Plan, batch_size: int = 250, change=None) -> list[list[int]]:
-        """What the run writes, ids without eos, one list an example; change as in coconut.generate."""
-        most = self.data["max_new_tokens"]
+        """What the run writes, ids without eos, one list an example; change as in coconut.generate.
+
+        Chains may be longer than any in training: there is room for them as far as the model has positions.
+        """
+        due = [len(example.rests[min(p.n_removed, len(example.rests) - 1)]) for example in examples]
+        asked = max(len(example.question) for example in examples) + p.n_thoughts + p.n_pauses + 2  # two markers
+        most = max(self.data["max_new_tokens"], min(max(due) + 1, self.model.config.block_size - asked))
+        n_cut = sum(n > most for n in due)
+        if n_cut:
+            print(f"{n_cut} of {len(due)} answers are cut: their chains are longer than the model has positions for")
         with self.machine.autocast():
             return answers.answer(self.model, examples, p, self.special, most, batch_size, change)

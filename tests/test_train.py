@@ -227,6 +227,33 @@ def test_options_on_graphs_need_graphs(workspace, option):
     assert not Path("runs").exists()
 
 
+def test_a_run_that_was_never_evaluated_answers_from_its_last_checkpoint(workspace, capsys):
+    prepared()
+    trained("--name=a")
+    Path("runs/a/best.pt").unlink()
+    assert answered(capsys, "a")["n"] == 10
+    sample.main(sample.SampleConfig("a"))
+    assert "a was stopped before its first evaluation: this is its ckpt.pt" in capsys.readouterr().out
+
+
+def test_longer_chains_than_any_in_training_get_room(workspace, capsys):
+    prepared()
+    trained("--method=cot", "--name=a")
+    run = runs.Run("a")
+    example = run.split("test").example(0)
+    longest = max(len(rest) for i in range(10) for rest in run.split("test").example(i).rests)
+    long = example._replace(rests=[example.rests[0] * 7, *example.rests[1:]])
+    assert len(long.rests[0]) > longest + 8
+    with torch.no_grad():  # a model that never ends: all logits are equal, and 0 is no <eos>
+        run.model.wte.weight.zero_()
+    (ids,) = run.answer([long], run.plan)
+    assert len(ids) == len(long.rests[0]) + 1
+    capsys.readouterr()
+    endless = example._replace(rests=[example.rests[0] * 400, *example.rests[1:]])
+    run.answer([endless, example], run.plan)
+    assert "1 of 2 answers are cut: their chains are longer than the model has positions for" in capsys.readouterr().out
+
+
 class Evil:
     def __reduce__(self):
         return (Path("owned").touch, ())
