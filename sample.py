@@ -55,7 +55,8 @@ def main(c: SampleConfig) -> None:
         print()
     if searched:
         if run.config["taught"]:
-            values = shown = probe.leanings(run, examples, i, p.n_thoughts)
+            values = probe.leanings(run, examples, i, p.n_thoughts)
+            shown = values[:, :-1]
             print("  how much thoughts 1, 2, ... lean to a node; * stands on the chain")
         else:
             (values,) = probe.values(run, [example], [row["idx_to_symbol"]], p.n_thoughts)

@@ -83,8 +83,8 @@ def trace(run: runs.Run, example, n_thoughts: int) -> torch.Tensor:
 
 @torch.no_grad()
 def leanings(run: runs.Run, examples: data.Split, i: int, n_thoughts: int) -> np.ndarray:
-    """(nodes of problem i, n_thoughts): what each node has of the head's distribution at thoughts 1, 2, ..."""
-    shares = run.model.logits(trace(run, examples.example(i), n_thoughts)).softmax(-1)  # (K, V)
+    """(nodes of problem i, n_thoughts + 1): what each node has of the head's distribution at thoughts 1, 2, ..."""
+    shares = run.model.logits(trace(run, examples.example(i), n_thoughts + 1)).softmax(-1)  # (K + 1, V)
     tokens = [examples.node_token(name) for name in examples.rows[i]["idx_to_symbol"]]
     return shares[:, tokens].T.cpu().numpy()
 

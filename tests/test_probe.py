@@ -231,9 +231,9 @@ def test_taught_thoughts_are_read_as_nodes(workspace, capsys):
     run = runs.Run("run")
     examples = run.split("test")
     leans = probe.leanings(run, examples, 0, 2)
-    thoughts = probe.trace(run, examples.example(0), 2)
+    thoughts = probe.trace(run, examples.example(0), 3)
     names = examples.rows[0]["idx_to_symbol"]
-    assert leans.shape == (len(names), 2)
+    assert leans.shape == (len(names), 3)
     for v, name in enumerate(names):  # the token of a node is the one that says it and begins what follows from it
         text = f"{name} is a " if name[0].isupper() else f"{name}.\nEvery {name} is a "
         (token,) = run.encoding.encode_ordinary(text)
