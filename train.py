@@ -83,7 +83,7 @@ def main(c: TrainConfig) -> None:
     machine.check(c.batch_size // c.questions)
     dataset = data.Dataset(c.task)
     problems, valid, special = dataset.split("train"), dataset.split("valid"), dataset.special
-    runs.check_data(c, problems, dataset.meta["tokenizer"])
+    c = runs.fit_to_data(c, problems, dataset.meta["tokenizer"])
     schedule = Schedule(c, dataset.meta["longest"])
     config.print_resolved(c)
     schedule.show()

@@ -10,7 +10,7 @@ import json
 import math
 import signal
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from nanococonut.config import UserError, written
 from nanococonut.curriculum import METHODS, Example, Plan, plan
 from nanococonut.data import Dataset, Split, folder_of, write_atomically, write_text
 from nanococonut.model import GPT, GPTConfig
-from nanococonut.settings import TrainConfig
+from nanococonut.settings import PRESETS, TrainConfig
 
 FREE = ("preset", "name", "resume", "compile", "log_every", "eval_every", "save_every")  # may differ when a run goes on
 
@@ -100,15 +100,22 @@ def starting_model(c: TrainConfig, dataset: Dataset, n_positions: int) -> GPT:
     return model
 
 
-def check_data(c: TrainConfig, problems: Split, tokenizer_name: str) -> None:
-    """Raises UserError where an option works on graphs told anew and the data cannot be."""
-    for option in ("grow", "reask", "taught"):
-        if getattr(c, option):
-            problems.demand_graphs(f"--{option}={getattr(c, option)}")
+def fit_to_data(c: TrainConfig, problems: Split, tokenizer_name: str) -> TrainConfig:
+    """The settings for these data: without graphs a preset's options on graphs are off. Raises UserError if typed."""
+    options, preset = ("grow", "reask", "taught", "questions"), PRESETS.get(c.preset, {})
+    if not any(problems.told):
+        off = {name: getattr(TrainConfig, name) for name in options if getattr(c, name) == preset.get(name)}
+        if off:
+            print(f"the problems have no graphs to tell: the preset's {', '.join(off)} are off")
+        c = replace(c, **off)
+    for name in options[:3]:
+        if getattr(c, name):
+            problems.demand_graphs(f"--{name}={getattr(c, name)}")
     if c.questions > 1:
         problems.demand_graphs("--questions", wanted=1, every=True)
     if c.taught and tokenizer_name != "words":
         raise UserError("--taught should be 0: a node is one token in words alone, so prepare with --tokenizer=words")
+    return c
 
 
 class Due(NamedTuple):

@@ -254,6 +254,15 @@ def test_longer_chains_than_any_in_training_get_room(workspace, capsys):
     assert "1 of 2 answers are cut: their chains are longer than the model has positions for" in capsys.readouterr().out
 
 
+def test_a_presets_options_on_graphs_are_off_without_graphs(workspace, capsys):
+    prepare.main(config.parse(prepare.PrepareConfig, ["prontoqa", "--train=20", "--valid=4", "--test=4"]))
+    words = ["laptop", "--task=prontoqa", "--stage_steps=1", "--max_stage=1", "--batch_size=4", "--name=a"]
+    train.main(config.parse(TrainConfig, words, PRESETS, CHOICES))
+    assert "the preset's grow, reask, taught, questions are off" in capsys.readouterr().out
+    train.main(config.parse(TrainConfig, [*words, "--resume=true"], PRESETS, CHOICES))
+    assert json.loads(Path("runs/a/config.json").read_text())["taught"] == 0
+
+
 class Evil:
     def __reduce__(self):
         return (Path("owned").touch, ())
