@@ -267,8 +267,11 @@ class Dataset:
         self.folder = folder_of("data", name)
         if not (self.folder / "meta.json").exists():
             task = next((task for task in TASKS if name.startswith(task)), "prosqa")
-            task += f" --name={name}" * (name != task) + " --tokenizer=gpt2" * name.endswith("-gpt2")
-            task += " --fair=true --n_nodes=16 --min_hops=3 --max_hops=5" * (name == "prosqa-small")
+            task += f" --name={name}" if name != task else ""
+            if name.endswith("-gpt2"):
+                task += " --tokenizer=gpt2"
+            elif name == "prosqa-small":
+                task += " --fair=true --n_nodes=16 --min_hops=3 --max_hops=5"
             raise UserError(f"{self.folder} not found; run: python prepare.py {task}")
         self.meta = read_json(self.folder / "meta.json")
         try:
