@@ -146,12 +146,13 @@ def main(c: EvaluateConfig) -> None:
         p = run.plan_for(n_thoughts)
         result, texts = measure(run, examples, p, c.batch_size, c.intervene)
         about = "" if p is run.plan else f" instead of the {run.plan.n_thoughts} of training"
-        both = f"question and twin both right {result['both']:.1%}; " if pairs else ""
+        shown = "question and twin both right {both:.1%} ({both_low:.1%} to {both_high:.1%}); "
+        both = shown.format(**result) if pairs else ""
         right = f"accuracy {result['accuracy']:.1%} (95 % interval {result['low']:.1%} to {result['high']:.1%})"
         hops = ", ".join(f"{k}: {n_right}/{n}" for k, (n_right, n) in result["hops"].items())
         print(f"{p.n_thoughts} thoughts{about}: {both}{right}, {result['tokens']:.1f} tokens; right by hops: {hops}")
-        if result["verdicts"]:
-            verdicts = [f"{name.replace('_', ' ')} {n}" for name, n in result["verdicts"].items() if n]
+        verdicts = [f"{name.replace('_', ' ')} {n}" for name, n in result["verdicts"].items() if n]
+        if verdicts:
             print(f"  verdicts: {', '.join(verdicts)}")
         results.append({"latent": p.n_thoughts, "intervene": c.intervene, **result})
     for i in [i for i, row in enumerate(rows) if not is_right(texts[i], row)][:5]:

@@ -309,10 +309,8 @@ class Run:
         return self.plan._replace(n_thoughts=n_thoughts)
 
     def answer(self, examples: list[Example], p: Plan, batch_size: int = 250, change=None) -> list[list[int]]:
-        """What the run writes, ids without eos, one list an example; change as in coconut.generate.
-
-        Chains may be longer than any in training: there is room for them as far as the model has positions.
-        """
+        """What the run writes, ids without eos, one list an example; change as in coconut.generate."""
+        # Chains may be longer than any in training: there is room for them as far as the model has positions.
         due = [len(example.rests[min(p.n_removed, len(example.rests) - 1)]) for example in examples]
         asked = max(len(example.question) for example in examples) + p.n_thoughts + p.n_pauses + 2  # two markers
         most = max(self.data["max_new_tokens"], min(max(due) + 1, self.model.config.block_size - asked))
