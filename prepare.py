@@ -105,11 +105,13 @@ def ask(edges: list[list[int]], c: PrepareConfig, rng: random.Random) -> tuple[i
 def mirror(edges: list[list[int]], root: int, target: int, n_nodes: int, rng: random.Random) -> tuple | None:
     """New edges, and the root, target and neg_target of a question that nothing but the way from the root answers.
 
-    All that is above the target is copied for the other person, and a coin gives any further fact about such a node to
-    it or its copy, and the question to either. None where another person is above the target, or nodes are too few.
+    All that is above the target is copied for the other person, and any further fact about such a node is told of its
+    copy too. So the graph stays the same when persons and options change places, and whoever looks at a person and at
+    an option, but not for a way between them, cannot tell the options apart. A coin chooses which person is asked.
+    None where another person is above the target, or nodes are too few.
 
-    >>> mirror([[0, 2], [2, 3], [1, 4], [2, 5]], root=0, target=3, n_nodes=6, rng=random.Random(0))
-    ([[0, 2], [1, 3], [2, 4], [3, 5]], 1, 5, 4)
+    >>> mirror([[0, 2], [2, 3], [0, 4]], root=0, target=3, n_nodes=7, rng=random.Random(0))
+    ([[0, 2], [1, 3], [0, 4], [1, 4], [2, 5], [3, 6]], 1, 6, 5)
     """
     parents, children = {a for a, _ in edges}, {b for _, b in edges}
     above = sorted(graph.distances(graph.backwards(edges), target))  # root first, target last: edges ascend
@@ -124,8 +126,7 @@ def mirror(edges: list[list[int]], root: int, target: int, n_nodes: int, rng: ra
     new = [[a, b] for a, b in edges if b in above]
     new += [[other[a], other[b]] for a, b in new]
     for a, b in [edge for edge in edges if edge[1] not in other]:  # above the options are original and copy alone
-        given = a in other and [other[a], b] not in edges and rng.random() < 0.5
-        new.append([other[a] if given else a, b])
+        new += [[v, b] for v in sorted({a, other.get(a, a)}) if [v, b] not in new]
     # Edges go from low to high: the nodes are numbered anew, each after its parents, the persons asked about first.
     place = {0: 0.0, 1: 0.0}
     for v in [*above[1:], *copies[1:], *(v for v in range(2, n_nodes) if v not in other)]:
