@@ -4,9 +4,9 @@ python sample.py --question="Tom is a lempus. Every lempus is a rempus. Max is a
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from nanococonut import config, data, evaluate, graph, plots, probe, runs
+from nanococonut import answers, config, data, graph, probe
+from nanococonut.curriculum import tokenize
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,11 @@ class SampleConfig:
     split: str = "test"  # split the question is taken from
     index: int = 0  # which question of the split, from 0
     latent: int = -1  # number of thoughts; -1: as many as in training
-    words: int = 4  # words shown for each thought
-    plot: str = ""  # FILE.png: draw the search tree
     device: str = "auto"  # where to run; auto: cuda, else mps, else cpu
 
 
 def outline(row: dict, values, v: int) -> list[str]:
-    """Values of node v by thought and its name; below it what shortest ways lead to; * stands on the chain."""
+    """Lines of a tree: node v with a value for each thought, then the nodes one step further from the root."""
     depth, mark = graph.distances(row["edges"], row["root"]), " *" if v in graph.chain_of(row) else ""
     line = " ".join(f"{x:.2f}" for x in values[v]) + "   " * depth[v] + f"  {row['idx_to_symbol'][v]}{mark}"
     edges = [(a, b) for a, b in row["edges"] if a == v and depth[b] == depth[v] + 1]
@@ -32,39 +30,33 @@ def outline(row: dict, values, v: int) -> list[str]:
 
 
 def main(c: SampleConfig) -> None:
-    run = runs.Run(c.run, device=c.device)
-    config.demand(c, "words", lambda n: 1 <= n <= run.encoding.n_vocab, f"from 1 to {run.encoding.n_vocab}")
-    given = [{"question": c.question, "steps": [], "answer": "?"}]
-    examples, i = (data.Split(run.encoding, given), 0) if c.question else (run.split(c.split), c.index)
-    if not 0 <= i < len(examples):
-        raise config.UserError(f"--index={i}: {c.split} has questions 0 to {len(examples) - 1}")
-    row, example = examples.rows[i], examples.example(i)
+    run = answers.Run(c.run, device=c.device)
+    row = {"question": c.question, "steps": [], "answer": "?"}  # of a question typed no chain is known
+    if not c.question:
+        rows = run.split(c.split).rows
+        if not 0 <= c.index < len(rows):
+            raise config.UserError(f"--index={c.index}: {c.split} has questions 0 to {len(rows) - 1}")
+        row = rows[c.index]
+    example = tokenize(row, run.encoding.encode_ordinary)
     p = run.plan_for(None if c.latent < 0 else c.latent)
-    searched = p.n_thoughts and graph.has_graph(row)
-    if c.plot and not (searched and c.plot.endswith(".png")):
-        raise config.UserError(f"--plot={c.plot}: expected FILE.png, a run with thoughts, and a problem with a graph")
     instead = "" if p is run.plan else f" instead of the {run.plan.n_thoughts} of training"
     about = f"{run.config['method']}, stage {run.stage}, {p.n_thoughts} thoughts{instead}"
     print(f"{run.folder.name}: {about}\n\n{row['question']}\n")
     (ids,) = run.answer([example], p)
     if p.n_thoughts:
-        thoughts = probe.trace(run, example, p.n_thoughts)
-        for k, words in enumerate(probe.readings(run, thoughts, c.words)):
+        thoughts = run.thoughts(example, p.n_thoughts)  # once more, and this time kept
+        for k, words in enumerate(run.words(thoughts)):
             shown = ", ".join(f"{word} {value:.2f}" for word, value in words)
             print(f"  thought {k + 1}  {shown}   (norm {thoughts[k].norm():.1f})")
         print()
-    if searched:
+    if p.n_thoughts and graph.has_graph(row):
         if run.config["taught"]:
-            values = probe.leanings(run, examples, i, p.n_thoughts)
-            shown = values[:, :-1]
+            values = probe.leanings(run, row, thoughts)
             print("  how much thoughts 1, 2, ... lean to a node; * stands on the chain")
         else:
-            (values,) = probe.values(run, [example], [row["idx_to_symbol"]], p.n_thoughts)
-            shown = values[:, 1:]
+            values = probe.values(run, [example], [row["idx_to_symbol"]], p.n_thoughts)[0][:, 1:]
             print("  how likely the chain goes on from a node after 1, 2, ... thoughts; * stands on the chain")
-        print(*outline(row, shown, row["root"]), sep="\n", end="\n\n")
-        if c.plot:
-            plots.tree(row, values, Path(c.plot))
+        print(*outline(row, values, row["root"]), sep="\n", end="\n\n")
     text = run.encoding.decode(ids)
     print(text)
     if not c.question:
@@ -73,4 +65,4 @@ def main(c: SampleConfig) -> None:
 
 
 if __name__ == "__main__":
-    config.run(main, SampleConfig, choices=evaluate.CHOICES)
+    config.run(main, SampleConfig, choices={"split": data.SPLITS})

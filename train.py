@@ -13,62 +13,43 @@ import contextlib
 import torch
 from tqdm import tqdm
 
-from nanococonut import (
-    batching,
-    coconut,
-    compiling,
-    config,
-    data,
-    devices,
-    drawing,
-    optimizers,
-    runs,
-)
+from nanococonut import batching, compiling, config, data, devices, optimizers, runs
+from nanococonut.coconut import Batch
 from nanococonut.config import UserError
-from nanococonut.model import GPT
+from nanococonut.devices import Machine
 from nanococonut.schedule import Schedule
 from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
 
-def begin_stage(model: GPT, c: TrainConfig, schedule: Schedule, stage: int, special) -> list:
-    """The optimizers of a new stage. Where thoughts begin, <bot> may be aligned with <eot>."""
-    if c.aligned and schedule.thoughts_begin(stage):
-        # Differs from the paper: the thought made at <bot> starts as what <eot> writes first.
-        with torch.no_grad():
-            model.wte.weight[special["bot"]] = model.wte.weight[special["eot"]]
-    # Differs from the released code, which starts the optimizer anew at every epoch.
-    return optimizers.make(model, c)
+def accumulate(loss_module, batch: Batch, teaching_weight: float, c: TrainConfig, machine: Machine):
+    """Adds the gradient of this process's share of a batch to .grad.
 
-
-def accumulate(loss_of, draw: drawing.Draw, c: TrainConfig, machine: devices.Machine, fill: int):
-    """Adds the gradient of this process's share of a batch to .grad. Returns (3,), see below.
+    Returns (3,): the loss on words, the loss that teaches thoughts, the thoughts' mean length.
 
     A part's mean loss is weighed by its share of the batch's supervised tokens. So parts add up to
     the mean over tokens, where a mean of means would favour short answers. Processes are averaged
     by DistributedDataParallel, hence the factor n_processes. Raises UserError without memory.
-    What comes back: the loss on words, the loss that teaches thoughts, and the thoughts' length.
     """
-    n_targets = sum(len(after) - 1 for group in draw.groups for _, after in group.pairs)
-    n_taught = batching.n_taught(draw.groups, draw.n_thoughts)
-    mine = draw.groups[machine.rank :: machine.n_processes]
-    size = max(1, (c.micro_batch_size or c.batch_size) // c.questions)
-    parts = [mine[i : i + size] for i in range(0, len(mine), size)]
+    n_targets, n_taught = batch.n_supervised()
+    size = max(1, (c.micro_batch_size or c.batch_size) // c.questions)  # prompts of a part
+    mine = batching.part(batch, slice(machine.rank, None, machine.n_processes))
+    starts = range(0, len(mine.prompt), size)
     total = torch.zeros(3, device=machine.device)
     try:
-        for i, part in enumerate(parts):
-            batch = batching.collate(part, draw.n_thoughts, fill)
-            # Counted on the CPU: nobody waits for the device.
-            share = int((batch.targets != coconut.NOTHING).sum()) / n_targets
-            taught_share = batching.n_taught(part, draw.n_thoughts) / max(1, n_taught)
-            batch = machine.take(batch)
-            is_last = i + 1 == len(parts)
-            with contextlib.nullcontext() if is_last else machine.alone(loss_of):
+        for start in starts:
+            part = batching.part(mine, slice(start, start + size))
+            n_words, n_thoughts = part.n_supervised()  # counted on the CPU: no wait for the device
+            part = machine.to_device(part)
+            is_last = start == starts[-1]
+            with contextlib.nullcontext() if is_last else machine.no_sync(loss_module):
                 with machine.autocast():
-                    loss, taught, norm = loss_of(batch)
-                loss, taught = loss * share, taught * taught_share
-                ((loss + draw.teaching * taught) * machine.n_processes).backward()
-            norm = norm / len(parts) / machine.n_processes
-            total += torch.stack([loss.detach(), taught.detach(), norm])
+                    loss, teaching_loss, norm = loss_module(part)
+                loss = loss * n_words / n_targets
+                teaching_loss = teaching_loss * n_thoughts / max(1, n_taught)
+                whole = loss + teaching_weight * teaching_loss
+                (whole * machine.n_processes).backward()
+            norm = norm / len(starts) / machine.n_processes
+            total += torch.stack([loss.detach(), teaching_loss.detach(), norm])
     except RuntimeError as error:
         if "out of memory" in str(error) or "can't allocate memory" in str(error):
             smaller = f"--micro_batch_size={max(1, size * c.questions // 2)}"
@@ -80,7 +61,8 @@ def accumulate(loss_of, draw: drawing.Draw, c: TrainConfig, machine: devices.Mac
 def main(c: TrainConfig) -> None:
     """Trains. Several processes take the same steps, each on its share; the first one writes."""
     machine = devices.join(c.device, c.dtype)
-    machine.check(c.batch_size // c.questions)
+    if c.batch_size // c.questions < machine.n_processes:
+        raise UserError(f"--batch_size should be at least {machine.n_processes * c.questions} here")
     dataset = data.Dataset(c.task)
     problems, valid, special = dataset.split("train"), dataset.split("valid"), dataset.special
     c = runs.fit_to_data(c, problems, dataset.meta["tokenizer"])
@@ -88,38 +70,41 @@ def main(c: TrainConfig) -> None:
     config.print_resolved(c)
     schedule.show()
     model = runs.starting_model(c, dataset, schedule.n_positions).to(machine.device).train()
-    phases = compiling.phases() if machine.compiles(c.compile) else coconut.EAGER
-    machine.introduce(model, "eager" if phases is coconut.EAGER else "compiled")
-    loss_of = machine.share(compiling.Loss(model, phases))
+    phases = compiling.compiled() if machine.compiles(c.compile) else compiling.EAGER
+    how = "eager" if phases is compiling.EAGER else "compiled"
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {machine}, {how}")
+    # It calls coconut.forward: a module, so that DistributedDataParallel can wrap it.
+    loss_module = machine.wrap(compiling.Loss(model, phases))
     run = runs.Writer(c, dataset, machine, model, schedule.max_new_tokens)
-    step, held = run.resume()
+    step, opts = run.resume()
     progress = tqdm(total=schedule.total, initial=step, unit="step", disable=not machine.is_first)
 
     with runs.stop_signals() as stop:
         while step < schedule.total:
             stage, n_behind = schedule.locate(step)
             if n_behind == 0:
-                held = begin_stage(model, c, schedule, stage, special)
+                # Differs from the released code, which starts the optimizer anew at every epoch.
+                opts = optimizers.make(model, c)
                 run.best = -1.0  # a stage is compared with itself alone
-            draw = drawing.draw_batch(c, problems, schedule, special, step)
-            found = accumulate(loss_of, draw, c, machine, special["eos"])
+            batch = batching.draw_batch(c, problems, schedule, special, step)
+            numbers = accumulate(loss_module, batch, schedule.teaching_weight(step), c, machine)
             factor = optimizers.factor(n_behind, schedule.n_steps[stage], c)
-            gradient_norm = optimizers.update(model, held, c, stage, factor)
-            run.note(found, gradient_norm, draw.is_scheduled)
+            gradient_norm = optimizers.update(model, opts, c, factor)
+            run.note(numbers, gradient_norm)
             step += 1
             progress.update()
 
             due = run.due(step, n_behind == 0, step == schedule.ends[stage], stop)
             if not any(due):
                 continue  # nobody looks at the device's numbers, so nobody waits for them
-            run.look(step, stage, held)
+            run.look(step, stage, opts)
             if due.logs:
-                run.log_training(step, stage, factor, schedule.plans[stage])
+                run.log_training(step, stage, factor)
                 progress.set_postfix_str(f"stage {stage}, loss {run.last_loss:.3f}")
             if due.evaluates:
                 run.evaluate(step, stage, valid, schedule.plans[stage], special)
             if due.saves:
-                run.save_last(step, stage, held)
+                run.save_last(step, stage, opts)
             if due.stops:
                 progress.close()
                 run.say_how_to_go_on(step)

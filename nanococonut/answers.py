@@ -1,47 +1,149 @@
-"""What a model answers to many examples, batched by length, and how often it is right."""
+"""A trained run, ready to answer: a question goes from words to ids, to thoughts, and to words again."""
 
-from nanococonut import batching, coconut, data
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from nanococonut import coconut, devices, tokenizer
 from nanococonut.config import UserError
-from nanococonut.curriculum import Example, Plan, arrange
-from nanococonut.model import GPT
+from nanococonut.curriculum import METHODS, Example, Plan, arrange, plan_of
+from nanococonut.data import Dataset, Split, is_right, starts_with_fact
+from nanococonut.model import GPT, GPTConfig
+from nanococonut.settings import TrainConfig
 
+AT_ONCE = 250  # questions that are answered at once
 N_EVAL = 300  # questions of valid that training looks at, at most: ProsQA's whole split
 
 
-def prompts(examples: list[Example], plan: Plan, special: dict[str, int]) -> tuple[list[list[int]], int | None]:
-    """What stands before the thoughts, and the id that ends them: arrange() without what is to be generated."""
-    if plan.markers:
-        return [arrange(example, plan, special)[0] for example in examples], special["eot"]
-    return [example.question for example in examples], None
+class Run:
+    """A trained run. Its checkpoint holds model, config, data, stage: see runs.Writer.save."""
+
+    def __init__(self, name: str, device: str = "auto"):
+        """A run given by name or path; the newest for "". Raises UserError."""
+        there = [path.parent for path in sorted(Path("runs").glob("*/config.json"))]
+        newest = max(there, key=lambda path: path.stat().st_mtime, default=None)
+        self.folder, self.machine = named(name) if name else newest, devices.pick(device)
+        if not self.folder:
+            known = ", ".join(path.name for path in there) or "none yet; run: python train.py"
+            raise UserError(f"runs/{name} not found; there is: {known}")
+        file = self.folder / "best.pt"
+        if not file.exists() and (self.folder / "ckpt.pt").exists():
+            file = self.folder / "ckpt.pt"
+            print(f"{self.folder.name} was stopped before its first evaluation: this is its ckpt.pt")
+        state, model = load_state(file)
+        self.stage, self.data = state["stage"], state["data"]
+        self.config = c = asdict(TrainConfig()) | state["config"]  # an option that it lacks had its default
+        self.model = model.to(self.machine.device).eval()
+        self.encoding = tokenizer.load(self.data["tokenizer"], self.data["vocabulary"])
+        self.special = tokenizer.special_ids(self.encoding)
+        self.plan = plan_of(c["method"], self.stage, len(c["stage_steps"]) - 1, c["c_thought"], c["extra_stage"])
+
+    def split(self, name: str) -> Split:
+        """A split of the data the run was trained on. Raises UserError where that has changed since."""
+        dataset = Dataset(self.config["task"])
+        dataset.demand_unchanged(f"runs/{self.folder.name}", self.data["sha256"])
+        return dataset.split(name)
+
+    def plan_for(self, n_thoughts: int | None) -> Plan:
+        """The run's own plan, or the same with another number of thoughts. Raises UserError."""
+        if n_thoughts in (None, self.plan.n_thoughts):
+            return self.plan
+        method = self.config["method"]
+        if n_thoughts < 0 or METHODS[method].filler != "thought":
+            about = f"{self.folder.name} was trained with method {method}"
+            raise UserError(f"--latent={n_thoughts}: expected 0 or more, and a run with thoughts; {about}")
+        return self.plan._replace(n_thoughts=n_thoughts)
+
+    def answer(self, examples: list[Example], plan: Plan, change=None) -> list[list[int]]:
+        """What the run writes, ids without <eos>, one list an example; change as in coconut.generate."""
+        # Chains may be longer than any in training: there is room for them as far as the model has positions.
+        due = [len(example.rests[min(plan.n_removed, len(example.rests) - 1)]) for example in examples]
+        asked = max(len(example.question) for example in examples) + plan.n_thoughts + plan.n_pauses + 2  # two markers
+        most = max(self.data["max_new_tokens"], min(max(due) + 1, self.model.config.block_size - asked))
+        n_cut = sum(n > most for n in due)
+        if n_cut:
+            print(f"{n_cut} of {len(due)} answers are cut: their chains are longer than the model has positions for")
+        with self.machine.autocast():
+            return write(self.model, examples, plan, self.special, most, change)
+
+    @torch.no_grad()
+    def thoughts(self, example: Example, n_thoughts: int) -> Tensor:
+        """The thoughts (K, C) that the run has about a question, in float32."""
+        ids = torch.tensor(before_thoughts(example, self.plan, self.special), device=self.machine.device)
+        with self.machine.autocast():
+            thoughts, _, _ = coconut.reason(self.model, ids[None], torch.tensor([len(ids)]).to(ids), n_thoughts)
+        return thoughts[0].float()
+
+    @torch.no_grad()
+    def words(self, thoughts: Tensor, n_words: int = 4) -> list[list[tuple[str, float]]]:
+        """For each of some thoughts (K, C) the pieces of text it leans to through the head, and how much."""
+        top = self.model.logits(thoughts).softmax(-1).topk(n_words)
+        found = []
+        for ids, shares in zip(top.indices.tolist(), top.values.tolist(), strict=True):
+            texts = [self.encoding.decode([i]) for i in ids]
+            found.append([(" ".join(text.split()) or repr(text), p) for text, p in zip(texts, shares, strict=True)])
+        return found
 
 
-def answer(model: GPT, examples, plan: Plan, special, max_new_tokens: int, batch_size=250, change=None):
+def before_thoughts(example: Example, plan: Plan, special: dict[str, int]) -> list[int]:
+    """The ids that a model reads before it thinks, or where it does not think, before it writes."""
+    # Without markers arrange() cuts off the question's last token, which training reads with the answer.
+    return arrange(example, plan, special)[0] if plan.markers else example.question
+
+
+def write(model: GPT, examples, plan: Plan, special, max_new_tokens: int, change=None) -> list[list[int]]:
     """The ids a model writes for each example, without <eos>; change as in coconut.generate. Raises UserError."""
-    rows, eot = prompts(examples, plan, special)
-    n_markers = 0 if eot is None else 1
-    need, room = max(map(len, rows)) + plan.n_thoughts + n_markers + max_new_tokens, model.config.block_size
-    if need > room:
-        raise UserError(f"{need} tokens exceed the model's {room} positions; train with --block_size={need}")
+    rows = [before_thoughts(example, plan, special) for example in examples]
+    eot, eos = special["eot"] if plan.markers else None, special["eos"]
+    need = max(map(len, rows)) + plan.n_thoughts + plan.markers + max_new_tokens
+    if need > model.config.block_size:
+        there = f"the model's {model.config.block_size} positions"
+        raise UserError(f"{need} tokens exceed {there}; train with --block_size={need}")
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # rows of like length together: little padding
-    answers, was_training, device, eos = {}, model.training, model.wte.weight.device, special["eos"]
+    written, was_training, device = {}, model.training, model.wte.weight.device
     model.eval()
-    for start in range(0, len(rows), batch_size):
-        chosen = order[start : start + batch_size]
-        length = batching.lengths([rows[i] for i in chosen]).to(device)
-        prompt = batching.pad([rows[i] for i in chosen], eos).to(device)
-        written = coconut.generate(model, prompt, length, plan.n_thoughts, eot, eos, max_new_tokens, change)
-        answers |= zip(chosen, written, strict=True)
+    for start in range(0, len(rows), AT_ONCE):
+        chosen = order[start : start + AT_ONCE]
+        length = torch.tensor([len(rows[i]) for i in chosen]).to(device)
+        prompt = pad_sequence([torch.tensor(rows[i]) for i in chosen], batch_first=True, padding_value=eos).to(device)
+        ids = coconut.generate(model, prompt, length, plan.n_thoughts, eot, eos, max_new_tokens, change)
+        written |= zip(chosen, ids, strict=True)
     model.train(was_training)
-    return [answers[i] for i in range(len(rows))]
+    return [written[i] for i in range(len(rows))]
 
 
-def accuracy(model: GPT, split: data.Split, plan: Plan, special, max_new_tokens: int) -> dict[str, float]:
+def accuracy(model: GPT, split: Split, plan: Plan, special, max_new_tokens: int) -> dict[str, float]:
     """On up to N_EVAL problems of a split: the share answered right, and of first written steps that are facts."""
     rows = split.rows[:N_EVAL]
-    ids = answer(model, [split.example(i) for i in range(len(rows))], plan, special, max_new_tokens)
+    ids = write(model, [split.example(i) for i in range(len(rows))], plan, special, max_new_tokens)
     texts = split.encoding.decode_batch(ids)
-    metrics = {"accuracy": sum(map(data.is_right, texts, rows)) / len(texts)}
+    metrics = {"accuracy": sum(map(is_right, texts, rows)) / len(texts)}
     shortest = min(len(row["steps"]) for row in rows)
     if split.graphs and plan.n_removed < shortest and not plan.n_tokens:
-        metrics["first_step_is_fact"] = sum(map(data.starts_with_fact, texts, rows)) / len(texts)
+        metrics["first_step_is_fact"] = sum(map(starts_with_fact, texts, rows)) / len(texts)
     return metrics
+
+
+def named(name: str) -> Path | None:
+    """The folder of a run given by name or path, if there is one."""
+    return next((folder for folder in (Path("runs") / name, Path(name)) if (folder / "config.json").exists()), None)
+
+
+def load_state(path: Path, **changes) -> tuple[dict, GPT]:
+    """A checkpoint's tensors and plain values, no code of it is run, and its model with changes. Raises UserError."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        model = GPT(GPTConfig(**state["model_config"] | changes))
+        model.load_state_dict(state["model"])
+        # Damage is found here, and not where it is first met.
+        tokenizer.load(state["data"]["tokenizer"], state["data"]["vocabulary"])
+        plan_of(state["config"]["method"], state["stage"], len(state["config"]["stage_steps"]) - 1)
+    except UserError:  # GPT-2's vocabulary is missing
+        raise
+    except Exception as error:  # torch.load raises a dozen kinds for a file that is cut, foreign or malicious
+        kind, reason = type(error).__name__, str(error).partition("\n")[0][:80]
+        raise UserError(f"{path} is not a checkpoint of nanococonut ({kind}: {reason}); run: python train.py") from None
+    return state, model

@@ -1,49 +1,72 @@
-"""Lists of token ids -> the rectangles of a coconut.Batch."""
+"""What one training step learns from: problems drawn and augmented, and the rectangles of a coconut.Batch.
 
-from typing import NamedTuple
+Which examples a step sees, and in which words, depends on (seed, step) alone.
+"""
+
+import random
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from nanococonut import curriculum
 from nanococonut.coconut import NOTHING, Batch
+from nanococonut.data import Split
+from nanococonut.schedule import Schedule
+from nanococonut.settings import TrainConfig
+
+# Steps of questions asked anew, until the last third of a run: where one step was enough no search was learned (ours).
+LEAST_HOPS = 3
 
 
-class Arranged(NamedTuple):
-    """Questions about the same facts, as a stage makes them."""
+def draw_batch(c: TrainConfig, problems: Split, schedule: Schedule, special: dict[str, int], step: int) -> Batch:
+    """The examples of a step; with probability c.mix they are of an earlier stage."""
+    rng = random.Random(f"{c.seed} {step}")
+    stage, n_behind = schedule.locate(step)
+    drawn = stage
+    if stage > 0 and rng.random() < c.mix:
+        # Differs from the released code, which mixes example by example and also draws later stages.
+        drawn = rng.randrange(stage)
+    plan = schedule.plans[drawn]
+    keep = min(1.0, step / c.grow) if c.grow else 1.0
+    how = dict(reask=c.reask, least=LEAST_HOPS if step < schedule.total * 2 / 3 else 1, keep=keep)
+    how["n_taught"] = plan.n_thoughts if schedule.teaching_weight(step) else 0
+    groups = problems.draw(c.batch_size, rng, c.augment, c.questions, **how)
+    if schedule.removes_tokens:  # an earlier stage is met at some moment of it
+        progress = n_behind / schedule.n_steps[stage] if drawn == stage else rng.random()
+        plan = schedule.plan(drawn, progress)
+    examples = [example for group in groups for example in group.examples]
+    pairs = [curriculum.arrange(example, plan, special, rng) for example in examples]
+    contexts = [group.context for group in groups if group.context]
+    frontiers = [example.frontiers for example in examples]
+    return collate(pairs, plan.n_thoughts, special["eos"], contexts, frontiers)
 
-    context: list[int]  # the facts, read once; empty: each question has its own
-    pairs: list[tuple[list[int], list[int]]]  # of each question what stands before the thoughts, and after them
-    taught: list[list[list[int]]]  # of each question [k]: the tokens that thought k + 1 is taught
 
+def collate(pairs, n_thoughts: int, pad_id: int, contexts=(), frontiers=()) -> Batch:
+    """A Batch of examples, each a pair: the ids before its thoughts and those after them, see curriculum.arrange.
 
-def levels_of(groups: list[Arranged], n_thoughts: int) -> list[list[int]]:
-    """What each thought of each question is taught, n_thoughts a question; empty: nothing."""
-    levels = []
-    for group in groups:
-        for taught in group.taught:
-            levels += [taught[k] if k < len(taught) else [] for k in range(n_thoughts)]
-    return levels
-
-
-def n_taught(groups: list[Arranged], n_thoughts: int) -> int:
-    """Thoughts that are taught something."""
-    return len([level for level in levels_of(groups, n_thoughts) if level])
-
-
-def collate(groups: list[Arranged], n_thoughts: int, fill: int) -> Batch:
-    """A Batch of groups, all with a context or none, padded with the id `fill`."""
-    pairs = [pair for group in groups for pair in group.pairs]
+    contexts   ids of the facts, each for an equal number of neighbouring examples; empty: each has its own
+    frontiers  for each example, and [k], the tokens that thought k + 1 is taught; the last thoughts may lack them
+    """
     befores, afters = [before for before, _ in pairs], [after for _, after in pairs]
-    levels = levels_of(groups, n_thoughts)
-    prompts, question, question_len, frontier = befores, None, None, None
-    if groups[0].context:
-        prompts = [group.context for group in groups]
-        question, question_len = pad(befores, fill, left=True), lengths(befores)
+    prompts, question, question_len, taught = befores, None, None, None
+    if contexts:
+        prompts, question, question_len = contexts, pad(befores, pad_id, left=True), lengths(befores)
+    levels = [level[k] if k < len(level) else [] for level in frontiers for k in range(n_thoughts)]
     if any(levels):
-        frontier = pad(levels, NOTHING).unflatten(0, (len(befores), n_thoughts))  # (B, K, F)
-    suffix, targets = pad([ids[:-1] for ids in afters], fill), pad([ids[1:] for ids in afters], NOTHING)
-    return Batch(pad(prompts, fill), lengths(prompts), suffix, targets, n_thoughts, question, question_len, frontier)
+        taught = pad(levels, NOTHING).unflatten(0, (len(pairs), n_thoughts))  # (B, K, F)
+    suffix, targets = pad([ids[:-1] for ids in afters], pad_id), pad([ids[1:] for ids in afters], NOTHING)
+    return Batch(pad(prompts, pad_id), lengths(prompts), suffix, targets, n_thoughts, question, question_len, taught)
+
+
+def part(batch: Batch, which: slice) -> Batch:
+    """Some prompts of a batch, and what is asked on top of them."""
+    G = len(batch.prompt)
+
+    def rows(x):
+        return x.unflatten(0, (G, -1))[which].flatten(0, 1) if isinstance(x, Tensor) else x
+
+    return Batch(*map(rows, batch))
 
 
 def lengths(rows: list[list[int]]) -> Tensor:

@@ -42,11 +42,11 @@ class Bench:
 
     def __init__(self, c: BenchConfig):
         self.machine = devices.pick(c.device, c.dtype)
-        self.device, self.phases = self.machine.device, coconut.EAGER
+        self.device, self.phases = self.machine.device, compiling.EAGER
         self.sizes, shape = SIZES[c.preset]
         torch.manual_seed(0)
         self.model = GPT(shape).to(self.device)
-        self.room = 0  # slots for thoughts; 0: as many as there are thoughts
+        self.n_slots = 0  # slots for thoughts; 0: as many as there are thoughts
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-4, fused=True)
 
     def clock(self) -> float:
@@ -71,14 +71,14 @@ class Bench:
 
     def step(self, batch: Batch, clock=lambda: None) -> list:
         """A training step: what clock() says before it, between its PHASES and after it."""
-        marks = [clock()]
+        (prefill, think), marks = self.phases, [clock()]
         with self.machine.autocast():
-            hidden, prompt_kv = self.phases.prefill(self.model, batch.prompt, batch.prompt_len)
+            hidden, prompt_kv = prefill(self.model, batch.prompt, batch.prompt_len)
             marks.append(clock())
-            cache = coconut.open_cache(prompt_kv, batch.prompt_len, self.room or batch.n_thoughts)
-            _, cache = coconut.think(self.model, hidden, cache, batch.n_thoughts, self.phases.step)
+            cache = coconut.open_cache(prompt_kv, batch.prompt_len, self.n_slots or batch.n_thoughts)
+            _, cache = coconut.think(self.model, hidden, cache, batch.n_thoughts, think)
             marks.append(clock())
-            hidden, _ = self.phases.step(self.model, batch.suffix, coconut.make_room(cache, batch.suffix.size(1)))
+            hidden, _ = think(self.model, batch.suffix, coconut.make_room(cache, batch.suffix.size(1)))
             loss = coconut.cross_entropy(self.model.logits(hidden), batch.targets)
         marks.append(clock())
         loss.backward()
@@ -114,7 +114,7 @@ def main(c: BenchConfig) -> None:
     few = bench.batch(4, c.max_thoughts)
     reference = B / 4 * bench.seconds(1, lambda: coconut.forward_reference(bench.model, few).loss.backward())
     found |= dict(last_over_first=step / rows[0]["step"], reference_step=reference)
-    bench.phases, bench.room = compiling.phases(), compiling.round_up(c.max_thoughts, compiling.THOUGHT_BUCKET)
+    bench.phases, bench.n_slots = compiling.compiled(), compiling.round_up(c.max_thoughts, compiling.THOUGHT_BUCKET)
     found["compiled_first"] = bench.seconds(c.repeats, bench.step, batches[0])
     found["compiled_last"] = bench.seconds(c.repeats, bench.step, batches[-1])
     found["rows"] = rows

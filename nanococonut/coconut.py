@@ -5,17 +5,21 @@ Coconut feeds the last hidden state back as the next input embedding [Hao24 3]:
     x_{t+1} = wte(token_{t+1})          in words
     x_{t+1} = h_t                       in a thought        (h_t after the final layer norm)
 
-`forward_reference` is that definition and nothing else. `forward` takes three phases for the same,
-because one batch has one number of thoughts K and so is three rectangles:
+Thoughts `~` stand between two tokens, <bot> and <eot>: begin and end of thought.
+`forward_reference` is the definition. `forward` takes three phases for the same, because one batch
+has one number of thoughts K and so is three rectangles:
 
     prompt (B, P) right-padded         thoughts (B, K, C)         suffix (B, S) right-padded
     [ question ... <bot> | pads ]      [ ~ 1 ... ~ K ]            [ <eot> rest answer <eos> | pads ]
-    prefill: one causal pass           think: K one-token passes  one pass, the only logits
+    prefill: one causal pass           think: K one-token passes  one pass, and its logits
 
-Positions run on without a gap: thought k stands at length + k, suffix token j at length + K + j.
+Positions run on without a gap: thought k (1 to K) stands at position prompt_len + k - 1, and suffix
+token j (from 0) at prompt_len + K + j. Where several questions share their facts, which are then
+read once, the prompt holds the facts alone, and a fourth rectangle follows it:
+
+    question (B, N) left-padded        [ pads | Is Tom a lempus or rempus? <bot> ]
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -24,15 +28,11 @@ from torch import Tensor
 
 from nanococonut.model import GPT, KV, Past
 
-NOTHING = -100  # where there is nothing to predict
+NOTHING = -100  # where there is nothing to predict: F.cross_entropy ignores it
 
 
 class Batch(NamedTuple):
-    """Right-padded rows with one number of thoughts, for which there is no token.
-
-    Several questions may share a prompt, which then holds their facts: G prompts, B / G questions
-    each, one after the other. Otherwise G = B and the prompt ends with the question.
-    """
+    """The rectangles above. There is no token for a thought, so thoughts are counted only."""
 
     prompt: Tensor  # (G, P) int64
     prompt_len: Tensor  # (G,) int64
@@ -41,7 +41,22 @@ class Batch(NamedTuple):
     n_thoughts: int
     question: Tensor | None = None  # (B, N) int64, left-padded: what follows a shared prompt
     question_len: Tensor | None = None  # (B,) int64
-    frontier: Tensor | None = None  # (B, K, F) int64: tokens that each thought is taught, or -100
+    frontiers: Tensor | None = None  # (B, K, F) int64: tokens that each thought is taught, or -100
+
+    def before_thoughts(self, row: int) -> Tensor:
+        """The ids of one row that stand before its thoughts, without pads."""
+        group = row // (len(self.suffix) // len(self.prompt))
+        ids = self.prompt[group, : self.prompt_len[group]]
+        if self.question is None:
+            return ids
+        return torch.cat([ids, self.question[row, -self.question_len[row] :]])
+
+    def n_supervised(self) -> tuple[int, int]:
+        """How many words have a target, and how many thoughts are taught something."""
+        n_taught = 0
+        if self.frontiers is not None:
+            n_taught = int((self.frontiers != NOTHING).any(dim=-1).sum())
+        return int((self.targets != NOTHING).sum()), n_taught
 
 
 class Output(NamedTuple):
@@ -50,39 +65,43 @@ class Output(NamedTuple):
     loss: Tensor  # mean over the supervised tokens
     logits: Tensor  # (B, S, V), at each suffix token
     thoughts: Tensor  # (B, K, C)
-    taught: Tensor  # the loss that teaches the thoughts, a mean over them; 0 where there is none
+    teaching_loss: Tensor  # 0 where thoughts are taught nothing
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the targets (B, S) that are not -100, in float32 at least; logits (B, S, V)."""
+    """Mean over the targets (B, S) that are not -100; logits (B, S, V), bfloat16 as float32."""
     if logits.dtype == torch.bfloat16:
         logits = logits.float()
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def teaching_loss(logits: Tensor, frontier: Tensor | None) -> Tensor:
-    """Cross-entropy between thoughts' logits (B, K, V) and the uniform distribution over frontiers.
+def teach(model: GPT, thoughts: Tensor, frontiers: Tensor | None) -> Tensor:
+    """The loss that teaches thoughts (B, K, C) a search: a mean over those with a frontier.
 
-    The mean over the thoughts that have a frontier (B, K, F).
+    Thought k should name the nodes that are exactly k - 1 facts away from the person asked, all
+    alike: the frontier of a breadth-first search. So the loss is the cross-entropy between the
+    head's distribution at thought k and the uniform one over its frontier, (B, K, F) in all.
     """
-    # Differs from the paper: thoughts are taught, as in Coconut-BFS [Zhu25] but each at its depth.
-    if frontier is None:
-        return logits.new_zeros(())
-    is_node = frontier != NOTHING  # (B, K, F)
+    # Differs from the paper: thoughts are taught. Coconut-BFS [Zhu25, arXiv 2505.12514] takes the
+    # word after <eot> from the frontier; here each thought is compared with its own.
+    if frontiers is None:
+        return thoughts.new_zeros(())
+    is_node = frontiers != NOTHING  # (B, K, F)
     has_nodes = is_node.any(dim=-1)  # (B, K)
-    of_nodes = logits.float().log_softmax(dim=-1).gather(-1, frontier.clamp(min=0))  # (B, K, F)
+    log_p = model.logits(thoughts).float().log_softmax(dim=-1)  # (B, K, V)
+    of_nodes = log_p.gather(-1, frontiers.clamp(min=0))  # (B, K, F)
     each = -(of_nodes * is_node).sum(dim=-1) / is_node.sum(dim=-1).clamp(min=1)  # (B, K)
     return each.sum() / has_nodes.sum().clamp(min=1)
 
 
 def forward_reference(model: GPT, batch: Batch) -> Output:
-    """The paper's definition: each row alone, K + 1 full passes, no cache, no padding. Slow."""
+    """The paper's definition: each row alone, K + 1 full passes, no cache. Slow.
+
+    A suffix keeps its pads: they stand behind everything, so no token sees them.
+    """
     logits, thoughts = [], []
-    n_sharing = len(batch.suffix) // len(batch.prompt)
     for row, suffix in enumerate(batch.suffix):
-        ids = batch.prompt[row // n_sharing, : batch.prompt_len[row // n_sharing]]
-        if batch.question is not None:
-            ids = torch.cat([ids, batch.question[row, -batch.question_len[row] :]])
+        ids = batch.before_thoughts(row)
         x = model.wte(ids)[None]  # (1, T, C)
         for _ in range(batch.n_thoughts):
             hidden, _ = model(x)
@@ -92,8 +111,8 @@ def forward_reference(model: GPT, batch: Batch) -> Output:
         hidden, _ = model(x)
         logits.append(model.logits(hidden[:, -len(suffix) :]))  # (1, S, V)
     logits, thoughts = torch.cat(logits), torch.cat(thoughts)
-    taught = teaching_loss(model.logits(thoughts), batch.frontier)
-    return Output(cross_entropy(logits, batch.targets), logits, thoughts, taught)
+    teaching_loss = teach(model, thoughts, batch.frontiers)
+    return Output(cross_entropy(logits, batch.targets), logits, thoughts, teaching_loss)
 
 
 class Cache(NamedTuple):
@@ -111,14 +130,13 @@ def prefill(model: GPT, prompt: Tensor, length: Tensor) -> tuple[Tensor, list[KV
 
     Pads stand on the right, so the causal pass needs no mask: no real token sees one.
     """
-    hidden, prompt_kv = model(prompt, reader=length - 1)
-    return hidden, [
-        KV(k.contiguous(), v.contiguous()) for k, v in prompt_kv
-    ]  # or every thought copies them again
+    hidden, prompt_kv = model(prompt, only=length - 1)
+    # Contiguous, or every thought would copy them again.
+    return hidden, [KV(k.contiguous(), v.contiguous()) for k, v in prompt_kv]
 
 
-def open_cache(prompt_kv: list[KV], length: Tensor, room: int, n_pads=None) -> Cache:
-    """The cache behind prompts with as many slots as there is room; length (G,), n_pads (B,)."""
+def open_cache(prompt_kv: list[KV], length: Tensor, n_slots: int, n_pads=None) -> Cache:
+    """The cache of prompts and an empty tail of n_slots; length (G,), n_pads (B,)."""
     k = prompt_kv[0].k
     G, H, _, D = k.shape
     if n_pads is None:
@@ -128,14 +146,14 @@ def open_cache(prompt_kv: list[KV], length: Tensor, room: int, n_pads=None) -> C
 
     def empty() -> Tensor:
         # Later tails have a gradient. If the first had none, torch.compile would need two graphs.
-        return k.new_zeros(B, H, room, D, requires_grad=k.requires_grad)
+        return k.new_zeros(B, H, n_slots, D, requires_grad=k.requires_grad)
 
     n_filled = torch.zeros(1, dtype=torch.int64, device=length.device)
     return Cache(prompt_kv, [KV(empty(), empty()) for _ in prompt_kv], length, n_pads, n_filled)
 
 
 def make_room(cache: Cache, n: int) -> Cache:
-    """The cache with n more slots. Every thought copies the tail, so it is short until here."""
+    """The cache with n more slots. Thoughts do without them: each copies the whole tail."""
     tail = [KV(F.pad(k, (0, 0, 0, n)), F.pad(v, (0, 0, 0, n))) for k, v in cache.tail]
     return cache._replace(tail=tail)
 
@@ -151,79 +169,77 @@ def step(model: GPT, x: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
     B, device = len(cache.length), cache.length.device
     slots = cache.n_filled + torch.arange(T, device=device)  # (T,)
     positions = (cache.length - cache.n_pads)[:, None] + slots  # (B, T)
-    positions = positions.clamp(0, model.config.block_size - 1)  # of pads, which may stand beyond
+    # A pad's position means nothing and may lie outside wpe: clamped, it can be looked up.
+    positions = positions.clamp(0, model.config.block_size - 1)
     # An input sees the prompt without its pads, and the tail up to itself: the rest is to come.
     in_prompt = torch.arange(P, device=device) < cache.length[:, None]  # (B, P)
     slot = torch.arange(R, device=device)
     in_tail = (slot <= slots[:, None]) & (slot >= cache.n_pads[:, None, None])  # (B, T, R)
     in_prompt = in_prompt[:, None].expand(B, T, P)
     visible = torch.cat([in_prompt, in_tail], dim=-1)  # (B, T, P + R)
-    past = Past(cache.prompt, cache.tail, slots, visible[:, None])
-    hidden, tail = model(x, positions, past)
+    layers = zip(cache.prompt, cache.tail, strict=True)
+    pasts = [Past(prompt, tail, slots, visible[:, None]) for prompt, tail in layers]
+    hidden, tail = model(x, positions, pasts)
     return hidden, cache._replace(tail=tail, n_filled=cache.n_filled + T)
 
 
-class Phases(NamedTuple):
-    """The functions that do the work: as they stand above, or compiled, see compiling.py."""
-
-    prefill: Callable = prefill
-    step: Callable = step
-
-
-EAGER = Phases()
-
-
-def think(
-    model: GPT, hidden: Tensor, cache: Cache, n_thoughts: int, step=step
-) -> tuple[Tensor, Cache]:
-    """Thoughts (B, K, C), each the hidden state (B, 1, C) before it, and the cache with them."""
-    thoughts = []
+def think(model: GPT, hidden: Tensor, cache: Cache, n_thoughts: int, step=step):
+    """Thoughts (B, K, C), each the hidden state (B, 1, C) before it, and the Cache with them."""
+    thoughts = [hidden[:, :0]]  # torch.cat needs something where K = 0
     for _ in range(n_thoughts):
         thoughts.append(hidden)
-        hidden, cache = step(model, hidden, cache)  # the last hidden state is the next input
-    empty = hidden.new_zeros(
-        len(hidden), 0, hidden.size(-1)
-    )  # torch.cat needs something where K = 0
-    return torch.cat([empty, *thoughts], dim=1), cache
+        # The last hidden state is the next input. What follows the last thought is not used:
+        # <eot> is read next.
+        hidden, cache = step(model, hidden, cache)
+    return torch.cat(thoughts, dim=1), cache
 
 
-def forward(model: GPT, batch: Batch, phases: Phases = EAGER, room: int = 0) -> Output:
+def forward(model: GPT, batch: Batch, prefill=prefill, step=step, n_slots: int = 0) -> Output:
     """The numbers of forward_reference from one prefill, K steps of one token and one of S tokens.
 
-    room is the number of slots for thoughts; 0: as many as there are thoughts.
+    prefill, step  the functions above, or the same compiled, see compiling.py
+    n_slots        slots for thoughts; 0: as many as there are thoughts
     """
-    room = room or batch.n_thoughts
-    hidden, prompt_kv = phases.prefill(model, batch.prompt, batch.prompt_len)
+    n_slots = n_slots or batch.n_thoughts
+    hidden, prompt_kv = prefill(model, batch.prompt, batch.prompt_len)
     if batch.question is None:
-        cache = open_cache(prompt_kv, batch.prompt_len, room)
+        cache = open_cache(prompt_kv, batch.prompt_len, n_slots)
     else:  # several questions on top of each prompt
         N = batch.question.size(1)
-        cache = open_cache(prompt_kv, batch.prompt_len, N + room, N - batch.question_len)
-        hidden, cache = phases.step(model, batch.question, cache)
+        cache = open_cache(prompt_kv, batch.prompt_len, N + n_slots, N - batch.question_len)
+        hidden, cache = step(model, batch.question, cache)
         hidden = hidden[:, -1:].contiguous()  # in memory like all later ones: one graph for all
-    thoughts, cache = think(model, hidden, cache, batch.n_thoughts, phases.step)
-    hidden, _ = phases.step(model, batch.suffix, make_room(cache, batch.suffix.size(1)))
+    thoughts, cache = think(model, hidden, cache, batch.n_thoughts, step)
+    hidden, _ = step(model, batch.suffix, make_room(cache, batch.suffix.size(1)))
     logits = model.logits(hidden)
-    taught = teaching_loss(model.logits(thoughts), batch.frontier)
-    return Output(cross_entropy(logits, batch.targets), logits, thoughts, taught)
+    teaching_loss = teach(model, thoughts, batch.frontiers)
+    return Output(cross_entropy(logits, batch.targets), logits, thoughts, teaching_loss)
+
+
+def reason(model: GPT, prompt: Tensor, length: Tensor, n_thoughts: int, change=None):
+    """Thoughts (B, K, C), the hidden state (B, 1, C) at the end of each prompt, and the Cache.
+
+    change: thoughts (B, K, C) -> what is fed in their place.
+    """
+    hidden, prompt_kv = prefill(model, prompt, length)
+    before = open_cache(prompt_kv, length, n_slots=n_thoughts)
+    thoughts, cache = think(model, hidden, before, n_thoughts)
+    if change and n_thoughts:
+        # A cache is never changed in place: go back to before the thoughts, and feed others.
+        _, cache = step(model, change(thoughts), before)
+    return thoughts, hidden, cache
 
 
 @torch.no_grad()
-def generate(
-    model: GPT, prompt, length, n_thoughts, eot, eos, max_new_tokens, change=None
-) -> list[list[int]]:
-    """Greedy continuations, one list of ids per row, without the eos that ends them.
+def generate(model: GPT, prompt, length, n_thoughts, eot, eos, max_new_tokens, change=None):
+    """Greedy continuations, one list of ids for each row, without the eos that ends them.
 
     prompt  (B, P) int64 right-padded; length (B,)
     eot     the id fed after the thoughts; None, with n_thoughts = 0: a plain language model
     change  thoughts (B, K, C) -> what is fed in their place
     """
     assert eot is not None or n_thoughts == 0, f"{n_thoughts} thoughts need an <eot> to end them"
-    hidden, prompt_kv = prefill(model, prompt, length)
-    asked = open_cache(prompt_kv, length, room=n_thoughts)
-    thoughts, cache = think(model, hidden, asked, n_thoughts)
-    if change and n_thoughts:
-        _, cache = step(model, change(thoughts), asked)
+    _, hidden, cache = reason(model, prompt, length, n_thoughts, change)
     cache = make_room(cache, 1 + max_new_tokens)
     if eot is not None:
         hidden, cache = step(model, torch.full_like(prompt[:, :1], eot), cache)

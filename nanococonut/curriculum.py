@@ -2,48 +2,40 @@
 
 An example is a question, its reasoning steps in words, and the answer. The curriculum removes the
 first steps and puts continuous thoughts where they stood, one more at each stage [Hao24 3.1]. Here
-`~` is a thought, `.` a pause, and `*` stands before what the loss is taken on. The chain has three
-steps, and stage 2 is left out:
+`~` is a thought, `.` a pause, and `*` stands before what the loss is taken on. Of a chain of three
+steps stages 1 and 3 are shown; in stage 0 the chain is whole, where there is one at all.
 
 >>> for method in METHODS:
 ...     print(method)
-...     for stage in (0, 1, 3):
+...     for stage in (1, 3):
 ...         print("   ", stage, "|", layout(method, stage, max_stage=3, n_steps=3))
 cot
-    0 | Q *s1 *s2 *s3 *A
     1 | Q *s1 *s2 *s3 *A
     3 | Q *s1 *s2 *s3 *A
 no_cot
-    0 | Q *A
     1 | Q *A
     3 | Q *A
 icot
-    0 | Q *s1 *s2 *s3 *A
     1 | Q *s2 *s3 *A
     3 | Q *A
 pause
-    0 | Q <bot> . . . <eot> *A
     1 | Q <bot> . . . <eot> *A
     3 | Q <bot> . . . <eot> *A
 coconut
-    0 | Q <bot> <eot> *s1 *s2 *s3 *A
     1 | Q <bot> ~ <eot> *s2 *s3 *A
     3 | Q <bot> ~ ~ ~ <eot> *A
 no_curriculum
-    0 | Q <bot> ~ ~ ~ <eot> *A
     1 | Q <bot> ~ ~ ~ <eot> *A
     3 | Q <bot> ~ ~ ~ <eot> *A
 no_thought
-    0 | Q *s1 *s2 *s3 *A
     1 | Q *s2 *s3 *A
     3 | Q *A
 pause_as_thought
-    0 | Q <bot> <eot> *s1 *s2 *s3 *A
     1 | Q <bot> . <eot> *s2 *s3 *A
     3 | Q <bot> . . . <eot> *A
 
 A stage past a chain's length removes all of it and keeps its thoughts: their number says nothing
-about the chain's length, at test least of all. icot removes token by token, see icot.py.
+about the chain's length. icot removes token by token, see icot.py.
 """
 
 from typing import NamedTuple
@@ -55,15 +47,22 @@ class Example(NamedTuple):
     """A problem as token ids."""
 
     question: list[int]  # with its newline
-    rests: list[list[int]]  # [k]: what is left to write without the first k steps; last the answer
-    taught: tuple[list[int], ...] = ()  # [k]: the tokens that thought k + 1 is taught
+    # [k]: what is left to write without the first k steps; last the answer. Each is tokenized as a
+    # whole, because a token may span two steps.
+    rests: list[list[int]]
+    frontiers: tuple[list[int], ...] = ()  # [k]: the tokens that thought k + 1 is taught
 
 
-class Group(NamedTuple):
-    """Questions about the same facts, which are read once; an empty context: each has its own."""
+def texts_of(row: dict) -> list[str]:
+    """A problem's question, and what is left to write without its first 0, 1, ... steps."""
+    lines = [step + "\n" for step in row["steps"]] + ["### " + row["answer"]]
+    return [row["question"] + "\n", *("".join(lines[k:]) for k in range(len(lines)))]
 
-    context: list[int]
-    examples: list[Example]
+
+def tokenize(row: dict, encode) -> Example:
+    """A problem in words as an Example; encode makes ids of a text."""
+    question, *rests = map(encode, texts_of(row))
+    return Example(question, rests)
 
 
 class Method(NamedTuple):
@@ -83,7 +82,7 @@ METHODS = {
     "no_thought": Method(None, "steps"),
     "pause_as_thought": Method("pause", "steps"),
 }
-ALL = 10**6  # removed steps of a stage that removes every chain, however long
+ALL = 10**6
 
 
 class Plan(NamedTuple):
@@ -91,22 +90,23 @@ class Plan(NamedTuple):
 
     n_thoughts: int
     n_pauses: int
-    n_removed: int  # steps taken from the front of the chain; ALL of them
+    n_removed: int  # steps cut from the front of the chain; ALL: the chain, however long
     markers: bool  # whether <bot> and <eot> stand around what was put in
     n_tokens: int = 0  # icot: tokens taken from the front of what is left of the chain
 
 
-def plan(method: str, stage: int, max_stage: int, c_thought=1, extra=False, aligned=False) -> Plan:
-    """The plan of a stage: c_thought fillers for each removed step, as if max_stage were all.
+def plan_of(method: str, stage: int, max_stage: int, c_thought=1, extra=False) -> Plan:
+    """The plan of a stage: c_thought thoughts or pauses for each removed step.
 
-    extra    the last stage removes the rest without more fillers: the paper's GSM8k [Hao24 4.2]
-    aligned  one filler more, once there are any: the last one stands for what <eot> writes next
+    A stage that removes the whole chain counts it as max_stage steps.
 
-    >>> plan("coconut", stage=2, max_stage=4)
+    With extra the last stage removes the rest without more fillers: the paper's GSM8k [Hao24 4.2].
+
+    >>> plan_of("coconut", stage=2, max_stage=4)
     Plan(n_thoughts=2, n_pauses=0, n_removed=2, markers=True, n_tokens=0)
-    >>> plan("pause", stage=0, max_stage=4) == Plan(0, 4, ALL, True)
+    >>> plan_of("pause", stage=0, max_stage=4) == Plan(0, 4, ALL, True)
     True
-    >>> [plan("coconut", stage, 2, c_thought=2, extra=True).n_thoughts for stage in (0, 1, 2)]
+    >>> [plan_of("coconut", stage, 2, c_thought=2, extra=True).n_thoughts for stage in (0, 1, 2)]
     [0, 2, 2]
     """
     assert 0 <= stage <= max_stage, (stage, max_stage)
@@ -119,8 +119,6 @@ def plan(method: str, stage: int, max_stage: int, c_thought=1, extra=False, alig
         n_removed = ALL if extra and is_last else stage
     n_stages_filled = max_stage - 1 if extra and max_stage else max_stage
     n_fillers = c_thought * min(n_removed, n_stages_filled)
-    if aligned and n_fillers:
-        n_fillers += 1
     return Plan(
         n_thoughts=n_fillers if filler == "thought" else 0,
         n_pauses=n_fillers if filler == "pause" else 0,
@@ -131,11 +129,10 @@ def plan(method: str, stage: int, max_stage: int, c_thought=1, extra=False, alig
 
 def layout(method: str, stage: int, max_stage: int, n_steps: int, c_thought: int = 1) -> str:
     """One line that shows an example of n_steps steps when a stage begins, as above."""
-    p = plan(method, stage, max_stage, c_thought)
+    p = plan_of(method, stage, max_stage, c_thought)
     n_removed = min(p.n_removed, n_steps)
-    if (
-        METHODS[method].removes == "tokens" and n_removed == 0
-    ):  # shown as if each step had one token
+    if METHODS[method].removes == "tokens" and n_removed == 0:
+        # Shown as if each step had one token.
         n_removed = icot.n_removed_tokens(stage, max_stage, longest_chain=n_steps, progress=0.0)
     inside = []
     if p.markers:
@@ -148,7 +145,10 @@ def arrange(example: Example, plan: Plan, special, rng=None) -> tuple[list[int],
     """The ids before the thoughts, and the ids after them.
 
     The second part begins with <eot>. Without markers it begins with the question's last token, so
-    the loss is always on all but the first token of the second part. rng is for icot.remove.
+    the loss is always on all but the first token of the second part.
+
+    special  ids of "bot", "eot", "pause" and "eos"
+    rng      for icot.remove
     """
     n_steps = len(example.rests) - 1
     rest = example.rests[min(plan.n_removed, n_steps)]

@@ -24,12 +24,11 @@ import numpy as np
 
 from nanococonut import graph, tokenizer
 from nanococonut.config import UserError
-from nanococonut.curriculum import Example, Group
+from nanococonut.curriculum import Example, texts_of
 from nanococonut.reading import read_json, read_rows
 
 TASKS = ("prosqa", "prontoqa", "gsm8k")
 SPLITS = ("train", "valid", "test")
-LEAST_HOPS = 3  # of questions asked anew: one step is a look-up, and with such among them no search was learned (ours)
 MAX_DOWNLOAD = 2 * 10**9  # bytes, kept in memory while they are checked
 ALLOWED = re.compile(r"https://|http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)")  # http: this machine alone
 
@@ -110,12 +109,6 @@ def folder_of(parent: str, name: str) -> Path:
     return Path(parent) / name
 
 
-def texts_of(row: dict) -> list[str]:
-    """What is tokenised of a row: the question, and what is left to write when 0, 1, ... steps are removed."""
-    lines = [step + "\n" for step in row["steps"]] + ["### " + row["answer"]]
-    return [row["question"] + "\n", *("".join(lines[k:]) for k in range(len(lines)))]
-
-
 def tokenized(encoding, rows: list[dict]) -> dict[str, np.ndarray]:
     """The token ids of rows, one behind the other, and where each text and each row begins."""
     ids = encoding.encode_ordinary_batch([text for row in rows for text in texts_of(row)])
@@ -156,15 +149,17 @@ def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, di
     return folder, meta
 
 
-class Augmentation(NamedTuple):
-    """How problems are told anew when they are drawn."""
+def node_token(encoding, name: str) -> int:
+    """The token with which a chain goes on from a node; see tokenizer.py for why it is one."""
+    start = graph.subject(name)
+    return encoding.encode_ordinary(start if graph.is_person(name) else f"{name}.\n{start}")[0]
 
-    augment: bool = True  # other names, and another order of facts and options
-    keep: float = 1.0  # probability that a fact beside the chains is told
-    longer_than: int = 0  # chains have more steps than this, if there are any
-    reask: float = 0.0  # probability of another question about the same graph
-    questions: int = 1  # about each graph
-    n_taught: int = 0  # thoughts that are taught the frontier of the search
+
+class Group(NamedTuple):
+    """Questions about the same facts."""
+
+    context: list[int]  # the facts, which are read once; empty: each question has its own
+    examples: list[Example]
 
 
 class Split:
@@ -175,10 +170,8 @@ class Split:
         arrays = arrays or tokenized(encoding, rows)
         self.tokens, self.texts, self.begins = arrays["tokens"], arrays["texts"].tolist(), arrays["rows"].tolist()
         self.lengths = np.diff(arrays["texts"])[arrays["rows"][:-1]].tolist()  # of the questions
-        self.n_steps = np.diff(arrays["rows"]) - 2
         self.askers = functools.cache(lambda i: graph.askers(rows[i]))
-        self.graphs = rows if all(map(graph.has_graph, rows)) else None
-        self.names = graph.names_of(rows) if self.graphs else None
+        self.graphs = all(map(graph.has_graph, rows))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -198,33 +191,24 @@ class Split:
         """The persons and the concepts that a problem told anew may be about."""
         return graph.names_of([row for i, row in enumerate(self.rows) if self.told[i]])
 
-    def demand_graphs(self, option: str, wanted: int = 0, every: bool = False) -> None:
-        """Raises UserError, naming an option, where not one problem, or not every, can be told anew from its graph."""
-        if all(self.told) or (any(self.told) and not every):
-            return
-        why = "the problems have no graph"
-        if any(map(graph.has_graph, self.rows)):
-            why = f"no problem's graph tells the file's own words; of the first, {graph.difference(self.rows[0])}"
-        raise UserError(f"{option} should be {wanted}: {why}")
-
-    def retold(self, i: int, rng: random.Random, a: Augmentation) -> Group:
-        """Problem i in a fresh order and under fresh names, persons for persons, with other questions by chance."""
+    def retold(self, i: int, rng: random.Random, questions=1, reask=0.0, least=1, keep=1.0, n_taught=0) -> Group:
+        """Problem i in a fresh order and under fresh names, persons for persons; see draw()."""
         row, names = self.rows[i], self.rows[i]["idx_to_symbol"]
-        rows = [row] * a.questions  # each may be asked anew
-        for k in range(a.questions):
-            if a.reask and rng.random() < a.reask:
-                rows[k] = graph.ask(row, self.askers(i), rng, max(LEAST_HOPS, a.longer_than + 1))
+        rows = [row] * questions  # each may be asked anew
+        for k in range(questions):
+            if reask and rng.random() < reask:
+                rows[k] = graph.ask(row, self.askers(i), rng, least)
         # Differs from the paper: its texts are fixed and its weights have read the web; from scratch 17,886 are few.
         persons, concepts = self.pool
         n_persons = len(graph.persons_of(row))
         persons, concepts = iter(rng.sample(persons, n_persons)), iter(rng.sample(concepts, len(names) - n_persons))
         names = [next(persons if graph.is_person(name) else concepts) for name in names]
         always = set()
-        if a.keep < 1:
+        if keep < 1:
             always = set().union(*(graph.both_chains(asked, self.askers(i), rng) for asked in rows))
         edges = map(tuple, rng.sample(row["edges"], len(row["edges"])))
-        edges = [edge for edge in edges if a.keep == 1 or edge in always or rng.random() < a.keep]
-        return self.together([graph.tell(asked, rng, names, edges) for asked in rows], edges, a.n_taught)
+        edges = [edge for edge in edges if keep == 1 or edge in always or rng.random() < keep]
+        return self.together([graph.tell(asked, rng, names, edges) for asked in rows], edges, n_taught)
 
     def together(self, told: list[dict], edges: list[tuple[int, int]], n_taught: int) -> Group:
         """Questions told about the same facts as one group: alone each has its facts in its question."""
@@ -235,27 +219,26 @@ class Split:
             if len(told) > 1:
                 facts, mark, asked = question.rpartition(" Is ")
                 context, question = encode(facts), mark + asked
-            levels = graph.frontiers(edges, row["root"], n_taught)
-            taught = tuple([self.node_token(row["idx_to_symbol"][v]) for v in level] for level in levels)
-            examples.append(Example(encode(question), list(map(encode, rests)), taught))
+            nodes = graph.frontiers(edges, row["root"], n_taught)
+            frontiers = tuple([node_token(self.encoding, row["idx_to_symbol"][v]) for v in some] for some in nodes)
+            examples.append(Example(encode(question), list(map(encode, rests)), frontiers))
         return Group(context, examples)
 
-    def node_token(self, name: str) -> int:
-        """The token with which a chain goes on from a node; see tokenizer.py for why it is one."""
-        start = graph.subject(name)
-        return self.encoding.encode_ordinary(start if graph.is_person(name) else f"{name}.\n{start}")[0]
+    def draw(self, n: int, rng: random.Random, augment: bool, questions: int = 1, **how) -> list[Group]:
+        """n questions, in groups that share their facts, of problems drawn with replacement.
 
-    def draw(self, n: int, rng: random.Random, a: Augmentation) -> list[Group]:
-        """n questions, in groups that share their facts, of problems drawn with replacement."""
-        pool = range(len(self))
-        if a.longer_than and (self.n_steps > a.longer_than).any():
-            pool = np.flatnonzero(self.n_steps > a.longer_than)
-        n_groups = n // a.questions
+        augment    tell each problem anew: other names, another order of facts and options
+        questions  asked about each graph
+        reask      probability that a question becomes another one about the same graph, of `least` steps or more
+        keep       probability that a fact beside the chains is told
+        n_taught   thoughts that are taught the frontier of the search
+        """
+        n_groups = n // questions
         # One eighth of 8 n sorted by length: neighbours need little padding, and all problems stay equally likely.
-        drawn = sorted(rng.choices(pool, k=8 * n_groups), key=self.lengths.__getitem__)
+        drawn = sorted(rng.choices(range(len(self)), k=8 * n_groups), key=self.lengths.__getitem__)
         start = n_groups * rng.randrange(8)
         return [
-            self.retold(i, rng, a) if a.augment and self.told[i] else Group([], [self.example(i)])
+            self.retold(i, rng, questions, **how) if augment and self.told[i] else Group([], [self.example(i)])
             for i in drawn[start : start + n_groups]
         ]
 

@@ -26,6 +26,9 @@ class Machine:
     rank: int = 0
     n_processes: int = 1
 
+    def __str__(self) -> str:
+        return f"on {self.device} in {str(self.dtype).removeprefix('torch.')}"
+
     @property
     def is_first(self) -> bool:
         """Whether this is the process that speaks, measures and writes."""
@@ -35,25 +38,15 @@ class Machine:
         """The context in which a forward pass runs."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
-    def introduce(self, model: nn.Module, how: str) -> None:
-        """Prints how large a model is, and how and where it is trained."""
-        n_parameters = sum(p.numel() for p in model.parameters())
-        print(f"{n_parameters:,} parameters on {self.device}, {str(self.dtype).removeprefix('torch.')}, {how}")
-
-    def share(self, module: nn.Module) -> nn.Module:
+    def wrap(self, module: nn.Module) -> nn.Module:
         """The module, whose gradients are averaged over the processes where there are several."""
         return DistributedDataParallel(module) if self.n_processes > 1 else module
 
-    def alone(self, module: nn.Module) -> contextlib.AbstractContextManager:
+    def no_sync(self, module: nn.Module) -> contextlib.AbstractContextManager:
         """The context in which the processes' gradients are not averaged yet."""
         return module.no_sync() if self.n_processes > 1 else contextlib.nullcontext()
 
-    def check(self, batch_size: int) -> None:
-        """Raises UserError where a batch has fewer examples than there are processes."""
-        if batch_size < self.n_processes:
-            raise UserError(f"--batch_size={batch_size} should be at least {self.n_processes}, one example a process")
-
-    def take(self, batch):
+    def to_device(self, batch):
         """A batch with its tensors on the device; copied from pinned memory to CUDA, so that nobody waits for it."""
         there = {name: x for name, x in batch._asdict().items() if isinstance(x, Tensor)}
         if self.device.type == "cuda":

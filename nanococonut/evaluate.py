@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from nanococonut import config, data, graph, runs
+from nanococonut import answers, config, data, graph
 from nanococonut.curriculum import METHODS, Plan
 from nanococonut.data import is_right
 
@@ -51,7 +51,6 @@ class EvaluateConfig:
     data: str = ""  # a JSON file of problems, instead of the run's own data
     latent: tuple[int, ...] = ()  # numbers of thoughts to try; default: as many as in training
     intervene: str = "none"  # what is fed in place of the thoughts
-    batch_size: int = 250  # questions answered at once
     device: str = "auto"  # where to run; auto: cuda, else mps, else cpu
 
 
@@ -109,17 +108,17 @@ def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts:
     return dict(accuracy=len(won) / n, low=low, high=high, tokens=tokens, hops=hops, verdicts=verdicts)
 
 
-def measure(run: runs.Run, examples: data.Split, p: Plan, batch_size=250, intervene="none") -> tuple[dict, list[str]]:
+def measure(run: answers.Run, examples: data.Split, plan: Plan, intervene="none"):
     """The summary of a run's answers to a split and to its twins under a plan, and the split's answers in words."""
     change = None if intervene == "none" else INTERVENTIONS[intervene]
 
     def answer(split: data.Split) -> list[list[int]]:
-        return run.answer([split.example(i) for i in range(len(split))], p, batch_size, change)
+        return run.answer([split.example(i) for i in range(len(split))], plan, change)
 
     ids = answer(examples)
     texts = run.encoding.decode_batch(ids)
-    hidden = p.n_thoughts > 0 if METHODS[run.config["method"]].filler == "thought" else p.n_removed != 0
-    result = summary(texts, list(map(len, ids)), examples.rows, p.n_thoughts, hidden)
+    hidden = plan.n_thoughts > 0 if METHODS[run.config["method"]].filler == "thought" else plan.n_removed != 0
+    result = summary(texts, list(map(len, ids)), examples.rows, plan.n_thoughts, hidden)
     pairs = [(text, *pair) for text, row in zip(texts, examples.rows, strict=True) for pair in graph.twins([row])]
     if pairs:
         twins = data.Split(run.encoding, [twin for _, _, twin in pairs])
@@ -132,8 +131,7 @@ def measure(run: runs.Run, examples: data.Split, p: Plan, batch_size=250, interv
 
 
 def main(c: EvaluateConfig) -> None:
-    run = runs.Run(c.run, c.device)
-    config.demand(c, "batch_size", lambda n: n >= 1, "at least 1")
+    run = answers.Run(c.run, c.device)
     examples = data.Split(run.encoding, data.read_rows(Path(c.data))) if c.data else run.split(c.split)
     name, results = c.data or f"data/{run.config['task']}/{c.split}.json", []
     rows, pairs = examples.rows, graph.twins(examples.rows)
@@ -144,7 +142,7 @@ def main(c: EvaluateConfig) -> None:
         print(f"  without a model, {rule}: {both}{share:.1%}")
     for n_thoughts in c.latent or (None,):
         p = run.plan_for(n_thoughts)
-        result, texts = measure(run, examples, p, c.batch_size, c.intervene)
+        result, texts = measure(run, examples, p, c.intervene)
         about = "" if p is run.plan else f" instead of the {run.plan.n_thoughts} of training"
         shown = "question and twin both right {both:.1%} ({both_low:.1%} to {both_high:.1%}); "
         both = shown.format(**result) if pairs else ""

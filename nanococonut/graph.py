@@ -124,14 +124,6 @@ def shortest_path(edges: list[list[int]], distance: dict[int, int], target: int,
     return path
 
 
-def a_shortest_path(edges: list[list[int]], distance: dict[int, int], target: int, rng: random.Random) -> list[int]:
-    """As shortest_path(), but quicker and less even: every step back is as likely as the other."""
-    path = [target]
-    while distance[path[0]] > 0:
-        path.insert(0, rng.choice(before(edges, distance, path[0])))
-    return path
-
-
 def others_than(row: dict, reached: dict[int, int]) -> list[int]:
     """The concepts that are not reached."""
     return [v for v, name in enumerate(row["idx_to_symbol"]) if v not in reached and not is_person(name)]
@@ -164,7 +156,7 @@ def ask(row: dict, people: dict[int, dict[int, int]], rng: random.Random, least:
     if rng.random() < 0.5:  # a false option that gives little away: mostly the true one is farther from persons
         options = farthest(row, reached) or options
     asked = {"root": root, "target": target, "neg_target": rng.choice(options)}
-    path = itertools.pairwise(a_shortest_path(row["edges"], reached, target, rng))
+    path = itertools.pairwise(shortest_path(row["edges"], reached, target, rng))
     return row | asked | {"steps": [fact(row["idx_to_symbol"], *edge) for edge in path]}
 
 
@@ -173,7 +165,7 @@ def both_chains(row: dict, people: dict[int, dict[int, int]], rng: random.Random
     edges, false = set(itertools.pairwise(chain_of(row))), row["neg_target"]
     able = [reached for root, reached in people.items() if root != row["root"] and false in reached]
     if able:
-        edges |= set(itertools.pairwise(a_shortest_path(row["edges"], rng.choice(able), false, rng)))
+        edges |= set(itertools.pairwise(shortest_path(row["edges"], rng.choice(able), false, rng)))
     return edges
 
 

@@ -5,12 +5,13 @@ to what came in. Positions are learned, and the output head is the token embeddi
 
     attention = softmax(Q K^T / sqrt(D)) V          Q, K, V of shape (B, H, T, D)
 
-Two things exist for the latent loop alone. The model takes embeddings as well as token ids, because
-a thought has no id. And new positions can be read on top of a cache of keys and values.
+The latent loop needs two things more: the model takes embeddings as well as token ids, because a
+thought has no id, and new positions are read on top of a cache of keys and values. Two others save
+work and may be skipped at first: `only` one position of the last layer, and `group`ed prompts.
 
 Source: GPT-2 as released by OpenAI, whose parameter names are kept (wte, h.0.attn.c_attn, ln_f).
 Letters: B batch, T positions, C channels, H heads, D = C / H head size, V vocabulary, P prompt,
-R room in the cache's tail.
+R slots of the cache's tail, G prompts (G = B, or fewer where B / G neighbouring rows share one).
 """
 
 import math
@@ -50,12 +51,13 @@ class KV(NamedTuple):
 
 
 class Past(NamedTuple):
-    """What new positions are read on top of. A tail has R slots, which are filled from the left."""
+    """What one layer's new positions look at: the prompt, which stays, and a tail, which fills up.
 
-    prompt: list[
-        KV
-    ]  # per layer (G, H, P, D): B / G neighbouring rows share one prompt; G = B unless they do
-    tail: list[KV]  # per layer (B, H, R, D): what stands between the prompt and the new positions
+    The tail holds what follows the prompt, thoughts and suffix, and is filled from the left.
+    """
+
+    prompt: KV  # (G, H, P, D)
+    tail: KV  # (B, H, R, D)
     slots: Tensor  # (T,) int64: where in the tail the new positions are written
     visible: Tensor  # (B, 1, T, P + R) bool: which keys each new position may look at
 
@@ -83,19 +85,19 @@ def group(x: Tensor, k: Tensor) -> Tensor:
     """
     if len(x) == len(k):
         return x
-    return (
-        x.unflatten(0, (len(k), -1)).transpose(1, 2).flatten(2, 3)
-    )  # (G, B/G, H, T, n) -> (G, H, B/G * T, n)
+    x = x.unflatten(0, (len(k), -1))  # (G, B / G, H, T, n)
+    return x.transpose(1, 2).flatten(2, 3)  # (G, H, B / G * T, n)
 
 
 def ungroup(x: Tensor, q: Tensor) -> Tensor:
     """The reverse of group: (G, H, B / G * T, n) -> (B, H, T, n), where q is (B, H, T, D)."""
     if len(x) == len(q):
         return x
-    return x.unflatten(2, (-1, q.size(2))).transpose(1, 2).flatten(0, 1)
+    x = x.unflatten(2, (-1, q.size(2)))  # (G, H, B / G, T, n)
+    return x.transpose(1, 2).flatten(0, 1)  # (B, H, T, n)
 
 
-def at(x: Tensor, index: Tensor) -> Tensor:
+def pick(x: Tensor, index: Tensor) -> Tensor:
     """x (B, T, n) at one position of each row, index (B,): (B, 1, n)."""
     return x[torch.arange(len(x), device=x.device), index].unsqueeze(1)
 
@@ -113,26 +115,23 @@ class CausalSelfAttention(nn.Module):
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of x (B, T, C), (B, H, T, D) each."""
-        q, k, v = (
-            self.c_attn(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)
-        )  # (3, B, H, T, D)
+        qkv = self.c_attn(x).unflatten(-1, (3, self.n_head, -1))  # (B, T, 3, H, D)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
         return q, k, v
 
-    def forward(
-        self, x: Tensor, past: Past | None, layer: int, reader: Tensor | None
-    ) -> tuple[Tensor, KV]:
-        """What attention adds to x (B, T, C), and the keys and values. See GPT.forward."""
+    def forward(self, x: Tensor, past: Past | None, only: Tensor | None) -> tuple[Tensor, KV]:
+        """What attention adds to x (B, T, C), and keys and values. See GPT.forward."""
         q, k, v = self.heads(x)
         dropout = self.dropout if self.training else 0.0
         if past is None:  # a whole sequence: each position sees itself and what lies before
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
             kv = KV(k, v)
         else:  # new positions on top of a cache
-            kv = past.tail[layer].write(past.slots, k, v)
-            y = attend(q, past.prompt[layer], kv, past.visible, dropout)
+            kv = past.tail.write(past.slots, k, v)
+            y = attend(q, past.prompt, kv, past.visible, dropout)
         y = y.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, C)
-        if reader is not None:
-            y = at(y, reader)  # (B, 1, C)
+        if only is not None:
+            y = pick(y, only)  # (B, 1, C)
         return F.dropout(self.c_proj(y), dropout), kv
 
 
@@ -160,11 +159,11 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x, past=None, layer=0, reader=None) -> tuple[Tensor, KV]:
-        """x (B, T, C) one block further, or (B, 1, C) at reader, and the keys and values."""
-        y, kv = self.attn(self.ln_1(x), past, layer, reader)
-        if reader is not None:
-            x = at(x, reader)  # (B, 1, C)
+    def forward(self, x, past=None, only=None) -> tuple[Tensor, KV]:
+        """x (B, T, C) one block further, or (B, 1, C) at only, and the keys and values."""
+        y, kv = self.attn(self.ln_1(x), past, only)
+        if only is not None:
+            x = pick(x, only)  # (B, 1, C)
         x = x + y
         return x + self.mlp(self.ln_2(x)), kv
 
@@ -188,15 +187,16 @@ class GPT(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd)
         starts.initialize(self)
 
-    def forward(self, x, positions=None, past=None, reader=None) -> tuple[Tensor, list[KV]]:
+    def forward(self, x, positions=None, pasts=None, only=None) -> tuple[Tensor, list[KV]]:
         """Hidden states (B, T, C) after the final norm, and each layer's keys and values.
 
         x          token ids (B, T) or embeddings (B, T, C)
         positions  (T,) or (B, T): where they stand in the sequence; default: from 0 on
-        past       what x is read on top of; without it x is a whole sequence. What comes back are
-                   the keys and values of x, or past's tail with x in it
-        reader     (B,): the only position of each row whose hidden state is wanted; (B, 1, C)
-                   comes back, and the last layer does little at the other positions
+        pasts      for each layer what x is read on top of; without it x is a whole sequence. What
+                   comes back are the keys and values of x, or each past's tail with x in it
+        only       (B,): the one position of each row whose hidden state is wanted, and (B, 1, C)
+                   comes back: the last layer makes keys and values everywhere, but no more than
+                   that at the other positions
         """
         if x.dim() == 2:
             x = self.wte(x)  # (B, T, C)
@@ -206,7 +206,7 @@ class GPT(nn.Module):
         kvs = []
         for i, block in enumerate(self.h):
             is_last = i == len(self.h) - 1
-            x, kv = block(x, past, i, reader if is_last else None)
+            x, kv = block(x, pasts[i] if pasts else None, only if is_last else None)
             kvs.append(kv)
         return self.ln_f(x), kvs
 

@@ -23,13 +23,10 @@ def make(model: GPT, c: TrainConfig) -> list[torch.optim.Optimizer]:
     return optimizers
 
 
-def update(model: GPT, optimizers: list, c: TrainConfig, stage: int, factor: float) -> torch.Tensor:
+def update(model: GPT, optimizers: list, c: TrainConfig, factor: float) -> torch.Tensor:
     """One step of the optimizers at factor times their rates; returns the gradient's length before clipping."""
     length = torch.nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip or math.inf)
-    rates = [c.lr, c.muon_lr]
-    if stage == 0:
-        rates = [c.first_lr or c.lr, c.first_muon_lr or c.muon_lr]
-    for optimizer, rate in zip(optimizers, rates, strict=False):  # without Muon there is one optimizer
+    for optimizer, rate in zip(optimizers, (c.lr, c.muon_lr), strict=False):  # without Muon there is one optimizer
         for group in optimizer.param_groups:
             group["lr"] = rate * factor
         optimizer.step()

@@ -11,15 +11,11 @@ COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GREY, "blac
 
 
 def draw(axes, i: int, label: str, points: list[tuple]) -> None:
-    """Points (x, y) or (x, y, low, high) as a curve in colour and marker i; one at x = None as a dashed level."""
-    style, soft = dict(color=COLOURS[i], label=label, linewidth=1.3), dict(color=COLOURS[i], alpha=0.12, lw=0)
+    """Points (x, y) or (x, y, low, high) as a curve in colour and marker i."""
     x, y, *band = zip(*points, strict=True) if points else ((), ())
-    if x[:1] == (None,):
-        axes.axhline(*y, linestyle=(0, (1 + i % 5, 2)), **style)
-        axes.axhspan(*band[0], *band[1], **soft)
-    else:
-        axes.plot(x, y, marker="osD^vPX*"[i] if len(x) < 20 else None, markersize=4, **style)
-        axes.fill_between(x, *(band or (y, y)), **soft)
+    marker = "osD^vPX*"[i] if len(x) < 20 else None
+    axes.plot(x, y, color=COLOURS[i], label=label, linewidth=1.3, marker=marker, markersize=4)
+    axes.fill_between(x, *(band or (y, y)), color=COLOURS[i], alpha=0.12, lw=0)
 
 
 def lines(panels: list[tuple[str, str, dict]], out: Path) -> None:
@@ -35,22 +31,6 @@ def lines(panels: list[tuple[str, str, dict]], out: Path) -> None:
         handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     fits = max(1, min(5, 120 // (6 + max(map(len, known), default=0))))  # labels in a line
     fig.legend(handles.values(), handles, loc="outside lower center", ncols=fits, fontsize=8)
-    data.write_atomically(out, fig.savefig)
-
-
-def table1(rows: list[dict], paper: dict[str, float], baselines: dict[str, float], out: Path) -> None:
-    """Accuracy of each method: a dot a seed, the paper's as a ring, shortcuts as lines from above."""
-    mine, methods = [100 * row["accuracy"] for row in rows], [row["method"] for row in rows]
-    rings = {method: paper[method] for method in methods if method in paper}
-    fig = Figure(figsize=(7.5, 0.42 * len(set(methods)) + 1.4))
-    axes = fig.subplots()
-    for i, (rule, share) in enumerate(baselines.items()):
-        axes.axvline(100 * share, color=GREY, linewidth=0.8, linestyle=(0, (1 + i, 2)), label=rule)
-    axes.plot(mine, methods, "o", color=BLUE, alpha=0.45, ms=5, label="one seed")
-    axes.plot([*rings.values()], [*rings], "o", color=ORANGE, mfc="none", ms=8, label="the paper, at its size")
-    axes.set(xlabel="accuracy on test (%)", xlim=(None, 101))
-    axes.invert_yaxis()
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     data.write_atomically(out, fig.savefig)
 
 

@@ -11,11 +11,8 @@ from nanococonut.config import UserError
 from nanococonut.data import Dataset, fetch
 from nanococonut.model import GPT, GPTConfig
 
-ADDRESS = "https://huggingface.co/openai-community/{}/resolve/main/pytorch_model.bin"
-WEIGHTS = {  # heads, sha256 where it is known
-    "gpt2": (12, "7c5d3f4b8b76583b422fcb9189ad6c89d5d97a094541ce8932dce3ecabde1421"),
-    "gpt2-medium": (16, None),
-}
+ADDRESS = "https://huggingface.co/openai-community/gpt2/resolve/main/pytorch_model.bin"
+SHA256 = "7c5d3f4b8b76583b422fcb9189ad6c89d5d97a094541ce8932dce3ecabde1421"
 # A released file keeps these as (in, out), may have masks and a prefix, and its output head is the token embedding.
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
@@ -35,19 +32,19 @@ def from_state_dict(state: dict[str, Tensor], n_head: int) -> GPT:
 
 def start(name: str, n_head: int, dropout: float, dataset: Dataset) -> GPT:
     """A GPT with the weights that --init_from names, the dataset's vocabulary, and n_head heads. Raises UserError."""
-    path = Path(f"data/pretrained/{name}.bin" if name in WEIGHTS else name)
-    fresh = name in WEIGHTS and not path.exists()
+    path = Path("data/pretrained/gpt2.bin" if name == "gpt2" else name)
+    fresh = name == "gpt2" and not path.exists()
     if fresh:
-        fetch(ADDRESS.format(name), path, "init_from", WEIGHTS[name][1])
+        fetch(ADDRESS, path, "init_from", SHA256)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)  # no code of the file is run
     except Exception as error:  # torch.load raises a dozen kinds for a file that is cut, foreign or malicious
         if fresh:
             path.unlink()
-        wanted = f"expected {', '.join(WEIGHTS)}, a run or a file"
-        raise UserError(f"--init_from: {path} is not a weight file ({type(error).__name__}); {wanted}") from None
+        wanted = f"{type(error).__name__}); expected gpt2, a run or a file"
+        raise UserError(f"--init_from: {path} is not a weight file ({wanted}") from None
     try:
-        source = from_state_dict(state, WEIGHTS.get(name, [n_head])[0]).float()
+        source = from_state_dict(state, 12 if name == "gpt2" else n_head).float()
     except (KeyError, ValueError, RuntimeError, AttributeError, AssertionError, TypeError) as error:
         raise UserError(f"{name} does not hold GPT-2's weights ({type(error).__name__}: {str(error)[:80]})") from None
     if dataset.meta["tokenizer"] != "gpt2":

@@ -17,9 +17,10 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from nanococonut import answers, compiling, devices, log, optimizers, pretrained, starts, tokenizer
+from nanococonut import answers, compiling, devices, graph, log, optimizers, pretrained, starts, tokenizer
+from nanococonut.answers import load_state, named
 from nanococonut.config import UserError, written
-from nanococonut.curriculum import METHODS, Example, Plan, plan
+from nanococonut.curriculum import Plan
 from nanococonut.data import Dataset, Split, folder_of, write_atomically, write_text
 from nanococonut.model import GPT, GPTConfig
 from nanococonut.settings import PRESETS, TrainConfig
@@ -54,27 +55,6 @@ def load_same(path: Path, c: TrainConfig, dataset: Dataset) -> dict:
     return state
 
 
-def named(name: str) -> Path | None:
-    """The folder of a run given by name or path, if there is one."""
-    return next((folder for folder in (Path("runs") / name, Path(name)) if (folder / "config.json").exists()), None)
-
-
-def load_state(path: Path, **changes) -> tuple[dict, GPT]:
-    """A checkpoint's tensors and plain values, no code of it is run, and its model with changes. Raises UserError."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        model = GPT(GPTConfig(**state["model_config"] | changes))
-        model.load_state_dict(state["model"])
-        tokenizer.load(state["data"]["tokenizer"], state["data"]["vocabulary"])
-        plan(state["config"]["method"], state["stage"], len(state["config"]["stage_steps"]) - 1)
-    except UserError:  # GPT-2's vocabulary is missing
-        raise
-    except Exception as error:  # torch.load raises a dozen kinds for a file that is cut, foreign or malicious
-        kind, reason = type(error).__name__, str(error).partition("\n")[0][:80]
-        raise UserError(f"{path} is not a checkpoint of nanococonut ({kind}: {reason}); run: python train.py") from None
-    return state, model
-
-
 def starting_model(c: TrainConfig, dataset: Dataset, n_positions: int) -> GPT:
     """The model before its first step, with n_positions at least: random, or from --init_from. Raises UserError."""
     if c.block_size and c.block_size < n_positions:
@@ -101,18 +81,24 @@ def starting_model(c: TrainConfig, dataset: Dataset, n_positions: int) -> GPT:
 
 
 def fit_to_data(c: TrainConfig, problems: Split, tokenizer_name: str) -> TrainConfig:
-    """The settings for these data: without graphs a preset's options on graphs are off. Raises UserError if typed."""
-    options, preset = ("grow", "reask", "taught", "questions"), PRESETS.get(c.preset, {})
+    """The settings for these data: where no graph tells a problem, a preset's options on graphs are off.
+
+    Raises UserError where such an option was typed.
+    """
+    preset = PRESETS.get(c.preset, {})
+    on = [name for name in ("grow", "reask", "taught", "questions") if getattr(c, name) != getattr(TrainConfig, name)]
     if not any(problems.told):
-        off = {name: getattr(TrainConfig, name) for name in options if getattr(c, name) == preset.get(name)}
+        off = [name for name in on if getattr(c, name) == preset.get(name)]
         if off:
             print(f"the problems have no graphs to tell: the preset's {', '.join(off)} are off")
-        c = replace(c, **off)
-    for name in options[:3]:
-        if getattr(c, name):
-            problems.demand_graphs(f"--{name}={getattr(c, name)}")
-    if c.questions > 1:
-        problems.demand_graphs("--questions", wanted=1, every=True)
+        c = replace(c, **{name: getattr(TrainConfig, name) for name in off})
+        on = [name for name in on if name not in off]
+    for name in on:
+        enough = all if name == "questions" else any
+        if not enough(problems.told):
+            row = problems.told.index(False)
+            why = f"row {row} cannot be told from a graph, {graph.difference(problems.rows[row])}"
+            raise UserError(f"--{name} should be {getattr(TrainConfig, name):g}: {why}")
     if c.taught and tokenizer_name != "words":
         raise UserError("--taught should be 0: a node is one token in words alone, so prepare with --tokenizer=words")
     return c
@@ -142,7 +128,7 @@ class Writer:
         self.began = time.time()
         self.best = -1.0  # accuracy on valid of the stage's best weights
         self.recent = []  # numbers of the steps since the last log line, on the device
-        self.seen = torch.zeros(0, 5)  # the same, looked at
+        self.seen = torch.zeros(0, 4)  # the same, looked at
         self.last_loss, self.last_saved = math.nan, "There is no checkpoint yet"
 
     def resume(self) -> tuple[int, list]:
@@ -158,8 +144,8 @@ class Writer:
                 torch.cuda.set_rng_state(state["cuda_rng"])
             step, self.best = state["step"], state["best"]
             self.began -= state["seconds"]
-            n = self.machine.n_processes  # which share loss and thoughts' length, and have gradient and flag in common
-            self.recent = list((state["recent"] / torch.tensor([n, n, n, 1, 1])).to(self.machine.device))
+            n = self.machine.n_processes  # which share losses and thoughts' length, and have the gradient in common
+            self.recent = list((state["recent"] / torch.tensor([n, n, n, 1])).to(self.machine.device))
             self.last_saved = f"{self.folder}/ckpt.pt holds step {step}"
             print(f"{self.folder} goes on from step {step}")
         if self.machine.is_first:
@@ -167,9 +153,9 @@ class Writer:
             log.cut(self.log, step)
         return step, held
 
-    def note(self, found: torch.Tensor, gradient_norm: torch.Tensor, is_scheduled: bool) -> None:
-        """Keeps a step's numbers on the device: found (3,) is what train.accumulate returns."""
-        self.recent.append(torch.stack([*found, gradient_norm, torch.full_like(gradient_norm, is_scheduled)]))
+    def note(self, numbers: torch.Tensor, gradient_norm: torch.Tensor) -> None:
+        """Keeps a step's numbers on the device: those (3,) of train.accumulate, and the gradient's length."""
+        self.recent.append(torch.stack([*numbers, gradient_norm]))
 
     def due(self, step: int, begins: bool, ends: bool, stop: list[int]) -> Due:
         """What is to be done after a step with which a stage begins or ends, or neither; stop: signals received."""
@@ -185,23 +171,20 @@ class Writer:
         seen[:, 3:] /= self.machine.n_processes  # equal everywhere; of the others each process has its share
         self.seen = seen.cpu()
         lr = held[0].param_groups[0]["lr"]
-        for number, (loss, _, _, gradient, _) in enumerate(self.seen.tolist(), start=step - len(self.seen) + 1):
+        for number, (loss, _, _, gradient) in enumerate(self.seen.tolist(), start=step - len(self.seen) + 1):
             if not math.isfinite(loss + gradient):
                 found = f"the loss is {loss:g} and its gradient {gradient:g} long at step {number}"
                 raise UserError(f"{found}, stage {stage}, lr {lr:g}; lower --lr. {self.last_saved}")
 
-    def log_training(self, step: int, stage: int, factor: float, plan: Plan) -> None:
-        """Logs the means over the latest steps of the stage that was scheduled, if there are any."""
-        scheduled = self.seen[self.seen[:, 4] > 0]
-        if not len(scheduled):
-            return
-        self.last_loss, teaching_loss, thought_norm, gradient_norm, _ = scheduled.mean(dim=0).tolist()
+    def log_training(self, step: int, stage: int, factor: float) -> None:
+        """Logs the means over the latest steps; a batch without thoughts has no number (nan) for their length."""
+        self.last_loss, teaching_loss, thought_norm, gradient_norm = self.seen.nanmean(dim=0).tolist()
         self.recent, self.seen = [], self.seen[:0]
         if not self.machine.is_first:
             return
         metrics = {"loss": self.last_loss, "gradient_norm": gradient_norm, "lr_factor": factor}
         metrics["embedding_norm"] = float(self.model.wte.weight.detach().norm(dim=1).mean())
-        if plan.n_thoughts:
+        if not math.isnan(thought_norm):
             metrics["thought_norm"] = thought_norm
         if self.c.taught:
             metrics["teaching_loss"] = teaching_loss
@@ -260,62 +243,7 @@ def stop_signals():
         for each in numbers:
             signal.signal(each, signal.SIG_DFL)
 
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield seen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class Run:
-    """A trained run, ready to answer."""
-
-    def __init__(self, name: str, device: str = "auto"):
-        """A run given by name or path; the newest for "". Raises UserError."""
-        there = [path.parent for path in sorted(Path("runs").glob("*/config.json"))]
-        newest = max(there, key=lambda path: path.stat().st_mtime, default=None)
-        self.folder, self.machine = named(name) if name else newest, devices.pick(device)
-        if not self.folder:
-            known = ", ".join(path.name for path in there) or "none yet; run: python train.py"
-            raise UserError(f"runs/{name} not found; there is: {known}")
-        file = self.folder / "best.pt"
-        if not file.exists() and (self.folder / "ckpt.pt").exists():
-            file = self.folder / "ckpt.pt"
-            print(f"{self.folder.name} was stopped before its first evaluation: this is its ckpt.pt")
-        state, model = load_state(file)
-        self.stage, self.data = state["stage"], state["data"]
-        self.config = c = asdict(TrainConfig()) | state["config"]  # an option that it lacks had its default
-        self.model = model.to(self.machine.device).eval()
-        self.encoding = tokenizer.load(self.data["tokenizer"], self.data["vocabulary"])
-        self.special = tokenizer.special_ids(self.encoding)
-        last = len(c["stage_steps"]) - 1
-        self.plan = plan(c["method"], self.stage, last, c["c_thought"], c["extra_stage"], c["aligned"])
-
-    def split(self, name: str) -> Split:
-        """A split of the data the run was trained on. Raises UserError where that has changed since."""
-        dataset = Dataset(self.config["task"])
-        dataset.demand_unchanged(f"runs/{self.folder.name}", self.data["sha256"])
-        return dataset.split(name)
-
-    def plan_for(self, n_thoughts: int | None) -> Plan:
-        """The run's own plan, or the same with another number of thoughts. Raises UserError."""
-        if n_thoughts in (None, self.plan.n_thoughts):
-            return self.plan
-        method = self.config["method"]
-        if n_thoughts < 0 or METHODS[method].filler != "thought":
-            about = f"{self.folder.name} was trained with method {method}"
-            raise UserError(f"--latent={n_thoughts}: expected 0 or more, and a run with thoughts; {about}")
-        return self.plan._replace(n_thoughts=n_thoughts)
-
-    def answer(self, examples: list[Example], p: Plan, batch_size: int = 250, change=None) -> list[list[int]]:
-        """What the run writes, ids without eos, one list an example; change as in coconut.generate."""
-        # Chains may be longer than any in training: there is room for them as far as the model has positions.
-        due = [len(example.rests[min(p.n_removed, len(example.rests) - 1)]) for example in examples]
-        asked = max(len(example.question) for example in examples) + p.n_thoughts + p.n_pauses + 2  # two markers
-        most = max(self.data["max_new_tokens"], min(max(due) + 1, self.model.config.block_size - asked))
-        n_cut = sum(n > most for n in due)
-        if n_cut:
-            print(f"{n_cut} of {len(due)} answers are cut: their chains are longer than the model has positions for")
-        with self.machine.autocast():
-            return answers.answer(self.model, examples, p, self.special, most, batch_size, change)
+    before = [signal.signal(number, note) for number in numbers]
+    yield seen
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)

@@ -28,20 +28,16 @@ class Schedule:
     def plan(self, stage: int, progress: float = 0.0) -> curriculum.Plan:
         """The plan of a stage of which a share is over."""
         c, last = self.c, len(self.n_steps) - 1
-        plan = curriculum.plan(c.method, stage, last, c.c_thought, c.extra_stage, c.aligned)
+        plan = curriculum.plan_of(c.method, stage, last, c.c_thought, c.extra_stage)
         if not self.removes_tokens:
             return plan
         return plan._replace(n_tokens=icot.n_removed_tokens(stage, last, self.longest["chain"], progress))
 
-    def teaching(self, step: int) -> float:
+    def teaching_weight(self, step: int) -> float:
         """Weight at a step of the loss that teaches thoughts: --taught, falling to zero over --taught_until."""
         if self.c.taught_until == 1:
             return self.c.taught
         return self.c.taught * max(0.0, 1 - step / (self.c.taught_until * self.total))
-
-    def thoughts_begin(self, stage: int) -> bool:
-        """Whether the stage before had no thoughts and this one has."""
-        return stage > 0 and self.plans[stage].n_thoughts > 0 and self.plans[stage - 1].n_thoughts == 0
 
     def locate(self, step: int) -> tuple[int, int]:
         """The stage of a step, and how many steps of that stage are behind it."""

@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from nanococonut import config, data, evaluate, graph, log, plots, runs
+from nanococonut import answers, config, data, evaluate, graph, log, runs
 from nanococonut.config import UserError, written
 from nanococonut.curriculum import METHODS
 from nanococonut.settings import CHOICES, PRESETS, TrainConfig
@@ -68,7 +68,7 @@ def measured(label: str, row: TrainConfig) -> dict:
     """The figures of a finished run on test; measured once, then read from its test.json."""
     path = Path("runs") / row.name / "test.json"
     if not path.exists():
-        run = runs.Run(row.name)
+        run = answers.Run(row.name)
         result, _ = evaluate.measure(run, run.split("test"), run.plan)
         *_, (_, _, seconds) = log.read(path.with_name("log.csv"))["train", "seconds"]
         found = dict(method=label, seed=row.seed, seconds=seconds, **result)
@@ -90,9 +90,9 @@ def write_results(c: Table1Config, rows: list[dict]) -> str:
     lines.append("|---" * 8 + "|")
     for method in dict.fromkeys(row["method"] for row in rows):
         mine = [row for row in rows if row["method"] == method]
-        pairs = [row["both"] for row in mine if "both" in row]  # one measured before there were twins lacks it
+        pairs = [row["both"] for row in mine if "both" in row]
         cells = [method, percent([row["accuracy"] for row in mine])]
-        cells += [percent(pairs) if len(pairs) == len(mine) else "-", f"{len(mine)}"]
+        cells += [percent(pairs) if pairs else "-", f"{len(mine)}"]
         tokens, seconds = (statistics.mean(row[what] for row in mine) for what in ("tokens", "seconds"))
         cells += [f"{tokens:.1f}", f"{seconds:.0f}", *theirs.get(method, ["-", "-"])]
         lines.append(f"| {' | '.join(cells)} |")
@@ -104,8 +104,6 @@ def write_results(c: Table1Config, rows: list[dict]) -> str:
     kept |= {"baselines": baselines, "baselines_both": both, "rows": rows}
     data.write_text(stem.with_suffix(".json"), json.dumps(kept, indent=1) + "\n")
     data.write_text(stem.with_suffix(".md"), text)
-    accuracies = {method: float(accuracy.partition("±")[0]) for method, (accuracy, _) in theirs.items()}
-    plots.table1(rows, accuracies, baselines, stem.with_suffix(".png"))
     return text
 
 

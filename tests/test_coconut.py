@@ -1,13 +1,14 @@
 """The latent loop: the paper's numbers, one definition against another, and what must not leak."""
 
 import gc
+import types
 
 import numpy as np
 import pytest
 import torch
 
 from nanococonut import coconut, compiling, pretrained
-from nanococonut.batching import Arranged, collate, pad
+from nanococonut.batching import collate, pad, part
 from nanococonut.coconut import Batch
 from nanococonut.model import GPT, KV, GPTConfig
 
@@ -124,7 +125,7 @@ def test_gradient_reaches_the_prompt_through_the_thoughts():
     hidden, prompt_kv = coconut.prefill(model, batch.prompt, batch.prompt_len)
     hidden = hidden.detach().requires_grad_()
     frozen = [KV(k.detach(), v.detach()) for k, v in prompt_kv]
-    cache = coconut.open_cache(frozen, batch.prompt_len, room=3)
+    cache = coconut.open_cache(frozen, batch.prompt_len, n_slots=3)
     _, cache = coconut.think(model, hidden, cache, 3)
     said, _ = coconut.step(model, batch.suffix, coconut.make_room(cache, batch.suffix.size(1)))
     coconut.cross_entropy(model.logits(said), batch.targets).backward()
@@ -160,7 +161,7 @@ def test_generate_stops_at_eos_row_by_row_and_eos_may_be_first():
 def test_the_prompts_cache_is_shared_and_never_copied():
     model, batch = small_model(), random_batch()
     hidden, prompt_kv = coconut.prefill(model, batch.prompt, batch.prompt_len)
-    cache = coconut.open_cache(prompt_kv, batch.prompt_len, room=5)
+    cache = coconut.open_cache(prompt_kv, batch.prompt_len, n_slots=5)
     _, after = coconut.think(model, hidden, cache, 3)
     assert after.prompt is cache.prompt
     assert after.n_filled.tolist() == [3]
@@ -199,10 +200,9 @@ def shared_batch(n_thoughts=3) -> tuple[Batch, Batch]:
     frontier[2, :, 1:] = -100  # one node
     frontier[4] = -100  # thoughts that are taught nothing
     pairs = [(question, suffix) for question, suffix in zip(questions, suffixes, strict=True)]
-    groups = [Arranged(context, pairs[3 * i : 3 * i + 3], []) for i, context in enumerate(contexts)]
     own = [([*contexts[i // 3], *question], suffix) for i, (question, suffix) in enumerate(pairs)]
-    together, apart = collate(groups, n_thoughts, 39), collate([Arranged([], own, [])], n_thoughts, 39)
-    return together._replace(frontier=frontier), apart._replace(frontier=frontier)
+    together, apart = collate(pairs, n_thoughts, 39, contexts), collate(own, n_thoughts, 39)
+    return together._replace(frontiers=frontier), apart._replace(frontiers=frontier)
 
 
 @pytest.mark.parametrize("n_thoughts", [0, 1, 3])
@@ -217,12 +217,12 @@ def test_questions_about_one_prompt_are_the_questions_alone(n_thoughts):
     ):
         model = small_model()
         out = forward(model, batch)
-        (out.loss + out.taught).backward()
+        (out.loss + out.teaching_loss).backward()
         outs.append(out)
         grads.append([p.grad for p in model.parameters()])
     real = together.targets != -100
     for out, grad in zip(outs[1:], grads[1:], strict=True):
-        assert abs(out.loss - outs[0].loss) < 1e-12 and abs(out.taught - outs[0].taught) < 1e-12
+        assert abs(out.loss - outs[0].loss) < 1e-12 and abs(out.teaching_loss - outs[0].teaching_loss) < 1e-12
         torch.testing.assert_close(out.logits[real], outs[0].logits[real])
         torch.testing.assert_close(out.thoughts, outs[0].thoughts)
         torch.testing.assert_close(grad, grads[0])
@@ -230,15 +230,28 @@ def test_questions_about_one_prompt_are_the_questions_alone(n_thoughts):
 
 def test_the_loss_that_teaches_thoughts():
     logits = torch.log(torch.tensor([[[0.5, 0.25, 0.125, 0.125], [0.25, 0.25, 0.25, 0.25]]]))  # (1, 2, 4)
+    model = types.SimpleNamespace(logits=lambda thoughts: thoughts)  # the thoughts are their own logits
     one, two, none = [1, -100], [0, 2], [-100, -100]
-    for frontier, expected in (
+    for frontiers, expected in (
         ([one, none], -np.log(0.25)),
         ([two, none], -(np.log(0.5) + np.log(0.125)) / 2),
         ([two, one], (-(np.log(0.5) + np.log(0.125)) / 2 - np.log(0.25)) / 2),
         ([none, none], 0.0),
     ):
-        assert coconut.teaching_loss(logits, torch.tensor([frontier])).item() == pytest.approx(expected, rel=1e-5)
-    assert coconut.teaching_loss(logits, None).item() == 0
+        loss = coconut.teach(model, logits, torch.tensor([frontiers]))
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert coconut.teach(model, logits, None).item() == 0
+
+
+def test_a_part_of_a_batch_is_some_prompts_and_their_questions():
+    together, _ = shared_batch(2)
+    second = part(together, slice(1, 2))
+    assert torch.equal(second.prompt, together.prompt[1:]) and second.n_thoughts == 2
+    assert torch.equal(second.question, together.question[3:]) and torch.equal(second.frontiers, together.frontiers[3:])
+    halves = [part(together, slice(rank, None, 2)) for rank in (0, 1)]  # as two processes share it
+    assert torch.equal(halves[0].suffix, together.suffix[:3]) and torch.equal(halves[1].suffix, together.suffix[3:])
+    assert together.n_supervised() == tuple(map(sum, zip(*(half.n_supervised() for half in halves), strict=True)))
+    assert together.n_supervised() == (17, 10), "5 of 6 questions have thoughts that are taught"
 
 
 CASES = [  # thoughts, prompt lengths, suffix lengths; all prompts fit into one bucket of 32
@@ -277,7 +290,7 @@ def graphs():
 
 @pytest.mark.filterwarnings("ignore")  # of torch.compile's own parts
 def test_one_graph_serves_every_thought_of_every_number_of_thoughts(graphs):
-    phases = compiling.phases(backend="aot_eager")  # the whole graph, forward and backward, without machine code
+    phases = compiling.compiled(backend="aot_eager")  # the whole graph, forward and backward, without machine code
     compiled_equals_reference(phases, *CASES[0])
     assert graphs() == 3, "prefill, a thought, the suffix"
     with torch.compiler.set_stance("fail_on_recompile"):
@@ -292,13 +305,13 @@ def test_one_graph_serves_every_thought_of_every_number_of_thoughts(graphs):
     together, _ = shared_batch()
     model = small_model()
     out, expected = compiling.forward(model, together, phases), coconut.forward_reference(model, together)
-    assert abs(out.loss - expected.loss) < 1e-9 and abs(out.taught - expected.taught) < 1e-9
+    assert abs(out.loss - expected.loss) < 1e-9 and abs(out.teaching_loss - expected.teaching_loss) < 1e-9
     assert graphs() == 11, "prompts that are shared: the facts, the questions, a thought, the suffix"
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch.compile's own parts
 def test_the_compiled_loop_equals_the_definition(graphs):
-    phases = compiling.phases()
+    phases = compiling.compiled()
     compiled_equals_reference(phases, *CASES[0])
     compiled_equals_reference(phases, *CASES[6])
     assert graphs() == 3

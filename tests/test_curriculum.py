@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from nanococonut.batching import Arranged, collate
-from nanococonut.curriculum import METHODS, Example, arrange, layout, plan
+from nanococonut.batching import collate
+from nanococonut.curriculum import METHODS, Example, arrange, layout, plan_of
 from nanococonut.icot import n_removed_tokens
 
 SPECIAL = {"bot": 90, "eot": 91, "pause": 92, "eos": 93}
@@ -19,7 +19,7 @@ EXAMPLE = Example(
 
 def at_begin(method, stage, max_stage, longest_chain):
     """A plan when its stage begins, as train.Schedule makes it."""
-    p = plan(method, stage, max_stage)
+    p = plan_of(method, stage, max_stage)
     if METHODS[method].removes == "tokens":
         p = p._replace(n_tokens=n_removed_tokens(stage, max_stage, longest_chain, progress=0.0))
     return p
@@ -49,7 +49,7 @@ def test_layout_of_tokens(method, stage, prompt, suffix, n_thoughts):
     p = at_begin(method, stage, max_stage=5, longest_chain=6)
     assert arrange(EXAMPLE, p, SPECIAL) == (prompt, suffix)
     pairs = [arrange(e, p, SPECIAL) for e in (EXAMPLE, Example([7], [[8]]))]
-    batch = collate([Arranged([], pairs, [])], p.n_thoughts, SPECIAL["eos"])
+    batch = collate(pairs, p.n_thoughts, SPECIAL["eos"])
     assert batch.n_thoughts == n_thoughts
     assert batch.prompt_len.tolist() == [len(prompt), len(prompt) - 2]
     assert batch.prompt[0].tolist() == prompt
@@ -59,14 +59,14 @@ def test_layout_of_tokens(method, stage, prompt, suffix, n_thoughts):
 
 
 def test_c_thoughts_for_each_removed_step():
-    assert plan("coconut", 2, 3, c_thought=2).n_thoughts == 4
-    assert plan("pause", 0, 3, c_thought=2).n_pauses == 6
+    assert plan_of("coconut", 2, 3, c_thought=2).n_thoughts == 4
+    assert plan_of("pause", 0, 3, c_thought=2).n_pauses == 6
     assert layout("coconut", 1, 3, 3, c_thought=2) == "Q <bot> ~ ~ <eot> *s2 *s3 *A"
 
 
 def test_every_method_ends_where_table_1_evaluates_it():
     for method, row in METHODS.items():
-        last = plan(method, 6, 6)
+        last = plan_of(method, 6, 6)
         assert last.markers == (row.filler is not None)
         assert last.n_thoughts == (6 if row.filler == "thought" else 0)
         assert last.n_pauses == (6 if row.filler == "pause" else 0)

@@ -43,7 +43,7 @@ def test_the_papers_numbers_in_float32(device, released, released_batch, referen
 def test_the_papers_numbers_in_bfloat16(device, compiled, released, released_batch, reference):
     model, batch = moved(released, released_batch, device)
     coconut.forward(released, released_batch).loss.backward()  # in float64, on the CPU
-    phases = compiling.phases() if compiled else coconut.EAGER
+    phases = compiling.compiled() if compiled else compiling.EAGER
     flash = sdpa_kernel(SDPBackend.FLASH_ATTENTION) if device == "cuda" else contextlib.nullcontext()
     with torch.autocast(device, torch.bfloat16), flash:  # this kernel, or an error
         loss = compiling.forward(model, batch, phases).loss

@@ -9,7 +9,7 @@ import torch
 
 import prepare
 import train
-from nanococonut import config, data, evaluate, graph, reading, runs
+from nanococonut import answers, config, data, evaluate, graph, reading
 from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
 RELEASED = Path(__file__).parents[2] / "shared/data/prosqa_valid_official.json"
@@ -136,7 +136,7 @@ def test_twins_of_the_released_file():
 def test_a_run_is_measured_with_twins(workspace, capsys):
     prepare.main(prepare.PrepareConfig(train=32, valid=6, test=8, n_nodes=8, min_hops=2, max_hops=3))
     train.main(config.parse(TrainConfig, ["smoke", "--name=run"], PRESETS, CHOICES))
-    run = runs.Run("run")
+    run = answers.Run("run")
     examples = run.split("test")
     twins = [twin for _, twin in graph.twins(examples.rows)]
     result, texts = evaluate.measure(run, examples, run.plan)

@@ -56,7 +56,7 @@ def test_a_reader_gets_what_all_would_have_got():
     model, ends = random_model(), torch.tensor([8, 2, 0])
     ids = torch.randint(40, (3, 9))
     every, kvs = model(ids)
-    one, same = model(ids, reader=ends)
+    one, same = model(ids, only=ends)
     torch.testing.assert_close(one[:, 0], every[torch.arange(3), ends])
     for a, b in zip(kvs, same, strict=True):
         torch.testing.assert_close(a.k, b.k)

@@ -184,7 +184,7 @@ def test_a_retold_problem_is_the_same_problem(workspace):
     train, rng = dataset.split("train"), random.Random(0)
     seen = set()
     for i, row in enumerate(train.rows):
-        (e,) = train.retold(i, rng, data.Augmentation()).examples
+        (e,) = train.retold(i, rng).examples
         text, *rests = map(dataset.encoding.decode, [e.question, *e.rests])
         *steps, answer = rests[0].split("\n")
         assert rests == ["\n".join([*steps[k:], answer]) for k in range(len(steps) + 1)]
@@ -194,9 +194,9 @@ def test_a_retold_problem_is_the_same_problem(workspace):
         facts = {s.strip() + "." for s in text[: text.rindex(" Is ")].split(".") if s.strip()}
         assert set(steps) <= facts and len(facts) == len(row["edges"]) and len(steps) == len(row["steps"])
         seen.add(text)
-    again = lambda: train.retold(0, random.Random(5), data.Augmentation())  # noqa: E731
+    again = lambda: train.retold(0, random.Random(5))  # noqa: E731
     assert len(seen) == 60 and again() == again()
-    (with_fewer,) = train.retold(0, random.Random(5), data.Augmentation(keep=0.0)).examples
+    (with_fewer,) = train.retold(0, random.Random(5), keep=0.0).examples
     assert len(with_fewer.rests) == 1 + len(train.rows[0]["steps"])
     n_facts = dataset.encoding.decode(with_fewer.question).count(" is a ")
     assert len(train.rows[0]["steps"]) < n_facts < len(train.rows[0]["edges"]), "both chains and nothing else"
@@ -237,8 +237,7 @@ def test_questions_asked_anew_are_sound(workspace):
     run("prosqa", *SMALL)
     dataset = data.Dataset("prosqa")
     train = dataset.split("train")
-    a = data.Augmentation(reask=1.0, questions=4, n_taught=3)
-    groups = train.draw(400, random.Random(0), a)
+    groups = train.draw(400, random.Random(0), augment=True, questions=4, reask=1.0, n_taught=3)
     roots = set()
     for group in groups:
         context = dataset.encoding.decode(group.context)
@@ -256,7 +255,7 @@ def test_questions_asked_anew_are_sound(workspace):
             levels = graph.frontiers([tuple(edge) for edge in edges], names.index(root), 3)
             taught = [
                 {names.index(re.findall(r"\w+", dataset.encoding.decode([i]))[0]) for i in ids}
-                for ids in example.taught
+                for ids in example.frontiers
             ]
             assert taught == [set(level) for level in levels]
             roots.add(root)
@@ -266,7 +265,7 @@ def test_questions_asked_anew_are_sound(workspace):
 def test_growing_graphs_keep_both_chains(workspace):
     run("prosqa", *SMALL)
     dataset = data.Dataset("prosqa")
-    for group in dataset.split("train").draw(200, random.Random(0), data.Augmentation(keep=0.0)):
+    for group in dataset.split("train").draw(200, random.Random(0), augment=True, keep=0.0):
         (example,) = group.examples
         facts = re.findall(r"(\w+) is a (\w+)\.", dataset.encoding.decode(example.question))
         options = re.findall(r"\w+", dataset.encoding.decode(example.question))[-3::2]
@@ -282,7 +281,7 @@ def alone(groups):
 def test_a_batch_is_of_like_length_and_every_problem_as_likely(workspace):
     run("prosqa", *SMALL)
     train, rng = data.Dataset("prosqa").split("train"), random.Random(0)
-    drawn = [alone(train.draw(4, rng, data.Augmentation(augment=False))) for _ in range(6000)]
+    drawn = [alone(train.draw(4, rng, augment=False)) for _ in range(6000)]
     counts = Counter(tuple(e.question) for batch in drawn for e in batch)
     assert len(counts) == 60
     assert all(abs(n / 24000 * 60 - 1) < 0.25 for n in counts.values()), counts.values()  # 400 +- 5 deviations of 20
@@ -290,12 +289,6 @@ def test_a_batch_is_of_like_length_and_every_problem_as_likely(workspace):
     lengths = [len(train.example(i).question) for i in range(60)]
     apart = sum(max(c) - min(c) for c in (rng.choices(lengths, k=4) for _ in range(6000))) / 6000
     assert spread < 0.5 * apart
-    there = {len(row["steps"]) for row in train.rows}
-    for over in (0, 2, max(there)):  # chains with steps left to write, as long as there are any
-        seen = {
-            len(e.rests) - 1 for _ in range(200) for e in alone(train.draw(4, rng, data.Augmentation(longer_than=over)))
-        }
-        assert seen == ({n for n in there if n > over} or there), over
 
 
 # ---- files of others ------------------------------------------------------------------------------------------------

@@ -13,12 +13,12 @@ import torch
 import prepare
 import sample
 import train
-from nanococonut import config, curriculum, data, evaluate, pretrained, runs, tokenizer
+from nanococonut import answers, config, curriculum, data, evaluate, pretrained, tokenizer
 from nanococonut.config import UserError
 from nanococonut.model import GPT, GPTConfig
 from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
-N_VOCAB, N_HEAD = 259, 2  # bytes, "<<", " a", and the end of text
+N_VOCAB, N_HEAD = 259, 12  # bytes, "<<", " a", and the end of text
 
 
 def made_up_encoding():
@@ -32,7 +32,7 @@ def made_up_encoding():
 def released():
     """A tiny GPT-2 as the released files hold it: (in, out) projections, masks, the prefix; and the model itself."""
     torch.manual_seed(0)
-    model = GPT(GPTConfig(N_VOCAB, block_size=1024, n_layer=2, n_head=N_HEAD, n_embd=16, dropout=0.0))
+    model = GPT(GPTConfig(N_VOCAB, block_size=1024, n_layer=2, n_head=N_HEAD, n_embd=24, dropout=0.0))
     state = {}
     for name, tensor in model.state_dict().items():
         state[f"transformer.{name}"] = tensor.t().contiguous() if name.endswith(pretrained.TRANSPOSED) else tensor
@@ -70,8 +70,8 @@ def served(released, monkeypatch):
         server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
-        monkeypatch.setattr(pretrained, "ADDRESS", f"http://127.0.0.1:{server.server_port}/{{}}.bin")
-        monkeypatch.setitem(pretrained.WEIGHTS, "gpt2", (N_HEAD, sha256))
+        monkeypatch.setattr(pretrained, "ADDRESS", f"http://127.0.0.1:{server.server_port}/gpt2.bin")
+        monkeypatch.setattr(pretrained, "SHA256", sha256)
 
     yield serve
     for server in servers:
@@ -127,7 +127,7 @@ def test_a_file_and_a_run_to_start_from(task, released):
 def test_mistakes(task, released, monkeypatch):
     with pytest.raises(
         UserError,
-        match=r"nowhere is not a weight file \(FileNotFoundError\); expected gpt2, gpt2-medium, a run or a file",
+        match=r"nowhere is not a weight file \(FileNotFoundError\); expected gpt2, a run or a file",
     ):
         trained("--init_from=nowhere")
     Path("other.bin").write_bytes(b"x")
@@ -149,4 +149,4 @@ def test_mistakes(task, released, monkeypatch):
 def test_the_extra_stage_of_gsm8k_is_in_the_run(task, capsys):
     trained("--name=run", "--c_thought=2", "--stage_steps=1,1,1,1", "--extra_stage=true")
     assert "    3      1         4       0            all" in capsys.readouterr().out
-    assert runs.Run("run").plan[:3] == (4, 0, curriculum.ALL)
+    assert answers.Run("run").plan[:3] == (4, 0, curriculum.ALL)

@@ -11,7 +11,7 @@ import torch
 import prepare
 import sample
 import train
-from nanococonut import answers, coconut, config, evaluate, graph, probe, runs
+from nanococonut import answers, coconut, config, evaluate, graph, probe
 from nanococonut.config import UserError
 from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
@@ -56,12 +56,12 @@ def test_sums_and_means_of_known_values():
     x = np.zeros((7, 3))
     x[:, 1] = [9, 0.2, 9, 0.7, 9, 9, 9]  # after one thought only the nodes at depth 1 count, b and d
     x[:, 2] = [9, 9, 0.5, 9, 0.1, 0.3, 9]
-    tops, _, shown = probe.frontier([ROW, ROW], [x / 2, x], 1)
+    tops, _, shown = probe.frontier([ROW, ROW], [x[:, :2] / 2, x[:, :2]])
     tops = tops["problems, sorted (%), thought 1"]
     assert list(tops) == ["top 1", "top 2", "top 3"] and shown == 1
     assert tops["top 1"] == [(0, 0.35), (100, 0.7)]
     assert [round(y, 9) for _, y in tops["top 2"]] == [0.45, 0.9] == [round(y, 9) for _, y in tops["top 3"]]
-    tops, heights, _ = probe.frontier([ROW] * 5, [x] * 5, 2)
+    tops, heights, _ = probe.frontier([ROW] * 5, [x] * 5)
     np.testing.assert_allclose([y[0][1] for y in tops["problems, sorted (%), thought 2"].values()], [0.5, 0.8, 0.9])
     one = {"correct": [(0, 0.5, 0.5, 0.5), (1, 0.1, 0.1, 0.1)], "wrong": [(0, 0.3, 0.3, 0.3)]}
     assert heights["shortest way to a leaf (steps), thought 2"] == one
@@ -79,7 +79,7 @@ def asked(workspace):
     """A run of two thoughts, and its test split."""
     made()
     trained()
-    run = runs.Run("run")
+    run = answers.Run("run")
     return run, run.split("test")
 
 
@@ -117,7 +117,7 @@ def test_interventions_that_change_nothing(asked):
 def test_values_are_products_of_token_probabilities(workspace):
     made()
     trained()
-    run = runs.Run("run")
+    run = answers.Run("run")
     examples = run.split("test")
     names = [["zzz", name] for name in examples.rows[0]["idx_to_symbol"][:2]]
     found = probe.values(run, [examples.example(0), examples.example(1)], names, 2)
@@ -125,7 +125,7 @@ def test_values_are_products_of_token_probabilities(workspace):
     for i, mine in enumerate(names):
         for j, name in enumerate(mine):  # written out: one row, one number of thoughts at a time
             ids = run.encoding.encode_ordinary(graph.subject(name))
-            (prompt,), eot = answers.prompts([examples.example(i)], run.plan, run.special)
+            prompt, eot = answers.before_thoughts(examples.example(i), run.plan, run.special), run.special["eot"]
             for k in range(3):
                 batch = coconut.Batch(
                     *(torch.tensor([prompt]), torch.tensor([len(prompt)]), torch.tensor([[eot, *ids[:-1]]])),
@@ -138,31 +138,18 @@ def test_values_are_products_of_token_probabilities(workspace):
 def test_a_trace_is_what_the_loop_thinks(workspace):
     made()
     trained()
-    run = runs.Run("run")
+    run = answers.Run("run")
     example = run.split("test").example(0)
-    thoughts = probe.trace(run, example, 2)
-    (ids,), eot = answers.prompts([example], run.plan, run.special)
+    thoughts = run.thoughts(example, 2)
+    ids, eot = answers.before_thoughts(example, run.plan, run.special), run.special["eot"]
     batch = coconut.Batch(torch.tensor([ids]), torch.tensor([len(ids)]), torch.tensor([[eot]]), torch.tensor([[0]]), 2)
     torch.testing.assert_close(thoughts, coconut.forward_reference(run.model, batch).thoughts[0].detach())
-    read = probe.readings(run, thoughts, 3)
+    read = run.words(thoughts, 3)
     assert list(map(len, read)) == [3, 3]
     probabilities = run.model.logits(thoughts[1]).softmax(-1)
     ((word, p), *_) = read[1]
     assert math.isclose(p, probabilities.max().item(), rel_tol=1e-5)
     assert word == " ".join(run.encoding.decode([probabilities.argmax().item()]).split()) or word.startswith("'")
-
-
-def test_a_nodes_embedding_is_the_mean_of_the_pieces_that_say_it(workspace):
-    made()
-    trained()
-    run = runs.Run("run")
-    pieces = [
-        i
-        for i, piece in enumerate(run.data["vocabulary"], 256)
-        if piece in ("Tom is a ", " Tom is a ", " Is Tom a ", "### Tom is a ")
-    ]
-    row = probe.node_embeddings(run, ["Tom"])["Tom"]
-    torch.testing.assert_close(row, run.model.wte.weight[pieces].mean(dim=0))
 
 
 def test_the_command_makes_every_figure(workspace, capsys):
@@ -171,7 +158,7 @@ def test_the_command_makes_every_figure(workspace, capsys):
     probe.main(probe.ProbeConfig())
     folder = Path("runs/run/probe")
     figures = {path.stem for path in folder.glob("*.png") if path.read_bytes().startswith(b"\x89PNG")}
-    assert figures == {"k", "interventions", "geometry", "parallelism", "height", "tree"}
+    assert figures == {"k", "interventions", "mass", "parallelism", "height", "tree"}
     numbers = json.loads((folder / "probe.json").read_text())
     cells = {(x["intervene"], x["latent"]): x for x in numbers["interventions"]}
     assert {k for name, k in cells if name == "none"} >= {0, 1, 2}, "and as many more as fit"
@@ -182,29 +169,12 @@ def test_the_command_makes_every_figure(workspace, capsys):
     assert all(x["both_low"] <= x["both"] <= x["both_high"] for x in cells.values())
     assert cells["none", 2]["flipped"] == cells["permute", 1]["flipped"] == 0
     assert cells["permute", 1]["accuracy"] == cells["none", 1]["accuracy"]
-    assert set(numbers["geometry"]) == {"norm", "inner product"}
+    assert set(numbers["mass"]) == {"length", "share of the head's distribution"}
     assert list(map(len, numbers["readings"])) == [4, 4]
     assert 0 <= numbers["problem"] < 8
 
 
-def test_other_runs_stand_beside(workspace):
-    made()
-    for method in ("coconut", "cot", "no_thought"):
-        trained(f"--method={method}", name=method)
-    made("--seed=9")
-    trained("--method=no_cot", name="elsewhere")
-    made()
-    with pytest.raises(UserError, match="runs/elsewhere was trained on other data than runs/coconut"):
-        probe.main(probe.ProbeConfig("coconut", beside="cot,elsewhere"))
-    probe.main(probe.ProbeConfig("coconut", beside="cot,no_thought"))
-    numbers = json.loads(Path("runs/coconut/probe/probe.json").read_text())
-    beside = {x["method"]: x for x in numbers["interventions"] if x["intervene"] is None}
-    run = runs.Run("cot")
-    assert beside["cot"]["accuracy"] == evaluate.measure(run, run.split("test"), run.plan)[0]["accuracy"]
-    assert set(beside) == {"cot", "no_thought"}
-
-
-def test_the_tree_in_words_and_drawn(asked, capsys):
+def test_the_tree_in_words(asked, capsys):
     row = ROW | {"steps": ["Tom is a b.", "Every b is a c."]}
     row["neg_target"] = 5
     known = np.arange(21).reshape(7, 3) / 100
@@ -216,22 +186,18 @@ def test_the_tree_in_words_and_drawn(asked, capsys):
         "  0.13 0.14        e",
         "  0.16 0.17        f",
     ]
-    sample.main(sample.SampleConfig(plot="tree.png"))
-    assert Path("tree.png").read_bytes().startswith(b"\x89PNG")
+    sample.main(sample.SampleConfig())
     printed = capsys.readouterr().out
     assert "  thought 2  " in printed and " *\n" in printed
-    for wrong in (dict(plot="tree.pdf"), dict(plot="t.png", latent=0), dict(plot="t.png", question="Is Tom a x or y?")):
-        with pytest.raises(UserError, match=r"expected FILE\.png, a run with thoughts, and a problem with a graph"):
-            sample.main(sample.SampleConfig(**wrong))
 
 
 def test_taught_thoughts_are_read_as_nodes(workspace, capsys):
     made()
     trained("--taught=1")
-    run = runs.Run("run")
+    run = answers.Run("run")
     examples = run.split("test")
-    leans = probe.leanings(run, examples, 0, 2)
-    thoughts = probe.trace(run, examples.example(0), 3)
+    thoughts = run.thoughts(examples.example(0), 3)
+    leans = probe.leanings(run, examples.rows[0], thoughts)
     names = examples.rows[0]["idx_to_symbol"]
     assert leans.shape == (len(names), 3)
     for v, name in enumerate(names):  # the token of a node is the one that says it and begins what follows from it
@@ -252,9 +218,9 @@ def test_a_run_without_graphs_gets_what_makes_sense(workspace, capsys):
     printed = capsys.readouterr().out
     assert "these problems have no graph: groups of nodes, parallelism, height and tree are left out\n" in printed
     made_files = {path.name for path in Path("runs/run/probe").iterdir()}
-    assert made_files == {"k.png", "interventions.png", "geometry.png", "probe.json"}
+    assert made_files == {"k.png", "interventions.png", "mass.png", "probe.json"}
     numbers = json.loads(Path("runs/run/probe/probe.json").read_text())
-    assert set(numbers["geometry"]) == {"norm"} and len(numbers["readings"]) == 2
+    assert set(numbers["mass"]) == {"length"} and len(numbers["readings"]) == 2
 
 
 def test_a_run_without_thoughts_is_refused(workspace):

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 import prepare
-from nanococonut import config, data, graph, reading
+from nanococonut import config, data, graph, reading, runs
 from nanococonut.config import UserError
+from nanococonut.settings import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared/data"
@@ -407,7 +408,7 @@ def test_other_words_are_kept_and_prepare_says_so(workspace, capsys, form):
     train = dataset.split("train")
     assert train.told == [i % 3 == 0 for i in range(20)]
     own = {data.texts_of(row)[0] for row in train.rows}
-    groups = [group for i in range(50) for group in train.draw(8, random.Random(i), data.Augmentation(reask=0.5))]
+    groups = [group for i in range(50) for group in train.draw(8, random.Random(i), augment=True, reask=0.5)]
     drawn = [group.examples[0] for group in groups]
     texts = [dataset.encoding.decode(example.question) for example in drawn]
     kept = {text for text in texts if text in own}
@@ -424,20 +425,24 @@ def test_one_row_without_a_graph_does_not_stop_the_others(workspace, capsys):
     assert "words of 1 of 20 problems; the first is row 4: it has no idx_to_symbol" in capsys.readouterr().out
     train = data.Dataset("mine").split("train")
     assert [i for i in range(20) if not train.told[i]] == [4]
-    train.demand_graphs("--hard")
+    assert runs.fit_to_data(TrainConfig(preset="smoke", grow=5, reask=0.5), train, "words").grow == 5, (
+        "rows are told where they can be"
+    )
+    with pytest.raises(UserError, match=r"--questions should be 1: row 4 cannot be told from a graph, it has no idx"):
+        runs.fit_to_data(TrainConfig(preset="smoke", questions=2), train, "words")
 
 
 def test_graph_options_want_a_graph(workspace, capsys):
     folder_of(ROWS[:20], ROWS[20:25], ROWS[25:])
     prepares("prosqa", "--source=theirs", "--name=mine")
     assert "words of 20 of 20 problems; the first is row 0: it has no idx_to_symbol" in capsys.readouterr().out
-    with pytest.raises(UserError, match="--hard should be 0: the problems have no graph"):
-        data.Dataset("mine").split("train").demand_graphs("--hard")
+    with pytest.raises(UserError, match="--reask should be 0: row 0 cannot be told from a graph, it has no idx"):
+        runs.fit_to_data(TrainConfig(preset="smoke", reask=0.5), data.Dataset("mine").split("train"), "words")
     rows = [row | {"answer": "Yes"} for row in graphs()]
     folder_of(rows[:20], rows[20:25], rows[25:])
     prepares("prosqa", "--source=theirs", "--name=mine")
-    with pytest.raises(UserError, match=r"--grow should be 0: no problem's graph tells .*its answer is 'Yes', not"):
-        data.Dataset("mine").split("train").demand_graphs("--grow")
+    with pytest.raises(UserError, match=r"--grow should be 0: row 0 cannot be told .* its answer is 'Yes', not"):
+        runs.fit_to_data(TrainConfig(preset="smoke", grow=9), data.Dataset("mine").split("train"), "words")
 
 
 TOM = {"idx_to_symbol": ["Tom", "Max", "lempus", "rempus", "impus"], "edges": [[0, 2], [2, 3], [1, 4]]}

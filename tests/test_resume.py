@@ -77,7 +77,7 @@ def assert_same_run(one, other):
 def test_a_run_killed_at_random_moments_ends_with_the_same_parameters(workspace):
     """At least five SIGKILLs at moments drawn anew each time; the seed is printed with a failure."""
     prepared()
-    words = [*WORDS, "--stage_steps=60,60,60", "--save_every=7", "--eval_every=25", "--aligned=true", "--longer=0.5"]
+    words = [*WORDS, "--stage_steps=60,60,60", "--save_every=7", "--eval_every=25"]
     words += ["--taught=0.5", "--taught_until=0.8", "--questions=2", "--reask=0.5", "--grow=100"]
     assert finished(*words, "--name=whole")[0] == 0
     seed = time.time_ns() % 10**6
