@@ -94,21 +94,22 @@ def main(c: TrainConfig) -> None:
             step += 1
             progress.update()
 
-            due = run.due(step, n_behind == 0, step == schedule.ends[stage], stop)
-            if not any(due):
+            is_end = step == schedule.ends[stage]
+            logs, evaluates, saves, stops = run.due(step, n_behind == 0, is_end, stop)
+            if not (logs or evaluates or saves or stops):
                 continue  # nobody looks at the device's numbers, so nobody waits for them
             run.look(step, stage, opts)
-            if due.logs:
+            if logs:
                 run.log_training(step, stage, factor)
                 progress.set_postfix_str(f"stage {stage}, loss {run.last_loss:.3f}")
-            if due.evaluates:
+            if evaluates:
                 run.evaluate(step, stage, valid, schedule.plans[stage], special)
-            if due.saves:
+            if saves:
                 run.save_last(step, stage, opts)
-            if due.stops:
+            if stops:
                 progress.close()
                 run.say_how_to_go_on(step)
-                raise SystemExit(128 + due.stops)
+                raise SystemExit(128 + stops)
     progress.close()
     run.finish()
     machine.leave()

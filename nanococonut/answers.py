@@ -12,9 +12,11 @@ from nanococonut.config import UserError
 from nanococonut.curriculum import METHODS, Example, Plan, arrange, plan_of
 from nanococonut.data import Dataset, Split, is_right, starts_with_fact
 from nanococonut.model import GPT, GPTConfig
+from nanococonut.reading import read_rows
 from nanococonut.settings import TrainConfig
 
 AT_ONCE = 250  # questions that are answered at once
+SHIPPED = Path("models/prosqa.pt")  # a trained model that is part of the project
 N_EVAL = 300  # questions of valid that training looks at, at most: ProsQA's whole split
 
 
@@ -22,16 +24,15 @@ class Run:
     """A trained run. Its checkpoint holds model, config, data, stage: see runs.Writer.save."""
 
     def __init__(self, name: str, device: str = "auto"):
-        """A run given by name or path; the newest for "". Raises UserError."""
+        """A run given by name or path; for "" the newest, or where there is none the SHIPPED one. Raises UserError."""
         there = [path.parent for path in sorted(Path("runs").glob("*/config.json"))]
-        newest = max(there, key=lambda path: path.stat().st_mtime, default=None)
-        self.folder, self.machine = named(name) if name else newest, devices.pick(device)
-        if not self.folder:
+        newest = max(there, key=lambda path: path.stat().st_mtime, default=SHIPPED)
+        file, self.machine = named(name or str(newest)), devices.pick(device)
+        if not file:
             known = ", ".join(path.name for path in there) or "none yet; run: python train.py"
             raise UserError(f"runs/{name} not found; there is: {known}")
-        file = self.folder / "best.pt"
-        if not file.exists() and (self.folder / "ckpt.pt").exists():
-            file = self.folder / "ckpt.pt"
+        self.folder = file.parent if file.name in ("best.pt", "ckpt.pt") else file.with_suffix("")
+        if file.name == "ckpt.pt":
             print(f"{self.folder.name} was stopped before its first evaluation: this is its ckpt.pt")
         state, model = load_state(file)
         self.stage, self.data = state["stage"], state["data"]
@@ -42,7 +43,13 @@ class Run:
         self.plan = plan_of(c["method"], self.stage, len(c["stage_steps"]) - 1, c["c_thought"], c["extra_stage"])
 
     def split(self, name: str) -> Split:
-        """A split of the data the run was trained on. Raises UserError where that has changed since."""
+        """A split of the data the run was trained on. Raises UserError where that has changed since.
+
+        Beside a file models/NAME.pt stands NAME.json: a few problems, for where the data are not prepared.
+        """
+        kept = self.folder.with_suffix(".json")
+        if kept.exists() and not Path("data", self.config["task"]).exists():
+            return Split(self.encoding, read_rows(kept))
         dataset = Dataset(self.config["task"])
         dataset.demand_unchanged(f"runs/{self.folder.name}", self.data["sha256"])
         return dataset.split(name)
@@ -128,8 +135,13 @@ def accuracy(model: GPT, split: Split, plan: Plan, special, max_new_tokens: int)
 
 
 def named(name: str) -> Path | None:
-    """The folder of a run given by name or path, if there is one."""
-    return next((folder for folder in (Path("runs") / name, Path(name)) if (folder / "config.json").exists()), None)
+    """The checkpoint of a run given by name or path, or one given by its own path; None where there is none."""
+    for path in (Path("runs") / name, Path(name)):
+        if (path / "config.json").exists():
+            return path / ("best.pt" if (path / "best.pt").exists() or not (path / "ckpt.pt").exists() else "ckpt.pt")
+        if path.suffix == ".pt" and path.exists():
+            return path
+    return None
 
 
 def load_state(path: Path, **changes) -> tuple[dict, GPT]:

@@ -98,9 +98,8 @@ class Plan(NamedTuple):
 def plan_of(method: str, stage: int, max_stage: int, c_thought=1, extra=False) -> Plan:
     """The plan of a stage: c_thought thoughts or pauses for each removed step.
 
-    A stage that removes the whole chain counts it as max_stage steps.
-
-    With extra the last stage removes the rest without more fillers: the paper's GSM8k [Hao24 4.2].
+    A whole chain counts as max_stage steps. With extra the last stage removes the
+    rest without more thoughts: the paper's GSM8k [Hao24 4.2].
 
     >>> plan_of("coconut", stage=2, max_stage=4)
     Plan(n_thoughts=2, n_pauses=0, n_removed=2, markers=True, n_tokens=0)

@@ -39,7 +39,7 @@ INTERVENTIONS = {  # thoughts (B, K, C) -> what is fed in their place
     "noise": noise,
 }
 CHOICES = {"split": data.SPLITS, "intervene": tuple(INTERVENTIONS)}
-VERDICTS = (*graph.VERDICTS, "correct_label", "incorrect_label")
+VERDICTS = "correct_path longer_path hallucination wrong_target correct_label incorrect_label".split()
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,10 @@ def verdict(text: str, row: dict, hidden: bool) -> str:
 def baselines(rows: list[dict]) -> dict[str, float]:
     """How often one is right without a model: by chance in ProsQA and ProntoQA, and by rules that look for no path."""
     if all(map(graph.has_graph, rows)):
-        return {"chance": 0.5, **graph.rules([(row,) for row in rows])}
+        return graph.rules([(row,) for row in rows])
     if all(row["question"].rpartition(". ")[2].startswith("True or false: ") for row in rows):
         return {"chance": 0.5, "more often mentioned concept": sum(map(mentions, rows)) / len(rows)}
     return {}
-
-
-def baselines_both(pairs: list[tuple[dict, dict]]) -> dict[str, float]:
-    """How often one is right without a model in both, a ProsQA problem and its twin; nothing where there are none."""
-    return {"chance": 0.25, **graph.rules(pairs)} if pairs else {}
 
 
 def mentions(row: dict) -> float:
@@ -135,7 +130,7 @@ def main(c: EvaluateConfig) -> None:
     examples = data.Split(run.encoding, data.read_rows(Path(c.data))) if c.data else run.split(c.split)
     name, results = c.data or f"data/{run.config['task']}/{c.split}.json", []
     rows, pairs = examples.rows, graph.twins(examples.rows)
-    without, without_both = baselines(rows), baselines_both(pairs)
+    without, without_both = baselines(rows), graph.rules(pairs)
     print(f"{run.folder.name} ({run.config['method']}, stage {run.stage}) on {name}, {len(rows)} questions")
     for rule, share in without.items():
         both = f"question and twin both right {without_both[rule]:.1%}, accuracy " if pairs else ""

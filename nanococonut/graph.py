@@ -13,7 +13,6 @@ import random
 from collections import Counter
 
 FIELDS = ("idx_to_symbol", "edges", "root", "target", "neg_target")
-VERDICTS = ("correct_path", "longer_path", "hallucination", "wrong_target")  # of a chain; see evaluate.verdict
 
 
 def has_graph(row: dict) -> bool:
@@ -218,7 +217,7 @@ def heights(edges: list[list[int]]) -> dict[str, dict[int, int]]:
 
 
 def judge_chain(steps: list[str], row: dict, hidden: bool) -> str:
-    """Which of the VERDICTS [Hao24 5.1] a chain gets; if hidden, it begins with a shortest path to its first word."""
+    """A chain's evaluate.VERDICTS [Hao24 5.1]; if hidden, it begins with a shortest path to its first word."""
     facts = {fact(row["idx_to_symbol"], a, b): (a, b) for a, b in row["edges"]}
     edges = [facts.get(step) for step in steps]
     if not all(edges) or any(a[1] != b[0] for a, b in itertools.pairwise(edges)):
@@ -251,7 +250,9 @@ def rule_points(row: dict) -> dict[str, float]:
 
 
 def rules(asked: list[tuple[dict, ...]]) -> dict[str, float]:
-    """How often each rule of rule_scores() is right in all of (problem,), or of (problem, its twin)."""
+    """How often chance and each rule of rule_scores() are right in all of (problem,), or of (problem, its twin)."""
+    if not asked:
+        return {}
     points = [list(map(rule_points, rows)) for rows in asked]
     n_right = {rule: sum(math.prod(point[rule] for point in all_of) for all_of in points) for rule in points[0][0]}
-    return {rule: n / len(asked) for rule, n in n_right.items()}
+    return {"chance": 0.5 ** len(asked[0])} | {rule: n / len(asked) for rule, n in n_right.items()}

@@ -12,7 +12,6 @@ import signal
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -61,11 +60,11 @@ def starting_model(c: TrainConfig, dataset: Dataset, n_positions: int) -> GPT:
         raise UserError(f"--block_size={c.block_size} is too short for data/{c.task}: it needs {n_positions}")
     torch.manual_seed(c.seed)
     if c.init_from:
-        folder = named(c.init_from)
-        if folder:
-            state, model = load_state(folder / "best.pt", dropout=c.dropout)
+        file = named(c.init_from)
+        if file:
+            state, model = load_state(file, dropout=c.dropout)
             if any(state["data"][key] != dataset.meta[key] for key in ("tokenizer", "vocabulary")):
-                raise UserError(f"{folder} has another vocabulary than {dataset.folder}; train it on the same data")
+                raise UserError(f"{file} has another vocabulary than {dataset.folder}; train it on the same data")
         else:
             model = pretrained.start(c.init_from, c.n_head, c.dropout, dataset)
         there = model.config.block_size
@@ -102,15 +101,6 @@ def fit_to_data(c: TrainConfig, problems: Split, tokenizer_name: str) -> TrainCo
     if c.taught and tokenizer_name != "words":
         raise UserError("--taught should be 0: a node is one token in words alone, so prepare with --tokenizer=words")
     return c
-
-
-class Due(NamedTuple):
-    """What is to be done after a step."""
-
-    logs: bool
-    evaluates: bool
-    saves: bool
-    stops: int  # the signal that stops the run; 0: none
 
 
 class Writer:
@@ -157,13 +147,13 @@ class Writer:
         """Keeps a step's numbers on the device: those (3,) of train.accumulate, and the gradient's length."""
         self.recent.append(torch.stack([*numbers, gradient_norm]))
 
-    def due(self, step: int, begins: bool, ends: bool, stop: list[int]) -> Due:
-        """What is to be done after a step with which a stage begins or ends, or neither; stop: signals received."""
+    def due(self, step: int, begins: bool, ends: bool, stop: list[int]) -> tuple:
+        """Whether to log, to evaluate, to save, and of the signals received in stop the one to stop by, or 0."""
         logs = begins or ends or step % self.c.log_every == 0
         asks = logs or self.machine.n_processes == 1  # several processes have to ask each other, which takes time
         stops = self.machine.agree(stop) if asks else 0
         evaluates = ends or (self.c.eval_every > 0 and step % self.c.eval_every == 0)
-        return Due(logs, evaluates, ends or step % self.c.save_every == 0 or stops > 0, stops)
+        return logs, evaluates, ends or step % self.c.save_every == 0 or stops > 0, stops
 
     def look(self, step: int, stage: int, held: list[torch.optim.Optimizer]) -> None:
         """Fetches the latest steps' numbers: the device is waited for. Raises UserError where one is not finite."""

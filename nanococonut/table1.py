@@ -85,7 +85,7 @@ def percent(shares: list[float]) -> str:
 def write_results(c: Table1Config, rows: list[dict]) -> str:
     """Writes results/; returns its table: mean ± standard deviation over seeds, the paper's figures, the shortcuts."""
     test, theirs = data.Dataset(c.task).split("test").rows, paper(c.task)
-    baselines, both = evaluate.baselines(test), evaluate.baselines_both(graph.twins(test))
+    baselines, both = evaluate.baselines(test), graph.rules(graph.twins(test))
     lines = ["| method | accuracy, % | both right, % | seeds | tokens | seconds | paper: accuracy | tokens |"]
     lines.append("|---" * 8 + "|")
     for method in dict.fromkeys(row["method"] for row in rows):

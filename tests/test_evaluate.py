@@ -112,8 +112,8 @@ def test_rules_with_the_twin():
     pairs = graph.twins([ASKED, ROW])
     assert [row for row, _ in pairs] == [ASKED], "a problem without a twin counts in neither"
     # Tom's: 1, 1, 1; asked of Max impus is Tom's three steps away, yumpus nobody's but Max's: a tie, then wrong twice
-    assert list(evaluate.baselines_both(pairs).values()) == [0.25, 0.5, 0.0, 0.0], "chance first"
-    assert evaluate.baselines_both([]) == {}
+    assert list(graph.rules(pairs).values()) == [0.25, 0.5, 0.0, 0.0], "chance first"
+    assert graph.rules([]) == {}
 
 
 @pytest.mark.skipif(not RELEASED.exists(), reason="the released files stand beside the project, not in it")
@@ -129,7 +129,7 @@ def test_twins_of_the_released_file():
         assert twin["question"].split()[-4:] == row["question"].split()[-4:], "only the name differs"
         assert graph.judge_chain(twin["steps"], twin, hidden=False) == "correct_path"
         assert twin["target"] not in graph.distances(row["edges"], row["root"])
-    found = {rule: round(100 * share, 1) for rule, share in evaluate.baselines_both(pairs).items()}
+    found = {rule: round(100 * share, 1) for rule, share in graph.rules(pairs).items()}
     assert list(found.values()) == [25.0, 43.2, 2.4, 2.6], found
 
 
