@@ -15,7 +15,7 @@ from nanococonut.data import Split
 from nanococonut.schedule import Schedule
 from nanococonut.settings import TrainConfig
 
-# Steps of questions asked anew, until the last third of a run: where one step was enough no search was learned (ours).
+# Steps of questions asked anew, until --short_from: where one step was enough from the start no search was learned.
 LEAST_HOPS = 3
 
 
@@ -29,7 +29,8 @@ def draw_batch(c: TrainConfig, problems: Split, schedule: Schedule, special: dic
         drawn = rng.randrange(stage)
     plan = schedule.plans[drawn]
     keep = min(1.0, step / c.grow) if c.grow else 1.0
-    how = dict(reask=c.reask, least=LEAST_HOPS if step < schedule.total * 2 / 3 else 1, keep=keep)
+    short = 0 < c.short_from <= step
+    how = dict(reask=c.reask, least=1 if short else LEAST_HOPS, keep=keep)
     how["n_taught"] = plan.n_thoughts if schedule.teaching_weight(step) else 0
     groups = problems.draw(c.batch_size, rng, c.augment, c.questions, **how)
     if schedule.removes_tokens:  # an earlier stage is met at some moment of it

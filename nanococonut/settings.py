@@ -22,6 +22,7 @@ class TrainConfig:
     mix: float = 0.0  # probability that a batch comes from an earlier stage
     augment: bool = True  # tell each ProsQA problem anew whenever it is drawn: names, facts' order, options' order
     reask: float = 0.0  # share of questions that are other ones about the same graph: other person, other options
+    short_from: int = 0  # step from which such other questions may have one or two steps; 0: never
     questions: int = 1  # asked about each graph, whose facts are read once
     taught: float = 0.0  # weight of the loss that teaches each thought the nodes that a search has then reached
     taught_until: float = 1.0  # share of the run over which that weight falls to zero; 1: it stays
@@ -60,7 +61,7 @@ class TrainConfig:
         sizes = "batch_size n_layer n_head n_embd c_thought questions"
         demand(self, sizes, lambda n: 1 <= n <= 10**5, "from 1 to 100000")
         demand(self, "log_every save_every", lambda x: x >= 1, "at least 1")
-        amounts = "seed micro_batch_size warmup grow eval_every weight_decay grad_clip init_std taught"
+        amounts = "seed micro_batch_size warmup grow short_from eval_every weight_decay grad_clip init_std taught"
         demand(self, f"{amounts} lr muon_lr", lambda x: 0 <= x <= 1e9, "from 0 to 1e9")
         demand(self, "max_stage block_size", lambda x: 0 <= x <= 10**5, "from 0 to 100000")
         demand(self, "mix decay dropout beta2", lambda x: 0 <= x < 1, "at least 0 and below 1")
@@ -76,7 +77,7 @@ SMALL = dict(n_layer=2, n_head=4, n_embd=128, dropout=0.0, init="lookup", init_s
 RATES = dict(lr=3e-3, muon_lr=5e-3, beta2=0.99, warmup=100, decay=0.8, grad_clip=1.0)
 TAUGHT = dict(taught=1.0, questions=4, reask=0.5, eval_every=500)
 FROM_SCRATCH = SMALL | RATES | TAUGHT  # all thoughts from the first step on: the stages before the last have no steps
-RELEASED_SIZE = FROM_SCRATCH | dict(task="prosqa", stage_steps=(0,) * 7 + (12000,), grow=2000)
+RELEASED_SIZE = FROM_SCRATCH | dict(task="prosqa", stage_steps=(0,) * 7 + (12000,), grow=2000, short_from=8000)
 TINY = dict(n_layer=2, n_head=2, n_embd=32, dropout=0.0, batch_size=8)
 PRESETS = {
     # any machine, a second: a model too small to learn, for tests

@@ -214,6 +214,16 @@ def test_taught_thoughts_say_the_frontier(workspace):
     assert n_right > 0.9 * len(examples)
 
 
+def test_short_questions_come_late(workspace, monkeypatch):
+    prepared()
+    seen, real = [], data.Split.draw
+    monkeypatch.setattr(data.Split, "draw", lambda self, *a, **how: seen.append(how["least"]) or real(self, *a, **how))
+    words = ["--reask=0.5", "--augment=true", "--stage_steps=3", "--max_stage=1"]
+    trained(*words, "--short_from=4", "--name=a")
+    trained(*words, "--name=b")
+    assert seen == [3, 3, 3, 3, 1, 1] + [3] * 6
+
+
 @pytest.mark.parametrize("option", ["--taught=1", "--questions=4", "--reask=0.5", "--grow=5"])
 def test_options_on_graphs_need_graphs(workspace, option):
     prepare.main(config.parse(prepare.PrepareConfig, ["prontoqa", "--train=20", "--valid=4", "--test=4"]))
