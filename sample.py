@@ -41,7 +41,7 @@ def main(c: SampleConfig) -> None:
     p = run.plan_for(None if c.latent < 0 else c.latent)
     instead = "" if p is run.plan else f" instead of the {run.plan.n_thoughts} of training"
     about = f"{run.config['method']}, stage {run.stage}, {p.n_thoughts} thoughts{instead}"
-    print(f"{run.folder.name}: {about}\n\n{row['question']}\n")
+    print(f"{run.folder.name}: {about}\n{run.about}\n{row['question']}\n")
     (ids,) = run.answer([example], p)
     if p.n_thoughts:
         thoughts = run.thoughts(example, p.n_thoughts)  # once more, and this time kept

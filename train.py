@@ -79,7 +79,7 @@ def main(c: TrainConfig) -> None:
     step, opts = run.resume()
     progress = tqdm(total=schedule.total, initial=step, unit="step", disable=not machine.is_first)
 
-    with runs.stop_signals() as stop:
+    with progress, runs.stop_signals() as stop:
         while step < schedule.total:
             stage, n_behind = schedule.locate(step)
             if n_behind == 0:
@@ -110,7 +110,6 @@ def main(c: TrainConfig) -> None:
                 progress.close()
                 run.say_how_to_go_on(step)
                 raise SystemExit(128 + stops)
-    progress.close()
     run.finish()
     machine.leave()
 

@@ -1,5 +1,6 @@
 """A trained run, ready to answer: a question goes from words to ids, to thoughts, and to words again."""
 
+import difflib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,12 +30,15 @@ class Run:
         newest = max(there, key=lambda path: path.stat().st_mtime, default=SHIPPED)
         file, self.machine = named(name or str(newest)), devices.pick(device)
         if not file:
-            known = ", ".join(path.name for path in there) or "none yet; run: python train.py"
+            names = [path.name for path in there]
+            near = difflib.get_close_matches(name, names, n=5) or names
+            known = ", ".join(near) or "none yet; run: python train.py"
             raise UserError(f"runs/{name} not found; there is: {known}")
         self.folder = file.parent if file.name in ("best.pt", "ckpt.pt") else file.with_suffix("")
         if file.name == "ckpt.pt":
             print(f"{self.folder.name} was stopped before its first evaluation: this is its ckpt.pt")
         state, model = load_state(file)
+        self.about = state.get("about", "")  # where a model that is part of the project comes from
         self.stage, self.data = state["stage"], state["data"]
         self.config = c = asdict(TrainConfig()) | state["config"]  # an option that it lacks had its default
         self.model = model.to(self.machine.device).eval()

@@ -32,6 +32,8 @@ def from_state_dict(state: dict[str, Tensor], n_head: int) -> GPT:
 
 def start(name: str, n_head: int, dropout: float, dataset: Dataset) -> GPT:
     """A GPT with the weights that --init_from names, the dataset's vocabulary, and n_head heads. Raises UserError."""
+    if dataset.meta["tokenizer"] != "gpt2":
+        raise UserError(f"--init_from={name} needs data in GPT-2's tokens; prepare it with --tokenizer=gpt2")
     path = Path("data/pretrained/gpt2.bin" if name == "gpt2" else name)
     fresh = name == "gpt2" and not path.exists()
     if fresh:
@@ -47,8 +49,6 @@ def start(name: str, n_head: int, dropout: float, dataset: Dataset) -> GPT:
         source = from_state_dict(state, 12 if name == "gpt2" else n_head).float()
     except (KeyError, ValueError, RuntimeError, AttributeError, AssertionError, TypeError) as error:
         raise UserError(f"{name} does not hold GPT-2's weights ({type(error).__name__}: {str(error)[:80]})") from None
-    if dataset.meta["tokenizer"] != "gpt2":
-        raise UserError(f"--init_from={name} needs data in GPT-2's tokens; prepare it with --tokenizer=gpt2")
     n_vocab, wte = dataset.encoding.n_vocab, source.wte.weight.detach()
     # New tokens start from the embedding of "<<" [ref run.py].
     new = wte[dataset.encoding.encode_single_token(b"<<")].expand(n_vocab - len(wte), -1)

@@ -138,8 +138,10 @@ def test_mistakes(task, released, monkeypatch):
         trained("--init_from=linear.pt")
     Path("weights.bin").write_bytes(released[1])
     prepare.main(prepare.PrepareConfig(name="words", train=30, valid=5, test=5, n_nodes=8, min_hops=2, max_hops=3))
-    with pytest.raises(UserError, match=r"needs data in GPT-2's tokens; prepare it with --tokenizer=gpt2"):
-        trained("--init_from=weights.bin", "--task=words")
+    monkeypatch.setattr(pretrained, "fetch", lambda *a: pytest.fail("asks the network, although the data do not fit"))
+    for weights in ("weights.bin", "gpt2"):
+        with pytest.raises(UserError, match=r"needs data in GPT-2's tokens; prepare it with --tokenizer=gpt2"):
+            trained(f"--init_from={weights}", "--task=words")
     trained("--init_from=weights.bin", "--name=a", "--stage_steps=1")
     with pytest.raises(UserError, match="has another vocabulary than data/words"):
         trained("--init_from=a", "--task=words")

@@ -1,5 +1,6 @@
 """README's commands: each is understood by the command it calls, and the short way is walked as typed."""
 
+import doctest
 import os
 import re
 import shlex
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import prepare
 import sample
@@ -105,6 +107,15 @@ def test_the_tables_are_those_of_the_results_files():
     assert found
     for path in found:
         assert path.read_text(encoding="utf-8") in text, f"another table than {path.name} is quoted"
+
+
+def test_the_walkthrough_does_what_it_says(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = re.sub("^```.*$", "", Path("docs/walkthrough.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    test = doctest.DocTestParser().get_doctest(text, {}, "walkthrough", "docs/walkthrough.md", 0)
+    with torch.no_grad():
+        failed, n_tried = doctest.DocTestRunner().run(test)
+    assert failed == 0 and n_tried > 20
 
 
 def test_the_readme_is_short():

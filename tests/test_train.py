@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,12 @@ def test_mistakes_of_evaluate_and_sample(workspace, capsys):
     for name, message in {"b": "runs/b not found; there is: a", "../a": "not found"}.items():
         with pytest.raises(UserError, match=message):
             answers.Run(name)
+    for name in ("coconut-laptop", "cot-laptop", "z"):
+        shutil.copytree("runs/a", f"runs/{name}")
+    with pytest.raises(UserError, match="runs/coconut-laptob not found; there is: coconut-laptop, cot-laptop$"):
+        answers.Run("coconut-laptob")
+    for name in ("coconut-laptop", "cot-laptop", "z"):
+        shutil.rmtree(f"runs/{name}")
     with pytest.raises(UserError, match="test has questions 0 to 9"):
         sample.main(sample.SampleConfig(index=10))
     with pytest.raises(UserError, match="exceed the model's"):

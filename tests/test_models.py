@@ -1,0 +1,74 @@
+"""The model that is part of the project: small, safe to load, right, and what the texts say of it."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import prepare
+from nanococonut import answers, config, data, evaluate
+
+ROOT = Path(__file__).parents[1]
+MODEL = ROOT / "models/prosqa.pt"
+RELEASED = ROOT.parent / "shared/data/prosqa_valid_official.json"
+
+
+def both_and_accuracy(rows):
+    run = answers.Run(str(MODEL))
+    result, _ = evaluate.measure(run, data.Split(run.encoding, rows), run.plan)
+    return result["both"], result["accuracy"]
+
+
+def test_the_file_is_small_and_holds_where_it_comes_from():
+    assert MODEL.stat().st_size < 3_000_000
+    state = torch.load(MODEL, weights_only=True)
+    assert {"train.json", "train.npz", "test.json"} <= state["data"]["sha256"].keys()
+    assert state["config"]["seed"] == 0 and state["config"]["method"] == "coconut"
+    for fact in ("commit", "test: accuracy", "both right"):
+        assert fact in state["about"]
+
+
+def test_it_answers_problems_that_nobody_has_seen():
+    rows = prepare.generate(prepare.PrepareConfig(train=300, valid=1, test=1, seed=12345))["train"]
+    both, accuracy = both_and_accuracy(rows)
+    assert accuracy >= 0.97 and both >= 0.93
+
+
+@pytest.mark.skipif(not RELEASED.exists(), reason="the released files stand beside the project, not in it")
+def test_it_answers_the_released_validation_file():
+    both, accuracy = both_and_accuracy(data.read_rows(RELEASED))
+    assert accuracy >= 0.98 and both >= 0.94
+
+
+@pytest.fixture
+def bare(tmp_path, monkeypatch):
+    """A folder with the model, but without data and runs."""
+    shutil.copytree(ROOT / "models", tmp_path / "models")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def shape(text):
+    """A text without its measured numbers and without the breaks of its lines."""
+    return re.sub(r"\d\.\d+", "#", " ".join(text.split()))
+
+
+def test_sample_answers_at_once_as_the_readme_shows(bare):
+    done = subprocess.run([sys.executable, str(ROOT / "sample.py")], cwd=bare, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert shape(done.stdout) in shape((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert "right; the chain is:" in done.stdout
+
+
+def test_evaluate_probe_and_training_take_it_by_its_path(bare, capsys):
+    words = ["models/prosqa.pt", "--data=models/prosqa.json"]
+    evaluate.main(config.parse(evaluate.EvaluateConfig, words, choices=evaluate.CHOICES))
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["n"] == 20 and found["results"][0]["accuracy"] >= 0.9
+    file = answers.named("models/prosqa.pt")
+    assert file == Path("models/prosqa.pt") and answers.named("models/other.pt") is None
