@@ -1,14 +1,14 @@
-"""The questions: generates ProsQA and ProntoQA, or converts GSM8k and other released files, into data/<name>/.
+"""Prepares a data set in data/<name>/: generates ProsQA or ProntoQA, or converts GSM8k and other released files.
 
-A ProsQA problem is a graph of made-up concepts and persons, and the question which of two concepts a person is:
+A ProsQA problem is a graph of made-up concepts and persons, and asks which of two concepts a person is:
 
-    graph     0 -> 2, 2 -> 3, 1 -> 4, 2 -> 5        0 and 1 are persons; leaves 3 and 5 are reached from 0 alone
-    root 0    its own leaves lie deeper (2 steps) than those of 1 (1 step); with a tie, either
-    target 3  one of root's own deepest leaves; neg_target 4, any of the other person's own
-    question  Every b is a e. Tom is a b. Max is a d. Every b is a c. Is Tom a d or c?      a telling: tell()
-    steps     Tom is a b.  Every b is a c.          one of the shortest paths; the answer: Tom is a c.
+    graph     0 -> 2, 2 -> 3, 1 -> 4, 2 -> 5        0 and 1 are persons; leaves 3 and 5 are reached only from 0
+    root 0    its own leaves lie deeper (2 steps) than those of 1 (1 step); a tie is broken at random
+    target 3  one of root's own deepest leaves; neg_target 4 is any of the other person's own
+    question  Every b is a e. Tom is a b. Max is a d. Every b is a c. Is Tom a d or c?      worded by tell()
+    steps     Tom is a b.  Every b is a c.          one of the shortest paths; the answer is Tom is a c.
 
-Source: [Hao24 A.2] and the released files, to which the algorithm is fitted; tests/test_prepare.py compares the two.
+Sources: [Hao24 A.2] and the released files. The algorithm is fitted to these files; tests/test_prepare.py compares.
 """
 
 import itertools
@@ -30,11 +30,11 @@ CONCEPTS = (
     "kerpus lempus lorpus numpus quimpus rempus rompus rorpus scrompus shumpus sterpus storpus terpus timpus tumpus "
     "vumpus worpus wumpus yerpus yimpus yumpus zhorpus zumpus"
 ).split()
-RELEASED = {"prosqa": (17886, 300, 500), "prontoqa": (9000, 200, 800)}  # problems in train, valid, test
-# GSM8k-Aug [Deng23], at the commit the paper's code fetches; train.txt is kept by Git-LFS. No checksums are published.
+RELEASED = {"prosqa": (17886, 300, 500), "prontoqa": (9000, 200, 800)}  # number of problems in train, valid, test
+# GSM8k-Aug [Deng23], at the commit the paper's code fetches; train.txt is in Git LFS. No checksums are published.
 GSM8K = "https://{}/da03/Internalize_CoT_Step_by_Step/e06a32ee5e4cd117171daeb4755d2a97ece62761/data/gsm8k/{}.txt"
 HOSTS = {"train": "media.githubusercontent.com/media"} | dict.fromkeys(("valid", "test"), "raw.githubusercontent.com")
-# ProntoQA's words: who, what, and families of properties of which a problem uses one each.
+# ProntoQA's words: entities, concepts, and families of properties. A problem uses one property of a family.
 ENTITIES = "Alex Fae Max Polly Rex Sally Sam Stella Wren".split()
 KINDS = (
     "brimpus dumpus gorpus grimpus impus jompus lempus lorpus numpus rompus shumpus sterpus tumpus vumpus wumpus "
@@ -43,41 +43,41 @@ KINDS = (
 FAMILIES = """large/small bright/dull transparent/opaque slow/fast/moderate hot/cold/temperate floral/fruity/earthy
 red/blue/brown/orange sour/sweet/bitter/spicy loud/muffled wooden/metallic/liquid luminous nervous/happy/feisty/shy
 melodic/discordant snowy/overcast/sunny/rainy/windy kind/mean/angry/amenable/aggressive""".split()
-SUFFIXES = (".json", ".jsonl", ".txt")  # of files that hold problems
+SUFFIXES = (".json", ".jsonl", ".txt")  # of files that may hold problems
 CHOICES = {"task": data.TASKS, "tokenizer": ("words", "gpt2")}
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """python prepare.py TASK [--option=value ...]: writes data/<name>/, from a generator or from released files."""
+    """python prepare.py TASK [--option=value ...]: generates or converts a data set and writes data/<name>/."""
 
-    task: str = "prosqa"  # what to prepare
+    task: str = "prosqa"  # data set to prepare
     name: str = ""  # folder under data/; default: the task
-    source: str = ""  # instead of generating: a file or its URL, or a folder or base URL with train, valid and test
-    seed: int = 0  # same seed, same bytes
-    train: int = 0  # problems to generate; 0: the released number
-    valid: int = 0  # problems to generate; 0: the released number
-    test: int = 0  # problems to generate; 0: the released number
-    n_nodes: int = 28  # ProsQA: nodes drawn; those without an edge are dropped. 28 is fitted to the released files
-    min_hops: int = 3  # ProsQA: shortest chain kept
-    max_hops: int = 6  # ProsQA: longest chain kept
-    hops: int = 5  # ProntoQA: length of each chain, its last hop from a concept to a property
-    fair: bool = False  # no shortcut. ProsQA: the same above both options; ProntoQA: both named equally often
-    tokenizer: str = "words"  # encoding of the token files
+    source: str = ""  # read instead of generating: a file or its URL, or a folder or base URL with train, valid, test
+    seed: int = 0  # random seed; the same seed gives the same bytes
+    train: int = 0  # training problems to generate; 0: as many as released
+    valid: int = 0  # validation problems to generate; 0: as many as released
+    test: int = 0  # test problems to generate; 0: as many as released
+    n_nodes: int = 28  # ProsQA: nodes drawn per graph; nodes without an edge are dropped. 28 fits the released files
+    min_hops: int = 3  # ProsQA: minimum length of a chain
+    max_hops: int = 6  # ProsQA: maximum length of a chain
+    hops: int = 5  # ProntoQA: length of each chain; its last hop leads from a concept to a property
+    fair: bool = False  # no shortcuts. ProsQA: mirrored ancestors of both options; ProntoQA: both named equally often
+    tokenizer: str = "words"  # tokenizer of the token files
 
 
 def draw_graph(n_nodes: int, rng: random.Random) -> list[list[int]]:
-    """Edges of a random graph grown from two roots, 0 and 1, every edge from a lower to a higher node."""
+    """Edges of a random graph grown from two roots, 0 and 1. Every edge goes from a lower to a higher node."""
     # Differs from the paper: thresholds and candidates of the printed Algorithm 1 do not give the released graphs.
-    reached_by, depth, edges = [1, 2], [0, 0], []  # reached_by: 1 from node 0, 2 from node 1, 3 from both, 0 neither
+    reached_by, depth, edges = [1, 2], [0, 0], []  # reached_by: 1 = node 0, 2 = node 1, 3 = both, 0 = neither
     for node in range(2, n_nodes):
         r = rng.random()
         only = 1 if r <= 0.35 else 2 if r <= 0.80 else None  # which root's own nodes may be parents; None: any node
         candidates = [v for v in range(node) if only is None or reached_by[v] == only]
-        n_parents, product = 0, rng.random()  # a Poisson draw of mean 1.5, by multiplying uniform ones (Knuth)
+        n_parents, product = 0, rng.random()  # a Poisson sample with mean 1.5 (Knuth's method)
         while product > math.exp(-1.5):
             n_parents, product = n_parents + 1, product * rng.random()
-        # Weighted sampling without replacement (Efraimidis and Spirakis 2006): deep nodes make likelier parents.
+        # Weighted sampling without replacement (Efraimidis and Spirakis 2006): deeper nodes are likelier parents.
         keys = {v: rng.random() ** (1 / (1.5 * depth[v] + 1)) for v in candidates}
         parents = sorted(candidates, key=keys.get)[max(0, len(candidates) - n_parents) :]
         reached_by.append(0)
@@ -89,7 +89,7 @@ def draw_graph(n_nodes: int, rng: random.Random) -> list[list[int]]:
 
 
 def ask(edges: list[list[int]], c: PrepareConfig, rng: random.Random) -> tuple[int, int, int] | None:
-    """Root, target and neg_target of a question about a graph drawn; None where it has none of the wanted length."""
+    """Root, target and neg_target of a question about a graph; None if no chain has the wanted length."""
     leaves, distance = {b for _, b in edges} - {a for a, _ in edges}, [graph.distances(edges, r) for r in (0, 1)]
     own = [{v: d for v, d in distance[r].items() if v in leaves and v not in distance[1 - r]} for r in (0, 1)]
     if not all(own):
@@ -103,12 +103,12 @@ def ask(edges: list[list[int]], c: PrepareConfig, rng: random.Random) -> tuple[i
 
 
 def mirror(edges: list[list[int]], root: int, target: int, n_nodes: int, rng: random.Random) -> tuple | None:
-    """New edges, and the root, target and neg_target of a question that nothing but the way from the root answers.
+    """A symmetric graph without shortcuts: new edges, and the root, target and neg_target of its question.
 
-    All that is above the target is copied for the other person, and any further fact about such a node is told of its
-    copy too. So the graph stays the same when persons and options change places, and whoever looks at a person and at
-    an option, but not for a way between them, cannot tell the options apart. A coin chooses which person is asked.
-    None where another person is above the target, or nodes are too few.
+    The target's ancestors are copied for the other person, and every other edge that leaves an ancestor also leaves its
+    copy. So the graph is unchanged when the persons and the options are swapped: a rule that looks at a person and an
+    option, but not for a path between them, cannot tell the options apart. Which person is asked about is random.
+    Returns None if another person is an ancestor of the target, or if there are too few nodes.
 
     >>> mirror([[0, 2], [2, 3], [0, 4]], root=0, target=3, n_nodes=7, rng=random.Random(0))
     ([[0, 2], [1, 3], [0, 4], [1, 4], [2, 5], [3, 6]], 1, 6, 5)
@@ -125,9 +125,9 @@ def mirror(edges: list[list[int]], root: int, target: int, n_nodes: int, rng: ra
     other = dict(zip(above + copies, copies + above, strict=True))  # each node's counterpart
     new = [[a, b] for a, b in edges if b in above]
     new += [[other[a], other[b]] for a, b in new]
-    for a, b in [edge for edge in edges if edge[1] not in other]:  # above the options are original and copy alone
+    for a, b in [edge for edge in edges if edge[1] not in other]:  # options' ancestors are only originals and copies
         new += [[v, b] for v in sorted({a, other.get(a, a)}) if [v, b] not in new]
-    # Edges go from low to high: the nodes are numbered anew, each after its parents, the persons asked about first.
+    # Edges go from low to high: nodes are renumbered, each after its parents, and the two persons come first.
     place = {0: 0.0, 1: 0.0}
     for v in [*above[1:], *copies[1:], *(v for v in range(2, n_nodes) if v not in other)]:
         place[v] = rng.random() + max((place[a] for a, b in new if b == v), default=0.0)
@@ -138,14 +138,14 @@ def mirror(edges: list[list[int]], root: int, target: int, n_nodes: int, rng: ra
 
 
 def prosqa(c: PrepareConfig, rng: random.Random) -> tuple | None:
-    """A problem for graph.tell() to put in words, and its identity, whatever the names; None where a graph has none."""
+    """A problem for graph.tell() to put in words, and its identity, which ignores names; None if it does not fit."""
     edges = draw_graph(c.n_nodes, rng)
     asked = ask(edges, c, rng)
     if asked and c.fair:
         edges, *asked = mirror(edges, *asked[:2], c.n_nodes, rng) or [edges]
     if not asked:
         return None
-    nodes = sorted({a for a, _ in edges} | {b for _, b in edges})  # those with an edge, which are numbered anew
+    nodes = sorted({a for a, _ in edges} | {b for _, b in edges})  # nodes with an edge, which are renumbered
     index = {v: i for i, v in enumerate(nodes)}
     edges = [[index[a], index[b]] for a, b in edges]
     root, target, neg_target = (index[v] for v in asked)
@@ -162,16 +162,16 @@ def prosqa(c: PrepareConfig, rng: random.Random) -> tuple | None:
 
 
 def prontoqa(c: PrepareConfig, rng: random.Random) -> tuple:
-    """One ProntoQA problem [Saparov22], as the released generator makes it with 5 hops, and its question.
+    """One ProntoQA problem [Saparov22] like those of the released generator with 5 hops, and its question.
 
-    Each concept of the chain has two parents, the next and a distractor. The last one's property is asked for; its
-    opposite is planted elsewhere. The second fact about the entity leads to two concepts beside the chain.
+    Each concept of the chain has two parents: the next concept and a distractor. The question asks for a property of
+    the last concept, whose opposite is planted elsewhere. The second fact about the entity leads to two other concepts.
     """
     names = iter(rng.sample(KINDS, len(KINDS)))
     chain, aside = [next(names) for _ in range(c.hops)], [next(names) for _ in range(c.hops)]
     last, other, others_parent, planted = (next(names) for _ in range(4))
     links = [*zip(chain, [*chain[1:], last], strict=True), *zip(chain, aside, strict=True), (other, others_parent)]
-    if c.fair:  # the planted concept gets a child and two parents, like the chain's last
+    if c.fair:  # the planted concept gets a child and two parents, like the last concept of the chain
         links += [(next(names), planted), (planted, next(names)), (planted, next(names))]
     properties = {}  # (concept, property, whether it has it)
     for concept, family in zip([*chain, *aside, other], rng.sample(FAMILIES, 2 * c.hops + 1), strict=True):
@@ -192,13 +192,13 @@ def prontoqa(c: PrepareConfig, rng: random.Random) -> tuple:
 
 
 def in_words(concept: str, one: str, many: str, rng: random.Random) -> str:
-    """A fact in one of three forms: half "Xes are Yes.", a quarter each "Every X is a Y." and "Each X is a Y."."""
+    """A fact in a random form: "Xes are Yes." (1/2), "Every X is a Y." (1/4) or "Each X is a Y." (1/4)."""
     form = rng.choice(["many", "many", "Every", "Each"])
     return f"{concept.capitalize()}es are {many}." if form == "many" else f"{form} {concept} is {one}."
 
 
 def generate(c: PrepareConfig) -> dict[str, list[dict]]:
-    """The three splits. No problem occurs twice, in ProsQA under whatever names: the splits are disjoint."""
+    """The three splits. They are disjoint: no problem occurs twice, in ProsQA not even under other names."""
     generator = prosqa if c.task == "prosqa" else prontoqa
     rng, seen, n_tries = random.Random(f"{c.task} {c.seed}"), set(), 0
     sizes = {split: getattr(c, split) or n for split, n in zip(data.SPLITS, RELEASED[c.task], strict=True)}
@@ -219,7 +219,7 @@ def generate(c: PrepareConfig) -> dict[str, list[dict]]:
 
 
 def read_source(c: PrepareConfig) -> dict[str, list[dict]]:
-    """The splits of --source: from a folder or base URL, or one file divided 80/10/10 by the seed. Raises UserError."""
+    """The splits of --source: from a folder or base URL, or one file split 80/10/10 by the seed. Raises UserError."""
     if Path(c.source.partition("?")[0]).suffix.lower() in SUFFIXES or Path(c.source).is_file():
         rows = reading.read_rows(local(c.source, c))
         if len(rows) < 10:
@@ -236,12 +236,12 @@ def read_source(c: PrepareConfig) -> dict[str, list[dict]]:
     train, valid = set(questions["train"]), set(questions["valid"])
     n_repeated = sum(q in train for q in questions["valid"]) + sum(q in train or q in valid for q in questions["test"])
     if n_repeated:
-        print(f"warning: {n_repeated} questions of valid or test stand in an earlier split too")
+        print(f"warning: {n_repeated} questions of valid or test also occur in an earlier split")
     return splits
 
 
 def local(source: str, c: PrepareConfig) -> Path:
-    """Where a file is on this machine; what is at an address is fetched to data/<name>/source/. Raises UserError."""
+    """The local path of a file. A file at a URL is first fetched to data/<name>/source/. Raises UserError."""
     if "://" in source:
         name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(source.partition("?")[0]).name)
         return data.fetch(source, data.folder_of("data", c.name or c.task) / "source" / name, "source")
@@ -251,12 +251,12 @@ def local(source: str, c: PrepareConfig) -> Path:
 
 
 def file_of_split(c: PrepareConfig, split: str) -> Path:
-    """The file of a split, of those that it may be the first that is there. Raises UserError."""
+    """The file of a split: the first of its possible names that exists. Raises UserError if none does."""
     if not c.source:
         return local(GSM8K.format(HOSTS[split], split), c)
-    stems = [split, f"{c.task}_{split}", f"{c.task}_{split}_graph_4_coconut"]  # the last as superposition's files are
+    stems = [split, f"{c.task}_{split}", f"{c.task}_{split}_graph_4_coconut"]  # last: as in Reasoning by Superposition
     if c.task == "gsm8k":
-        stems.append(f"gsm_{split}")  # as the paper's code names it
+        stems.append(f"gsm_{split}")  # as in the paper's code
     if split == "valid":
         stems += ["validation", f"{c.task}_validation"]
     base, mark, query = c.source.partition("?") if "://" in c.source else (c.source, "", "")
@@ -275,14 +275,14 @@ def main(c: PrepareConfig) -> None:
     config.demand(c, "n_nodes", lambda n: 3 <= n <= n_names, f"from 3 to {n_names}, as many as there are names")
     config.demand(c, "hops", lambda n: 1 <= n <= n_hops, f"from 1 to {n_hops}: there are {len(KINDS)} concepts")
     config.demand(c, "min_hops", lambda n: 1 <= n <= c.max_hops, f"from 1 to --max_hops={c.max_hops}")
-    data.folder_of("data", c.name or c.task)  # a name that leads elsewhere is refused before any work
+    data.folder_of("data", c.name or c.task)  # refuses a name that leads outside data/ before any work
     splits = read_source(c) if c.source or c.task == "gsm8k" else generate(c)
     lengths = Counter(len(row["steps"]) for row in splits["train"])
     meta = {"task": c.task, "seed": c.seed, "tokenizer": c.tokenizer, "max_steps": max(lengths)}
     options = {"prosqa": ["n_nodes", "min_hops", "max_hops", "fair"], "prontoqa": ["hops", "fair"], "gsm8k": ["source"]}
     meta["options"] = {k: getattr(c, k) for k in (["source"] if c.source else options[c.task])}
     folder, meta = data.save(c.name or c.task, splits, meta)
-    shown = []  # ten examples in words, each with what coconut makes of it at every stage
+    shown = []  # ten examples as text, each with its layout at every stage of coconut
     for row in splits["train"][:10]:
         words = [row["question"], *(f"    {step}" for step in row["steps"]), f"    ### {row['answer']}"]
         made = [layout("coconut", s, max(lengths), len(row["steps"])) for s in range(max(lengths) + 1)]
@@ -293,7 +293,7 @@ def main(c: PrepareConfig) -> None:
     print(f"{folder}: {meta['counts']}, {len(meta['vocabulary'])} words, see {folder}/preview.txt")
     kept = [i for i, row in enumerate(splits["train"]) if graph.difference(row)]
     if kept and c.task == "prosqa":
-        how_many = f"--augment keeps the file's words of {len(kept)} of {len(splits['train'])} problems"
+        how_many = f"--augment leaves {len(kept)} of {len(splits['train'])} problems as they are in the file"
         why = graph.difference(splits["train"][kept[0]])
         print(f"{folder}/train.json: {how_many}; the first is row {kept[0]}: {why}")
 

@@ -1,4 +1,4 @@
-"""A trained run answers one question, and shows the words its thoughts lean to: a reading, not their meaning.
+"""A trained run answers one question. The words beside each thought are only its reading through the output head.
 
 python sample.py --question="Tom is a lempus. Every lempus is a rempus. Max is a impus. Is Tom a impus or rempus?"
 """
@@ -13,16 +13,16 @@ from nanococonut.curriculum import tokenize
 class SampleConfig:
     """python sample.py [RUN] [--option=value ...]: a trained run answers one question."""
 
-    run: str = ""  # name or path of a run; default: the newest
-    question: str = ""  # a question of your own; default: one of the run's data
-    split: str = "test"  # split the question is taken from
-    index: int = 0  # which question of the split, from 0
+    run: str = ""  # name or path of the run; default: the newest
+    question: str = ""  # a question of your own; default: one from the run's data
+    split: str = "test"  # split that the question is taken from
+    index: int = 0  # number of the question in the split, from 0
     latent: int = -1  # number of thoughts; -1: as many as in training
-    device: str = "auto"  # where to run; auto: cuda, else mps, else cpu
+    device: str = "auto"  # device to run on; auto: cuda, else mps, else cpu
 
 
 def outline(row: dict, values, v: int) -> list[str]:
-    """Lines of a tree: node v with a value for each thought, then the nodes one step further from the root."""
+    """Lines of a tree: node v with one value per thought, then the subtrees of its children one step further out."""
     depth, mark = graph.distances(row["edges"], row["root"]), " *" if v in graph.chain_of(row) else ""
     line = " ".join(f"{x:.2f}" for x in values[v]) + "   " * depth[v] + f"  {row['idx_to_symbol'][v]}{mark}"
     edges = [(a, b) for a, b in row["edges"] if a == v and depth[b] == depth[v] + 1]
@@ -31,7 +31,7 @@ def outline(row: dict, values, v: int) -> list[str]:
 
 def main(c: SampleConfig) -> None:
     run = answers.Run(c.run, device=c.device)
-    row = {"question": c.question, "steps": [], "answer": "?"}  # of a question typed no chain is known
+    row = {"question": c.question, "steps": [], "answer": "?"}  # the chain of a typed question is unknown
     if not c.question:
         rows = run.split(c.split).rows
         if not 0 <= c.index < len(rows):
@@ -44,7 +44,7 @@ def main(c: SampleConfig) -> None:
     print(f"{run.folder.name}: {about}\n{run.about}\n{row['question']}\n")
     (ids,) = run.answer([example], p)
     if p.n_thoughts:
-        thoughts = run.thoughts(example, p.n_thoughts)  # once more, and this time kept
+        thoughts = run.thoughts(example, p.n_thoughts)  # computed again, this time to show them
         for k, words in enumerate(run.words(thoughts)):
             shown = ", ".join(f"{word} {value:.2f}" for word, value in words)
             print(f"  thought {k + 1}  {shown}   (norm {thoughts[k].norm():.1f})")

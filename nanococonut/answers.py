@@ -1,4 +1,4 @@
-"""A trained run, ready to answer: a question goes from words to ids, to thoughts, and to words again."""
+"""A trained run that answers questions: text becomes token ids, then thoughts, then text again."""
 
 import difflib
 from dataclasses import asdict
@@ -16,16 +16,16 @@ from nanococonut.model import GPT, GPTConfig
 from nanococonut.reading import read_rows
 from nanococonut.settings import TrainConfig
 
-AT_ONCE = 250  # questions that are answered at once
-SHIPPED = Path("models/prosqa.pt")  # a trained model that is part of the project
-N_EVAL = 300  # questions of valid that training looks at, at most: ProsQA's whole split
+AT_ONCE = 250  # questions answered in one batch
+SHIPPED = Path("models/prosqa.pt")  # a trained model that comes with the project
+N_EVAL = 300  # maximum questions of valid used during training: ProsQA's whole split
 
 
 class Run:
-    """A trained run. Its checkpoint holds model, config, data, stage: see runs.Writer.save."""
+    """A trained run, loaded from a checkpoint. runs.Writer.save shows what that holds."""
 
     def __init__(self, name: str, device: str = "auto"):
-        """A run given by name or path; for "" the newest, or where there is none the SHIPPED one. Raises UserError."""
+        """Loads a run by name or path; "" is the newest one, or SHIPPED if there is none. Raises UserError."""
         there = [path.parent for path in sorted(Path("runs").glob("*/config.json"))]
         newest = max(there, key=lambda path: path.stat().st_mtime, default=SHIPPED)
         file, self.machine = named(name or str(newest)), devices.pick(device)
@@ -36,20 +36,20 @@ class Run:
             raise UserError(f"runs/{name} not found; there is: {known}")
         self.folder = file.parent if file.name in ("best.pt", "ckpt.pt") else file.with_suffix("")
         if file.name == "ckpt.pt":
-            print(f"{self.folder.name} was stopped before its first evaluation: this is its ckpt.pt")
+            print(f"{self.folder.name} was stopped before its first evaluation: using its ckpt.pt")
         state, model = load_state(file)
         self.about = state.get("about", "")  # where a model that is part of the project comes from
         self.stage, self.data = state["stage"], state["data"]
-        self.config = c = asdict(TrainConfig()) | state["config"]  # an option that it lacks had its default
+        self.config = c = asdict(TrainConfig()) | state["config"]  # an option that it lacks had its default value
         self.model = model.to(self.machine.device).eval()
         self.encoding = tokenizer.load(self.data["tokenizer"], self.data["vocabulary"])
         self.special = tokenizer.special_ids(self.encoding)
         self.plan = plan_of(c["method"], self.stage, len(c["stage_steps"]) - 1, c["c_thought"], c["extra_stage"])
 
     def split(self, name: str) -> Split:
-        """A split of the data the run was trained on. Raises UserError where that has changed since.
+        """A split of the data that the run was trained on. Raises UserError if the data has changed since.
 
-        Beside a file models/NAME.pt stands NAME.json: a few problems, for where the data are not prepared.
+        A file models/NAME.pt comes with NAME.json: a few problems, which are used if the data is not prepared.
         """
         kept = self.folder.with_suffix(".json")
         if kept.exists() and not Path("data", self.config["task"]).exists():
@@ -59,7 +59,7 @@ class Run:
         return dataset.split(name)
 
     def plan_for(self, n_thoughts: int | None) -> Plan:
-        """The run's own plan, or the same with another number of thoughts. Raises UserError."""
+        """The run's own plan, or the same plan with another number of thoughts. Raises UserError."""
         if n_thoughts in (None, self.plan.n_thoughts):
             return self.plan
         method = self.config["method"]
@@ -69,8 +69,8 @@ class Run:
         return self.plan._replace(n_thoughts=n_thoughts)
 
     def answer(self, examples: list[Example], plan: Plan, change=None) -> list[list[int]]:
-        """What the run writes, ids without <eos>, one list an example; change as in coconut.generate."""
-        # Chains may be longer than any in training: there is room for them as far as the model has positions.
+        """The ids that the run writes for each example, without <eos>; change as in coconut.generate."""
+        # Chains may be longer than any in training. The number of the model's positions limits them.
         due = [len(example.rests[min(plan.n_removed, len(example.rests) - 1)]) for example in examples]
         asked = max(len(example.question) for example in examples) + plan.n_thoughts + plan.n_pauses + 2  # two markers
         most = max(self.data["max_new_tokens"], min(max(due) + 1, self.model.config.block_size - asked))
@@ -82,7 +82,7 @@ class Run:
 
     @torch.no_grad()
     def thoughts(self, example: Example, n_thoughts: int) -> Tensor:
-        """The thoughts (K, C) that the run has about a question, in float32."""
+        """The thoughts (K, C) of the run on a question, in float32."""
         ids = torch.tensor(before_thoughts(example, self.plan, self.special), device=self.machine.device)
         with self.machine.autocast():
             thoughts, _, _ = coconut.reason(self.model, ids[None], torch.tensor([len(ids)]).to(ids), n_thoughts)
@@ -90,7 +90,7 @@ class Run:
 
     @torch.no_grad()
     def words(self, thoughts: Tensor, n_words: int = 4) -> list[list[tuple[str, float]]]:
-        """For each of some thoughts (K, C) the pieces of text it leans to through the head, and how much."""
+        """The most probable pieces of text for each thought (K, C) under the output head, with probabilities."""
         top = self.model.logits(thoughts).softmax(-1).topk(n_words)
         found = []
         for ids, shares in zip(top.indices.tolist(), top.values.tolist(), strict=True):
@@ -100,20 +100,20 @@ class Run:
 
 
 def before_thoughts(example: Example, plan: Plan, special: dict[str, int]) -> list[int]:
-    """The ids that a model reads before it thinks, or where it does not think, before it writes."""
-    # Without markers arrange() cuts off the question's last token, which training reads with the answer.
+    """The ids that a model reads before its thoughts or, without thoughts, before it writes."""
+    # Without markers, arrange() moves the question's last token to the answer, where training needs it.
     return arrange(example, plan, special)[0] if plan.markers else example.question
 
 
 def write(model: GPT, examples, plan: Plan, special, max_new_tokens: int, change=None) -> list[list[int]]:
-    """The ids a model writes for each example, without <eos>; change as in coconut.generate. Raises UserError."""
+    """The ids that a model writes for each example, without <eos>; change as in coconut.generate. Raises UserError."""
     rows = [before_thoughts(example, plan, special) for example in examples]
     eot, eos = special["eot"] if plan.markers else None, special["eos"]
     need = max(map(len, rows)) + plan.n_thoughts + plan.markers + max_new_tokens
     if need > model.config.block_size:
         there = f"the model's {model.config.block_size} positions"
         raise UserError(f"{need} tokens exceed {there}; train with --block_size={need}")
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # rows of like length together: little padding
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # similar lengths together: little padding
     written, was_training, device = {}, model.training, model.wte.weight.device
     model.eval()
     for start in range(0, len(rows), AT_ONCE):
@@ -127,7 +127,7 @@ def write(model: GPT, examples, plan: Plan, special, max_new_tokens: int, change
 
 
 def accuracy(model: GPT, split: Split, plan: Plan, special, max_new_tokens: int) -> dict[str, float]:
-    """On up to N_EVAL problems of a split: the share answered right, and of first written steps that are facts."""
+    """The accuracy on up to N_EVAL problems of a split, and the share whose first written step is a fact."""
     rows = split.rows[:N_EVAL]
     ids = write(model, [split.example(i) for i in range(len(rows))], plan, special, max_new_tokens)
     texts = split.encoding.decode_batch(ids)
@@ -139,7 +139,7 @@ def accuracy(model: GPT, split: Split, plan: Plan, special, max_new_tokens: int)
 
 
 def named(name: str) -> Path | None:
-    """The checkpoint of a run given by name or path, or one given by its own path; None where there is none."""
+    """The checkpoint that a name means: a run's name or path, or the path of a .pt file; None if there is none."""
     for path in (Path("runs") / name, Path(name)):
         if (path / "config.json").exists():
             return path / ("best.pt" if (path / "best.pt").exists() or not (path / "ckpt.pt").exists() else "ckpt.pt")
@@ -149,17 +149,17 @@ def named(name: str) -> Path | None:
 
 
 def load_state(path: Path, **changes) -> tuple[dict, GPT]:
-    """A checkpoint's tensors and plain values, no code of it is run, and its model with changes. Raises UserError."""
+    """Loads a checkpoint without running code from it: its state, and its model with changes. Raises UserError."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         model = GPT(GPTConfig(**state["model_config"] | changes))
         model.load_state_dict(state["model"])
-        # Damage is found here, and not where it is first met.
+        # Damage should be found here, and not later where it is first used.
         tokenizer.load(state["data"]["tokenizer"], state["data"]["vocabulary"])
         plan_of(state["config"]["method"], state["stage"], len(state["config"]["stage_steps"]) - 1)
     except UserError:  # GPT-2's vocabulary is missing
         raise
-    except Exception as error:  # torch.load raises a dozen kinds for a file that is cut, foreign or malicious
+    except Exception as error:  # torch.load raises many types for a truncated, foreign or malicious file
         kind, reason = type(error).__name__, str(error).partition("\n")[0][:80]
         raise UserError(f"{path} is not a checkpoint of nanococonut ({kind}: {reason}); run: python train.py") from None
     return state, model

@@ -1,6 +1,6 @@
-"""What one training step learns from: problems drawn and augmented, and the rectangles of a coconut.Batch.
+"""Makes the batch of a training step: draws problems, augments them, and pads them to a coconut.Batch.
 
-Which examples a step sees, and in which words, depends on (seed, step) alone.
+The examples of a step, and their words, depend only on (seed, step).
 """
 
 import random
@@ -15,12 +15,12 @@ from nanococonut.data import Split
 from nanococonut.schedule import Schedule
 from nanococonut.settings import TrainConfig
 
-# Steps of questions asked anew, until --short_from: where one step was enough from the start no search was learned.
+# Minimum steps of --reask's questions until --short_from: with 1 from the start, no search was learned (ours).
 LEAST_HOPS = 3
 
 
 def draw_batch(c: TrainConfig, problems: Split, schedule: Schedule, special: dict[str, int], step: int) -> Batch:
-    """The examples of a step; with probability c.mix they are of an earlier stage."""
+    """The batch of a training step; with probability c.mix its examples are of an earlier stage."""
     rng = random.Random(f"{c.seed} {step}")
     stage, n_behind = schedule.locate(step)
     drawn = stage
@@ -33,7 +33,7 @@ def draw_batch(c: TrainConfig, problems: Split, schedule: Schedule, special: dic
     how = dict(reask=c.reask, least=1 if short else LEAST_HOPS, keep=keep)
     how["n_taught"] = plan.n_thoughts if schedule.teaching_weight(step) else 0
     groups = problems.draw(c.batch_size, rng, c.augment, c.questions, **how)
-    if schedule.removes_tokens:  # an earlier stage is met at some moment of it
+    if schedule.removes_tokens:  # an earlier stage is taken at a random point of its progress
         progress = n_behind / schedule.n_steps[stage] if drawn == stage else rng.random()
         plan = schedule.plan(drawn, progress)
     examples = [example for group in groups for example in group.examples]
@@ -44,10 +44,10 @@ def draw_batch(c: TrainConfig, problems: Split, schedule: Schedule, special: dic
 
 
 def collate(pairs, n_thoughts: int, pad_id: int, contexts=(), frontiers=()) -> Batch:
-    """A Batch of examples, each a pair: the ids before its thoughts and those after them, see curriculum.arrange.
+    """Pads examples to a Batch. An example is a pair of the ids before and after its thoughts, see curriculum.arrange.
 
-    contexts   ids of the facts, each for an equal number of neighbouring examples; empty: each has its own
-    frontiers  for each example, and [k], the tokens that thought k + 1 is taught; the last thoughts may lack them
+    contexts   ids of shared facts, each for an equal number of neighbouring examples; empty: none are shared
+    frontiers  for each example, [k]: the tokens that thought k + 1 is taught; the last thoughts may have none
     """
     befores, afters = [before for before, _ in pairs], [after for _, after in pairs]
     prompts, question, question_len, taught = befores, None, None, None
@@ -61,7 +61,7 @@ def collate(pairs, n_thoughts: int, pad_id: int, contexts=(), frontiers=()) -> B
 
 
 def part(batch: Batch, which: slice) -> Batch:
-    """Some prompts of a batch, and what is asked on top of them."""
+    """The part of a batch with some of its prompts and the questions on top of them."""
     G = len(batch.prompt)
 
     def rows(x):
@@ -71,7 +71,7 @@ def part(batch: Batch, which: slice) -> Batch:
 
 
 def lengths(rows: list[list[int]]) -> Tensor:
-    """(B,) int64."""
+    """The lengths of rows, (B,) int64."""
     return torch.tensor([len(row) for row in rows])
 
 

@@ -1,7 +1,7 @@
-"""How long a training step takes: a line for each number K of thoughts, and results/bench-<preset>-<device>.json.
+"""Times a training step for each number K of thoughts, and writes results/bench-<preset>-<device>.json.
 
-A step is timed whole and by phase; MFU is its share of the machine's own rate of matrix products. Beside it stand the
-paper's loop and torch.compile. Median seconds, random tokens. The last line printed is the file's JSON.
+A step is timed as a whole and by phase. MFU is its share of the machine's own measured rate of matrix products. The
+paper's loop and torch.compile are timed too. Times are median seconds on random tokens. The last line printed is JSON.
 """
 
 import json
@@ -18,7 +18,7 @@ from nanococonut import coconut, compiling, config, data, devices
 from nanococonut.coconut import Batch
 from nanococonut.model import GPT, GPTConfig
 
-SIZES = {  # examples B (4 or more), prompt P, suffix S; the model
+SIZES = {  # examples B (4 or more), prompt length P, suffix length S; the model
     "smoke": ((4, 16, 4), GPTConfig(64, 64, 2, 2, 32, 0.0)),
     "cpu": ((32, 200, 20), GPTConfig(320, 256, 4, 4, 256, 0.0)),
     "gpt2": ((128, 256, 24), GPTConfig(50260, 512, 12, 12, 768, 0.0)),
@@ -28,17 +28,17 @@ PHASES = ("prefill", "think", "decode", "backward", "optimizer")
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """python -m nanococonut.bench [PRESET] [--option=value ...]: times training steps and their rivals."""
+    """python -m nanococonut.bench [PRESET] [--option=value ...]: times steps of training, eager and compiled."""
 
-    preset: str = "cpu"  # sizes of model and batch
-    max_thoughts: int = 6  # K goes from 0 to this
-    repeats: int = 5  # of each measurement; the median counts
-    device: str = "auto"  # where to run; auto: cuda, else mps, else cpu
-    dtype: str = "auto"  # of the arithmetic; auto: bfloat16 on cuda, float32 elsewhere
+    preset: str = "cpu"  # sizes of the model and the batch
+    max_thoughts: int = 6  # largest number K of thoughts; all from 0 on are timed
+    repeats: int = 5  # repetitions of each measurement; the median is reported
+    device: str = "auto"  # device to run on; auto: cuda, else mps, else cpu
+    dtype: str = "auto"  # precision of the arithmetic; auto: bfloat16 on cuda, float32 elsewhere
 
 
 class Bench:
-    """A model, its optimizer, and a clock that waits for the device."""
+    """A model and its optimizer, with a clock that synchronizes with the device."""
 
     def __init__(self, c: BenchConfig):
         self.machine = devices.pick(c.device, c.dtype)
@@ -46,16 +46,16 @@ class Bench:
         self.sizes, shape = SIZES[c.preset]
         torch.manual_seed(0)
         self.model = GPT(shape).to(self.device)
-        self.n_slots = 0  # slots for thoughts; 0: as many as there are thoughts
+        self.n_slots = 0  # cache slots for thoughts; 0: as many as there are thoughts
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-4, fused=True)
 
     def clock(self) -> float:
-        """Seconds, once everything that was asked of the device is done."""
+        """The time in seconds, after all work queued on the device has finished."""
         getattr(torch, self.device.type).synchronize()
         return time.perf_counter()
 
     def seconds(self, repeats: int, work, *args) -> float:
-        """Median seconds of work(*args), after one call that does not count."""
+        """Median seconds of work(*args), after one warm-up call."""
         marks = []
         for _ in range(1 + repeats):
             work(*args)
@@ -63,14 +63,14 @@ class Bench:
         return float(np.median(np.diff(marks)))
 
     def batch(self, n_examples: int, n_thoughts: int) -> Batch:
-        """Random tokens, prompts of different lengths."""
+        """A batch of random tokens, with prompts of different lengths."""
         (_, P, S), V = self.sizes, self.model.config.vocab_size
         prompt, suffix, targets = (torch.randint(V, (n_examples, n), device=self.device) for n in (P, S, S))
         length = torch.randint(P * 4 // 5, P + 1, (n_examples,), device=self.device)
         return Batch(prompt, length, suffix, targets, n_thoughts)
 
     def step(self, batch: Batch, clock=lambda: None) -> list:
-        """A training step: what clock() says before it, between its PHASES and after it."""
+        """Runs a training step; returns clock() before it, between its PHASES and after it."""
         (prefill, think), marks = self.phases, [clock()]
         with self.machine.autocast():
             hidden, prompt_kv = prefill(self.model, batch.prompt, batch.prompt_len)
@@ -88,7 +88,7 @@ class Bench:
         return [*marks, clock()]
 
     def flops(self, batch: Batch) -> int:
-        """Of the matrix products of one step, as they are done; attention counts whole squares."""
+        """Floating-point operations of one step's matrix products, as executed; attention counts full squares."""
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             self.step(batch)
         return counter.get_total_flops()

@@ -1,4 +1,4 @@
-"""From a frozen dataclass to --key=value; the first field may be a bare word: `python train.py smoke --lr=1e-3`."""
+"""Reads a command line into a dataclass: --key=value, or a bare word for the first field, as in `train.py smoke`."""
 
 import dataclasses
 import difflib
@@ -9,13 +9,13 @@ import sys
 
 
 class UserError(Exception):
-    """A mistake of the user's. Its text is the one line they see: what was expected, and what to type instead."""
+    """A mistake by the user. Its text is the one line they see: what was expected, and what to type instead."""
 
 
 def run(main, config_class, presets=None, choices=None) -> None:
-    """Parses the command line, calls main(config), and turns a UserError into one line on stderr and exit status 2."""
+    """Parses the command line and calls main(config). A UserError becomes one line on stderr and exit status 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? for what it cannot show
+        sys.stdout.reconfigure(errors="replace")  # ? for characters that a terminal without UTF-8 cannot show
     try:
         main(parse(config_class, sys.argv[1:], presets, choices))
     except KeyboardInterrupt:
@@ -23,15 +23,15 @@ def run(main, config_class, presets=None, choices=None) -> None:
     except BrokenPipeError:  # `python sample.py | head`
         sys.stderr.close()
         raise SystemExit(0) from None
-    except (UserError, OSError) as error:  # OSError: a full disk, a folder one may not write to
+    except (UserError, OSError) as error:  # OSError: a full disk, a folder without write permission
         print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
 def parse(config_class, argv, presets=None, choices=None):
-    """An instance of config_class from command line words: defaults, then the preset, then what was typed.
+    """An instance of config_class: its defaults, overridden by the preset, overridden by the options in argv.
 
-    presets (name -> {field: value}) are what the first field names, choices (field -> values) what a field may be.
+    presets maps the values of the first field to {field: value}; choices maps a field to its allowed values.
     """
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     first = next(iter(fields))
@@ -61,7 +61,7 @@ def parse(config_class, argv, presets=None, choices=None):
 
 
 def value_of(name, text, kind):
-    """The text after --name= as a value of its type. Raises UserError.
+    """The text after --name= converted to its type. Raises UserError.
 
     >>> value_of("lr", "1", float), value_of("compile", "false", bool), value_of("stage_steps", "20,5", tuple[int, ...])
     (1.0, False, (20, 5))
@@ -76,21 +76,21 @@ def value_of(name, text, kind):
 
 
 def written(value) -> str:
-    """A value as one would type it: 2000,500 for a tuple, true for True."""
+    """A value as typed on the command line: 2000,500 for a tuple, true for True."""
     if isinstance(value, tuple | list):
         return ",".join(map(written, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def demand(c, names: str, fits, wanted: str) -> None:
-    """Raises UserError for the first of the fields named, in one string, whose value does not fit."""
+    """Raises UserError for the first field in names (separated by spaces) whose value does not fit."""
     for name in names.split():
         if not fits(getattr(c, name)):
             raise UserError(f"--{name}={written(getattr(c, name))} should be {wanted}")
 
 
 def help_text(config_class, choices) -> str:
-    """The class docstring and one line per field: its default, its own comment, what it may be."""
+    """The class docstring, and one line per field: its default, its comment, and its choices."""
     comments = dict(re.findall(r"^    (\w+): .+  # (.+)$", inspect.getsource(config_class), re.MULTILINE))
     lines = [inspect.cleandoc(config_class.__doc__), ""]
     for field in dataclasses.fields(config_class):
@@ -100,7 +100,7 @@ def help_text(config_class, choices) -> str:
 
 
 def print_resolved(c) -> None:
-    """Every setting of a run on one line each, those that differ from the class's defaults marked."""
+    """Prints every setting of a run on its own line, and marks those that differ from the defaults."""
     for field in dataclasses.fields(c):
         value = getattr(c, field.name)
         mark = "" if value == field.default else f"  * default {written(field.default) or 'empty'}"

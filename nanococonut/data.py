@@ -1,11 +1,11 @@
-"""Problems: when an answer is right, how they are tokenised and told anew, and data/<name>/ on disk.
+"""Data sets: scoring answers, tokenizing and augmenting problems, and the files in data/<name>/.
 
-A problem is a row that reading.py reads, {"question": str, "steps": [str], "answer": str}, and for ProsQA the graph it
-was told from: "edges" [[from, to]], "idx_to_symbol" [name], "root", "target", "neg_target". As tokens [Hao24]:
+A problem is a row that reading.py reads, {"question": str, "steps": [str], "answer": str}. For ProsQA it also has its
+graph: "edges" [[from, to]], "idx_to_symbol" [name], "root", "target", "neg_target". As tokens [Hao24]:
 
     question \\n      each step \\n      ### answer
 
-Training tells ProsQA problems again, under other names and in another order (--augment), where graph.difference allows.
+Training augments ProsQA problems (--augment) with new names and a new order, if graph.difference finds no difference.
 """
 
 import functools
@@ -29,12 +29,12 @@ from nanococonut.reading import read_json, read_rows
 
 TASKS = ("prosqa", "prontoqa", "gsm8k")
 SPLITS = ("train", "valid", "test")
-MAX_DOWNLOAD = 2 * 10**9  # bytes, kept in memory while they are checked
-ALLOWED = re.compile(r"https://|http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)")  # http: this machine alone
+MAX_DOWNLOAD = 2 * 10**9  # bytes; a download is held in memory while it is checked
+ALLOWED = re.compile(r"https://|http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)")  # http: only this machine
 
 
 def final_answer(text: str) -> str:
-    """What stands after the last "#", commas removed [ref run.py].
+    """The text after the last "#", without commas [ref run.py].
 
     >>> final_answer("Tom is a lempus.\\n### Tom is a rempus."), final_answer("<<2*3=6>>\\n### 1,200")
     ('Tom is a rempus.', '1200')
@@ -43,18 +43,18 @@ def final_answer(text: str) -> str:
 
 
 def is_right(text: str, row: dict) -> bool:
-    """Whether what was written ends in the row's answer, word for word: the paper's score."""
+    """Whether a text ends in the row's answer, word for word: the criterion of the paper's accuracy."""
     return final_answer(text) == final_answer(row["answer"])
 
 
 def starts_with_fact(text: str, row: dict) -> bool:
-    """Whether the first step written is a fact of the question: what a model can do once it looks edges up."""
+    """Whether the first step written is a fact of the question: a model that looks edges up can do this."""
     first = text.partition("\n")[0]
     return first.endswith(".") and f" {first} " in f" {row['question']} "
 
 
 def write_atomically(path: Path, write) -> None:
-    """write(file) into a temporary neighbour, flushed to disk, which then takes the place of path."""
+    """Calls write(file) on a temporary file, flushes it to disk and renames it to path. Raises UserError."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def write_atomically(path: Path, write) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text as UTF-8; half a surrogate pair, as in a file's name that is not UTF-8, becomes "?"."""
+    """Writes a text as UTF-8. A lone surrogate, as in a file name that is not UTF-8, becomes "?"."""
     write_atomically(path, lambda file: file.write(text.encode("utf-8", errors="replace")))
 
 
@@ -80,17 +80,17 @@ def sha256(path: Path) -> str:
 
 
 def fetch(url: str, path: Path, option: str, digest: str | None = None) -> Path:
-    """path, which now holds what is at an https address, whole, with this sha256. Raises UserError, naming option."""
+    """Downloads a URL to path, checks its size and digest, and returns path. Raises UserError that names the option."""
     try:
         if not ALLOWED.match(url):
             raise ValueError("only https addresses are fetched")
         print(f"fetching {url}")
         with urllib.request.urlopen(url, timeout=30) as reply:
             if not ALLOWED.match(reply.url):
-                raise ValueError(f"it leads to {reply.url}; only https addresses are fetched")
+                raise ValueError(f"it redirects to {reply.url}; only https addresses are fetched")
             total, content = int(reply.headers["Content-Length"] or 0), reply.read(MAX_DOWNLOAD + 1)
         if not total <= len(content) <= MAX_DOWNLOAD:
-            raise ValueError(f"{len(content)} bytes came of {total}, and {MAX_DOWNLOAD} are allowed")
+            raise ValueError(f"received {len(content)} bytes of {total}; the limit is {MAX_DOWNLOAD}")
         if digest not in (None, hashlib.sha256(content).hexdigest()):
             raise ValueError(f"invalid hash value, expected {digest}")
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -103,14 +103,14 @@ def fetch(url: str, path: Path, option: str, digest: str | None = None) -> Path:
 
 
 def folder_of(parent: str, name: str) -> Path:
-    """parent/name, for a name that cannot lead out of parent. Raises UserError."""
+    """The path parent/name. Raises UserError for a name that could lead out of parent."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(f"{name!r} is not a name for {parent}/: letters, digits, '.', '_' and '-', like prosqa-small")
     return Path(parent) / name
 
 
 def tokenized(encoding, rows: list[dict]) -> dict[str, np.ndarray]:
-    """The token ids of rows, one behind the other, and where each text and each row begins."""
+    """The concatenated token ids of rows, and the positions where each text and each row begins."""
     ids = encoding.encode_ordinary_batch([text for row in rows for text in texts_of(row)])
     return {
         "tokens": np.concatenate([np.array(text, dtype=np.uint16) for text in ids]),
@@ -120,26 +120,26 @@ def tokenized(encoding, rows: list[dict]) -> dict[str, np.ndarray]:
 
 
 def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, dict]:
-    """Writes data/<name>/ (JSON, token ids, meta.json last) and returns the folder and the finished meta."""
+    """Writes data/<name>/ (JSON, token ids, and meta.json last) and returns the folder and the completed meta."""
     folder, vocabulary = folder_of("data", name), []
     if meta["tokenizer"] == "words":
         texts = [text for row in splits["train"] for text in texts_of(row)]
         told = [row for row in splits["train"] if not graph.difference(row)]
-        if told:  # every name in every place, for tellings to come
+        if told:  # every name in every place, because augmentation can put it there
             persons, concepts = graph.names_of(told)
             facts = [(graph.subject(p), graph.subject(c), c, p) for p in persons for c in concepts]
             texts += [f"{one}{c}. {one}{c}. {every}{c}. Is {p} a {c} or {c}?\n" for one, every, c, p in facts]
             texts += [f"{every}{c}.\n{every}{c}.\n### {one}{c}." for one, every, c, p in facts]
         vocabulary = tokenizer.fit(texts)
     encoding = tokenizer.load(meta["tokenizer"], vocabulary)
-    longest, digests = {}, {}  # in tokens; of each file
+    longest, digests = {}, {}  # longest lengths in tokens; checksum of each file
     for split, rows in splits.items():
         lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
         write_text(folder / f"{split}.json", f"[\n{lines}\n]\n")
         arrays = tokenized(encoding, rows)
         write_atomically(folder / f"{split}.npz", lambda file, arrays=arrays: np.savez(file, **arrays))
         digests |= {file: sha256(folder / file) for file in (f"{split}.json", f"{split}.npz")}
-        lengths, first = np.diff(arrays["texts"]), arrays["rows"]  # a row: question, whole rest, ..., answer alone
+        lengths, first = np.diff(arrays["texts"]), arrays["rows"]  # texts of a row: question, whole rest, ..., answer
         question, rest, answer = lengths[first[:-1]], lengths[first[:-1] + 1], lengths[first[1:] - 1]
         for what, found in (("question", question), ("chain", rest - answer), ("rest", rest)):
             longest[what] = max(longest.get(what, 0), int(found.max()))
@@ -150,20 +150,20 @@ def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, di
 
 
 def node_token(encoding, name: str) -> int:
-    """The token with which a chain goes on from a node; see tokenizer.py for why it is one."""
+    """The token with which a chain continues from a node; tokenizer.py says why it is a single one."""
     start = graph.subject(name)
     return encoding.encode_ordinary(start if graph.is_person(name) else f"{name}.\n{start}")[0]
 
 
 class Group(NamedTuple):
-    """Questions about the same facts."""
+    """One or more questions about the same facts."""
 
-    context: list[int]  # the facts, which are read once; empty: each question has its own
+    context: list[int]  # the shared facts, which are read once; empty: each question has its own facts
     examples: list[Example]
 
 
 class Split:
-    """The examples of one file as token ids: as they were written, or told anew where a graph tells the same words."""
+    """The examples of one file as token ids: as written, or augmented where the words match the graph."""
 
     def __init__(self, encoding, rows: list[dict], arrays: dict[str, np.ndarray] | None = None):
         self.encoding, self.rows = encoding, rows
@@ -183,22 +183,22 @@ class Split:
 
     @functools.cached_property
     def told(self) -> list[bool]:
-        """Of each row, whether its graph tells the words that it has."""
+        """For each row, whether its words are those that tell() makes of its graph: such rows can be augmented."""
         return [graph.difference(row) == "" for row in self.rows]
 
     @functools.cached_property
     def pool(self) -> tuple[list[str], list[str]]:
-        """The persons and the concepts that a problem told anew may be about."""
+        """The names of persons and of concepts that augmented problems may use."""
         return graph.names_of([row for i, row in enumerate(self.rows) if self.told[i]])
 
     def retold(self, i: int, rng: random.Random, questions=1, reask=0.0, least=1, keep=1.0, n_taught=0) -> Group:
-        """Problem i in a fresh order and under fresh names, persons for persons; see draw()."""
+        """Problem i augmented: in a new order and with new names, persons for persons. For the options see draw()."""
         row, names = self.rows[i], self.rows[i]["idx_to_symbol"]
-        rows = [row] * questions  # each may be asked anew
+        rows = [row] * questions  # each may be replaced by a new question
         for k in range(questions):
             if reask and rng.random() < reask:
                 rows[k] = graph.ask(row, self.askers(i), rng, least)
-        # Differs from the paper: its texts are fixed and its weights have read the web; from scratch 17,886 are few.
+        # Differs from the paper: its texts are fixed, but its weights are pretrained. From scratch, 17,886 are few.
         persons, concepts = self.pool
         n_persons = len(graph.persons_of(row))
         persons, concepts = iter(rng.sample(persons, n_persons)), iter(rng.sample(concepts, len(names) - n_persons))
@@ -211,7 +211,7 @@ class Split:
         return self.together([graph.tell(asked, rng, names, edges) for asked in rows], edges, n_taught)
 
     def together(self, told: list[dict], edges: list[tuple[int, int]], n_taught: int) -> Group:
-        """Questions told about the same facts as one group: alone each has its facts in its question."""
+        """One group of questions about the same facts. A single question keeps the facts in its text."""
         encode = self.encoding.encode_ordinary
         context, examples = [], []
         for row in told:
@@ -225,16 +225,16 @@ class Split:
         return Group(context, examples)
 
     def draw(self, n: int, rng: random.Random, augment: bool, questions: int = 1, **how) -> list[Group]:
-        """n questions, in groups that share their facts, of problems drawn with replacement.
+        """n questions about problems drawn with replacement, in groups that share their facts.
 
-        augment    tell each problem anew: other names, another order of facts and options
-        questions  asked about each graph
-        reask      probability that a question becomes another one about the same graph, of `least` steps or more
-        keep       probability that a fact beside the chains is told
-        n_taught   thoughts that are taught the frontier of the search
+        augment    retell each problem with new names and a new order of facts and options
+        questions  number of questions about each graph
+        reask      probability that a question is replaced by one of `least` steps or more about the same graph
+        keep       probability of keeping a fact that is not part of a chain
+        n_taught   number of thoughts that are taught the frontier of the search
         """
         n_groups = n // questions
-        # One eighth of 8 n sorted by length: neighbours need little padding, and all problems stay equally likely.
+        # Takes one eighth of 8 n sorted by length: neighbours need little padding, and all problems are equally likely.
         drawn = sorted(rng.choices(range(len(self)), k=8 * n_groups), key=self.lengths.__getitem__)
         start = n_groups * rng.randrange(8)
         return [
@@ -244,7 +244,7 @@ class Split:
 
 
 class Dataset:
-    """data/<name>/ opened: meta, encoding, special ids, and its splits on demand."""
+    """The data set data/<name>/: its meta, encoding and special ids. Its splits are read on demand."""
 
     def __init__(self, name: str):
         self.folder = folder_of("data", name)
@@ -266,12 +266,12 @@ class Dataset:
         self.special = tokenizer.special_ids(self.encoding)
 
     def demand_unchanged(self, run: str, sha256: dict[str, str]) -> None:
-        """Raises UserError where these are not the files, by checksum, that a run was trained on."""
+        """Raises UserError if the files do not have the checksums of those that a run was trained on."""
         if sha256 != self.meta["sha256"]:
             raise UserError(f"{self.folder} is not the data {run} was trained on; prepare it again, or train a new run")
 
     def split(self, name: str) -> Split:
-        """One of train, valid, test. Raises UserError for a file that is not as it was prepared."""
+        """One of train, valid, test. Raises UserError if a file has changed since it was prepared."""
         for file in (f"{name}.json", f"{name}.npz"):
             if not (self.folder / file).exists() or sha256(self.folder / file) != self.meta["sha256"][file]:
                 raise UserError(f"{self.folder}/{file} is not as it was prepared (checksum); prepare the data again")

@@ -1,6 +1,6 @@
-"""Where the arithmetic runs, and in which precision: float32, or on CUDA bfloat16 under autocast, for flash attention.
+"""The device and the precision of the arithmetic: float32, or bfloat16 under autocast on CUDA for flash attention.
 
-Parameters and optimizers stay in float32: a model that is cast as a whole does not train here.
+Parameters and optimizers stay in float32: a model cast to bfloat16 as a whole does not train here.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from nanococonut.config import UserError
 
 @dataclass(frozen=True)
 class Machine:
-    """A device, the type of its arithmetic, and this process's place among those that train together."""
+    """A device, the dtype of its arithmetic, and the rank of this process among those that train together."""
 
     device: torch.device
     dtype: torch.dtype
@@ -31,7 +31,7 @@ class Machine:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that speaks, measures and writes."""
+        """Whether this is the process that prints, evaluates and writes."""
         return self.rank == 0
 
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -39,26 +39,26 @@ class Machine:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module, whose gradients are averaged over the processes where there are several."""
+        """The module, wrapped to average its gradients over the processes if there are several."""
         return DistributedDataParallel(module) if self.n_processes > 1 else module
 
     def no_sync(self, module: nn.Module) -> contextlib.AbstractContextManager:
-        """The context in which the processes' gradients are not averaged yet."""
+        """The context in which gradients are not averaged over the processes yet."""
         return module.no_sync() if self.n_processes > 1 else contextlib.nullcontext()
 
     def to_device(self, batch):
-        """A batch with its tensors on the device; copied from pinned memory to CUDA, so that nobody waits for it."""
+        """A batch with its tensors on the device. On CUDA, they are copied asynchronously from pinned memory."""
         there = {name: x for name, x in batch._asdict().items() if isinstance(x, Tensor)}
         if self.device.type == "cuda":
             there = {name: x.pin_memory() for name, x in there.items()}
         return batch._replace(**{name: x.to(self.device, non_blocking=True) for name, x in there.items()})
 
     def compiles(self, wanted: str) -> bool:
-        """Whether to compile; wanted is true, false or auto: on CUDA, where there is a Triton that works."""
+        """Whether to compile. wanted is true, false or auto: on CUDA with a working Triton."""
         return wanted == "true" or (wanted == "auto" and self.device.type == "cuda" and has_triton())
 
     def agree(self, stop: list[int]) -> int:
-        """The signal that some process has received, for all to stop at the same step; 0: none has."""
+        """A signal that any process has received, so that all stop at the same step; 0 if none has."""
         number = torch.tensor(stop[0] if stop else 0)
         if self.n_processes > 1:
             number = number.to(self.device)
@@ -72,14 +72,14 @@ class Machine:
         return x
 
     def leave(self) -> None:
-        """Ends what join() began, once all processes have come here: nobody leaves while the first one writes."""
+        """Ends what join() began, after all processes have arrived here: none may exit while the first one writes."""
         if self.n_processes > 1:
             distributed.barrier()
             distributed.destroy_process_group()
 
 
 def pick(device: str = "auto", dtype: str = "auto") -> Machine:
-    """auto: CUDA, else Apple's MPS, else the CPU; bfloat16 on CUDA. Raises UserError for what this machine lacks."""
+    """The machine to use; auto: CUDA, else Apple's MPS, else the CPU; bfloat16 on CUDA. Raises UserError."""
     usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     there = [name for name, is_usable in usable.items() if is_usable]
     if device not in ("auto", *there):
@@ -88,23 +88,23 @@ def pick(device: str = "auto", dtype: str = "auto") -> Machine:
     if dtype == "auto":
         dtype = "bfloat16" if chosen.type == "cuda" else "float32"
     if chosen.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 where a matrix product is still in float32
-    with contextlib.suppress(AttributeError, TypeError):  # glibc alone has mallopt
-        libc = ctypes.CDLL(None)  # it keeps what a step frees for the next one, instead of fetching it page by page
+        torch.set_float32_matmul_precision("high")  # TF32 for matrix products that stay in float32
+    with contextlib.suppress(AttributeError, TypeError):  # only glibc has mallopt
+        libc = ctypes.CDLL(None)  # keeps memory freed by a step for the next one, without page faults
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
         libc.mallopt(-4, 0)  # M_MMAP_MAX: none
     return Machine(chosen, getattr(torch, dtype))
 
 
 def join(device: str = "auto", dtype: str = "auto") -> Machine:
-    """pick(), and this process's place among those that torchrun started, if it did."""
+    """pick(), and the rank of this process if torchrun started several."""
     machine = pick(device, dtype)
     if "RANK" not in os.environ:
         return machine
     on_cuda, chosen = machine.device.type == "cuda", machine.device
     distributed.init_process_group("nccl" if on_cuda else "gloo")
     if distributed.get_rank():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - to the end: the first process speaks for all
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the end: only the first process prints
     if on_cuda:
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(chosen)

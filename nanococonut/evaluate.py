@@ -1,8 +1,8 @@
-"""Answers of a trained run, and how many of them are right; the last line printed is JSON.
+"""Measures how often a trained run answers correctly; the last line printed is JSON.
 
-Tokens are the thoughts and what is written after them without <eos>; pauses are not counted [Hao24 Table 1]. Beside the
-accuracy stands what one gets without a model. Most ProsQA problems have a twin, the same facts asked of another person
-(graph.twin): who does not look at the person is wrong in one of the two, and guessing gets a quarter of both.
+Tokens are the thoughts and the text after them, without <eos> and pauses [Hao24 Table 1]. Baselines without a model are
+printed before the accuracy. Most ProsQA problems have a twin: the same facts, asked about another person (graph.twin).
+A model that ignores the person gets one of the two wrong, and guessing gets both right in a quarter of the pairs.
 """
 
 import json
@@ -19,22 +19,22 @@ from nanococonut.data import is_right
 
 
 def permute(thoughts: torch.Tensor) -> torch.Tensor:
-    """Each problem's own thoughts in another order."""
+    """The thoughts of each problem in a random order."""
     order = torch.rand(thoughts.shape[:2], generator=torch.Generator().manual_seed(0)).argsort(dim=1)
     return thoughts.gather(1, order.to(thoughts.device)[:, :, None].expand_as(thoughts))
 
 
 def noise(thoughts: torch.Tensor) -> torch.Tensor:
-    """Random directions, as long as the thoughts."""
+    """Random vectors with the same norms as the thoughts."""
     drawn = torch.randn(thoughts.shape, generator=torch.Generator().manual_seed(0)).to(thoughts)
     return drawn / drawn.norm(dim=-1, keepdim=True) * thoughts.norm(dim=-1, keepdim=True)
 
 
-INTERVENTIONS = {  # thoughts (B, K, C) -> what is fed in their place
+INTERVENTIONS = {  # thoughts (B, K, C) -> what the model is fed instead
     "none": lambda thoughts: thoughts,
     "zero": torch.zeros_like,
     "mean": lambda thoughts: thoughts.mean(dim=0, keepdim=True).expand_as(thoughts),  # over the problems of the batch
-    "swap": lambda thoughts: thoughts.roll(1, dims=0),  # another problem's
+    "swap": lambda thoughts: thoughts.roll(1, dims=0),  # the thoughts of another problem
     "permute": permute,
     "noise": noise,
 }
@@ -44,25 +44,25 @@ VERDICTS = "correct_path longer_path hallucination wrong_target correct_label in
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """python -m nanococonut.evaluate [RUN] [--option=value ...]: how often a run is right."""
+    """python -m nanococonut.evaluate [RUN] [--option=value ...]: measures how often a run answers correctly."""
 
-    run: str = ""  # name or path of a run; default: the newest
-    split: str = "test"  # split of the run's own data
-    data: str = ""  # a JSON file of problems, instead of the run's own data
-    latent: tuple[int, ...] = ()  # numbers of thoughts to try; default: as many as in training
-    intervene: str = "none"  # what is fed in place of the thoughts
-    device: str = "auto"  # where to run; auto: cuda, else mps, else cpu
+    run: str = ""  # name or path of the run; default: the newest
+    split: str = "test"  # split of the data that the run was trained on
+    data: str = ""  # file of problems to use instead of the run's own data
+    latent: tuple[int, ...] = ()  # numbers of thoughts to try, separated by commas; default: as many as in training
+    intervene: str = "none"  # what the model is fed in place of its thoughts; none: the thoughts themselves
+    device: str = "auto"  # device to run on; auto: cuda, else mps, else cpu
 
 
 def wilson(n_right: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share [Wilson 1927]."""
+    """The 95 % confidence interval of the proportion n_right / n [Wilson 1927]."""
     z, p = 1.959964, n_right / n
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
 
 
 def verdict(text: str, row: dict, hidden: bool) -> str:
-    """Which of the six VERDICTS [Hao24 5.1] a text gets: steps are judged by graph.judge_chain, else the answer is."""
+    """Which of the six VERDICTS [Hao24 5.1] a text gets: its steps decide (graph.judge_chain), else its answer does."""
     head, mark, tail = text.rpartition("###")
     steps = (head if mark else tail).strip()
     if steps:
@@ -71,7 +71,7 @@ def verdict(text: str, row: dict, hidden: bool) -> str:
 
 
 def baselines(rows: list[dict]) -> dict[str, float]:
-    """How often one is right without a model: by chance in ProsQA and ProntoQA, and by rules that look for no path."""
+    """Accuracies without a model on ProsQA and ProntoQA: of chance, and of rules that do not search for a path."""
     if all(map(graph.has_graph, rows)):
         return graph.rules([(row,) for row in rows])
     if all(row["question"].rpartition(". ")[2].startswith("True or false: ") for row in rows):
@@ -80,10 +80,10 @@ def baselines(rows: list[dict]) -> dict[str, float]:
 
 
 def mentions(row: dict) -> float:
-    """1 where ProntoQA's answer is what is said of the concept that the question names more often; a tie is a half."""
+    """1 if the fact about the more often mentioned concept gives the ProntoQA row's answer, else 0; 0.5 for a tie."""
     *facts, query = row["question"].split(". ")
     asked = query.rstrip(".").split()[-1]
-    said = [fact for fact in facts if fact.split()[-1] == asked]  # two, one planted; the chain's has more links
+    said = [fact for fact in facts if fact.split()[-1] == asked]  # two, one planted; the chain's concept has more links
     stems = [re.sub(r"^(every|each) |(us)es are .*| is .*", r"\2", fact.lower()) for fact in said]
     counts = [len(re.findall(rf"\b{stem}(?:es)?\b", row["question"].lower())) for stem in stems]
     most = [fact for fact, n in zip(said, counts, strict=True) if n == max(counts)]
@@ -92,7 +92,7 @@ def mentions(row: dict) -> float:
 
 
 def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts: int, hidden: bool) -> dict:
-    """Accuracy with its interval, mean number of tokens, [right, questions] for each number of hops, and verdicts."""
+    """Accuracy with confidence interval, mean number of tokens, [right, questions] per number of hops, and verdicts."""
     n_hops, n, verdicts = [len(row["steps"]) for row in rows], len(rows), {}
     won = [k for k, text, row in zip(n_hops, texts, rows, strict=True) if is_right(text, row)]
     hops = {str(k): [won.count(k), n_hops.count(k)] for k in sorted(set(n_hops))}
@@ -104,7 +104,7 @@ def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts:
 
 
 def measure(run: answers.Run, examples: data.Split, plan: Plan, intervene="none"):
-    """The summary of a run's answers to a split and to its twins under a plan, and the split's answers in words."""
+    """Runs a split and its twins under a plan; returns the summary, and the texts written for the split."""
     change = None if intervene == "none" else INTERVENTIONS[intervene]
 
     def answer(split: data.Split) -> list[list[int]]:

@@ -1,7 +1,7 @@
-"""All that is known of a ProsQA graph: how it is told, who reaches what, what a text about it is worth.
+"""ProsQA graphs: putting them in words, finding paths, asking new questions, and judging what is written about them.
 
-A row of ProsQA holds the graph it was told from. A node is a number. A name that begins with a capital is a person's,
-the others are concepts'. An edge [a, b] is the fact that a is a b. The root reaches the target, not the neg_target:
+A row of ProsQA holds its graph. A node is a number. A name with a capital first letter is a person's; the other names
+are concepts'. An edge [a, b] is the fact that a is a b. The root reaches the target but not the neg_target:
 
     idx_to_symbol  ["Tom", "Max", "lempus", "rempus", "impus"]      root 0, target 3, neg_target 4
     edges          [[0, 2], [2, 3], [1, 4]]                         Tom -> lempus -> rempus     Max -> impus
@@ -16,12 +16,12 @@ FIELDS = ("idx_to_symbol", "edges", "root", "target", "neg_target")
 
 
 def has_graph(row: dict) -> bool:
-    """Whether a row holds the graph it was told from."""
+    """Whether a row holds its graph."""
     return all(field in row for field in FIELDS)
 
 
 def is_person(name: str) -> bool:
-    """Persons have capitals, concepts have none."""
+    """Whether a name is a person's: only those begin with a capital letter."""
     return name[0].isupper()
 
 
@@ -31,13 +31,13 @@ def persons_of(row: dict) -> list[int]:
 
 
 def names_of(rows: list[dict]) -> tuple[list[str], list[str]]:
-    """The persons and the concepts of some graphs, sorted."""
+    """The names of the persons and of the concepts in some rows, sorted."""
     used = sorted({name for row in rows for name in row["idx_to_symbol"]})
     return list(filter(is_person, used)), list(itertools.filterfalse(is_person, used))
 
 
 def subject(name: str) -> str:
-    """How a fact begins: with a person by name, with a concept by Every."""
+    """How a fact begins: with "Tom is a " for a person, with "Every lempus is a " for a concept."""
     return f"{name} is a " if is_person(name) else f"Every {name} is a "
 
 
@@ -53,7 +53,7 @@ def chain_of(row: dict) -> list[int]:
 
 
 def tell(row: dict, rng: random.Random, names: list[str] | None = None, edges: list | None = None) -> dict:
-    """The row told in sentences, these facts in this order or all in an order drawn anew, as are its two options."""
+    """The row put in words: the facts of edges in their order, or all facts shuffled; the two options are shuffled."""
     names = names or row["idx_to_symbol"]
     nodes = chain_of(row)
     facts = [fact(names, a, b) for a, b in edges or rng.sample(row["edges"], len(row["edges"]))]
@@ -67,7 +67,7 @@ def tell(row: dict, rng: random.Random, names: list[str] | None = None, edges: l
 
 
 def difference(row: dict) -> str:
-    """How a row's words differ from those tell() gives its graph, in whatever order; empty where they are the same."""
+    """How a row's words differ from those of tell(), whose order does not matter; empty if they do not differ."""
     for field in FIELDS:
         if field not in row:
             return f"it has no {field}"
@@ -85,7 +85,7 @@ def difference(row: dict) -> str:
 
 
 def distances(edges: list[list[int]], *roots: int) -> dict[int, int]:
-    """Steps from the nearest root to every node that is reached, nearest first.
+    """The number of steps from the nearest root to every node that can be reached, nearest first.
 
     >>> distances([[0, 2], [2, 3], [0, 3], [1, 4]], 0)
     {0: 0, 2: 1, 3: 1}
@@ -102,17 +102,17 @@ def distances(edges: list[list[int]], *roots: int) -> dict[int, int]:
 
 
 def backwards(edges: list[list[int]]) -> list[list[int]]:
-    """The edges turned round: distances() then counts steps up to each ancestor."""
+    """The edges reversed: distances() of these counts the steps up to each ancestor."""
     return [[b, a] for a, b in edges]
 
 
 def before(edges: list[list[int]], distance: dict[int, int], node: int) -> list[int]:
-    """The nodes that stand before a node on shortest paths; distance is from where they begin."""
+    """The predecessors of a node on shortest paths; distance is from the start of these paths."""
     return [a for a, b in edges if b == node and distance.get(a) == distance[node] - 1]
 
 
 def shortest_path(edges: list[list[int]], distance: dict[int, int], target: int, rng: random.Random) -> list[int]:
-    """One of the shortest paths to target, each as likely as the other; distance is from the root."""
+    """A random shortest path to target, all equally likely; distance is from the root."""
     n_paths = {}
     for v in distance:  # nearest first
         n_paths[v] = sum(n_paths[a] for a in before(edges, distance, v)) or 1
@@ -124,12 +124,12 @@ def shortest_path(edges: list[list[int]], distance: dict[int, int], target: int,
 
 
 def others_than(row: dict, reached: dict[int, int]) -> list[int]:
-    """The concepts that are not reached."""
+    """The concepts that are not among the nodes reached."""
     return [v for v, name in enumerate(row["idx_to_symbol"]) if v not in reached and not is_person(name)]
 
 
 def farthest(row: dict, reached: dict[int, int]) -> list[int]:
-    """Of the concepts that are not reached those that are farthest from the nearest person, if one leads there."""
+    """Of the concepts not reached, those farthest from the nearest person; [] if no person reaches any of them."""
     far = distances(row["edges"], *persons_of(row))
     found = [v for v in others_than(row, reached) if v in far]
     most = max((far[v] for v in found), default=0)
@@ -137,13 +137,13 @@ def farthest(row: dict, reached: dict[int, int]) -> list[int]:
 
 
 def askers(row: dict) -> dict[int, dict[int, int]]:
-    """The persons of whom one may ask, who reach some concepts and not all; of each, steps to what he reaches."""
+    """The persons a question can be about, who reach some concepts but not all -> steps to the nodes they reach."""
     found = {root: distances(row["edges"], root) for root in persons_of(row)}
     return {root: reached for root, reached in found.items() if len(reached) > 1 and others_than(row, reached)}
 
 
 def ask(row: dict, people: dict[int, dict[int, int]], rng: random.Random, least: int) -> dict:
-    """The row, for tell(), with a question of `least` steps or more of its askers; itself if there is none."""
+    """The row with a random question of `least` steps or more, to be worded by tell(); unchanged if there is none."""
     fit = [root for root, reached in people.items() if max(reached.values()) >= least]
     if not fit:
         return row
@@ -152,7 +152,7 @@ def ask(row: dict, people: dict[int, dict[int, int]], rng: random.Random, least:
     n_steps = rng.randint(least, max(reached.values()))
     target = rng.choice([v for v, d in reached.items() if d == n_steps])
     options = others_than(row, reached)
-    if rng.random() < 0.5:  # a false option that gives little away: mostly the true one is farther from persons
+    if rng.random() < 0.5:  # a harder false option: the true one is mostly farther from persons
         options = farthest(row, reached) or options
     asked = {"root": root, "target": target, "neg_target": rng.choice(options)}
     path = itertools.pairwise(shortest_path(row["edges"], reached, target, rng))
@@ -160,7 +160,7 @@ def ask(row: dict, people: dict[int, dict[int, int]], rng: random.Random, least:
 
 
 def both_chains(row: dict, people: dict[int, dict[int, int]], rng: random.Random) -> set[tuple[int, int]]:
-    """The edges of the row's chain, and of another person's to the false option, which must not hang in the air."""
+    """The edges of the row's chain, and of another person's chain to the false option: so both options have one."""
     edges, false = set(itertools.pairwise(chain_of(row))), row["neg_target"]
     able = [reached for root, reached in people.items() if root != row["root"] and false in reached]
     if able:
@@ -169,7 +169,7 @@ def both_chains(row: dict, people: dict[int, dict[int, int]], rng: random.Random
 
 
 def frontiers(edges: list[tuple[int, int]], root: int, n: int) -> list[list[int]]:
-    """The nodes to which ways of 0, 1, ..., n - 1 edges lead from root: what a search looks at, step by step."""
+    """The nodes that walks of 0, 1, ..., n - 1 edges from root lead to: the frontiers of a search, step by step."""
     found = [[root]]
     for _ in range(n - 1):
         found.append(sorted({b for a, b in edges if a in found[-1]}))
@@ -177,7 +177,7 @@ def frontiers(edges: list[tuple[int, int]], root: int, n: int) -> list[list[int]
 
 
 def twin(row: dict) -> dict | None:
-    """The row asked of the nearest person who reaches the false option and not the true one; None where nobody does."""
+    """The row asked about the nearest person who reaches the false option but not the true one; None if nobody does."""
     names, true, false = row["idx_to_symbol"], row["target"], row["neg_target"]
     above_true, above_false = (distances(backwards(row["edges"]), option) for option in (true, false))
     others = [v for v in persons_of(row) if v in above_false and v not in above_true]
@@ -192,32 +192,32 @@ def twin(row: dict) -> dict | None:
 
 
 def twins(rows: list[dict]) -> list[tuple[dict, dict]]:
-    """Each row that has a twin, and the twin."""
+    """Pairs of a row and its twin, for all rows that have one."""
     pairs = [(row, twin(row)) for row in rows if has_graph(row)]
     return [(row, other) for row, other in pairs if other]
 
 
 def on_shortest_paths(row: dict) -> set[int]:
-    """The nodes that are on some shortest path from root to target."""
+    """The nodes on the shortest paths from root to target."""
     down = distances(row["edges"], row["root"])
     up = distances(backwards(row["edges"]), row["target"])
     return {v for v in up if v in down and down[v] + up[v] == down[row["target"]]}
 
 
 def heights(edges: list[list[int]]) -> dict[str, dict[int, int]]:
-    """Steps from each node to its nearest leaf ("shortest") and to its farthest ("longest")."""
+    """The number of steps from each node to its nearest leaf ("shortest") and to its farthest leaf ("longest")."""
     nodes = {v for edge in edges for v in edge}
     up = distances(backwards(edges), *(nodes - {a for a, _ in edges}))
     longest = dict.fromkeys(nodes, 0)
-    begins = nodes  # where ways of n steps begin
-    for n in range(1, len(nodes) + 1):  # no way is longer, but in a cycle, which a foreign graph may have
+    begins = nodes  # the nodes where paths of n steps begin
+    for n in range(1, len(nodes) + 1):  # longer paths exist only in cycles, which a graph from a file may have
         begins = {a for a, b in edges if b in begins}
         longest |= dict.fromkeys(begins, n)
     return {"shortest": {v: up.get(v, 0) for v in nodes}, "longest": longest}
 
 
 def judge_chain(steps: list[str], row: dict, hidden: bool) -> str:
-    """A chain's evaluate.VERDICTS [Hao24 5.1]; if hidden, it begins with a shortest path to its first word."""
+    """The verdict [Hao24 5.1] on a chain; if hidden, its unwritten first steps count as a shortest path."""
     facts = {fact(row["idx_to_symbol"], a, b): (a, b) for a, b in row["edges"]}
     edges = [facts.get(step) for step in steps]
     if not all(edges) or any(a[1] != b[0] for a, b in itertools.pairwise(edges)):
@@ -233,8 +233,8 @@ def judge_chain(steps: list[str], row: dict, hidden: bool) -> str:
 
 
 def rule_scores(row: dict, option: int) -> dict[str, float]:
-    """What each rule that looks for no path thinks of an option: it takes the one with the higher score."""
-    above = distances(backwards(row["edges"]), option)  # of every ancestor
+    """The score that each rule without a path search gives an option. It picks the option with the higher score."""
+    above = distances(backwards(row["edges"]), option)  # steps from every ancestor
     persons = {v: above[v] for v in persons_of(row) if v in above}
     return {
         "no other person within 2 steps back": all(d > 2 or v == row["root"] for v, d in persons.items()),
@@ -244,13 +244,13 @@ def rule_scores(row: dict, option: int) -> dict[str, float]:
 
 
 def rule_points(row: dict) -> dict[str, float]:
-    """How likely each rule of rule_scores() is right: 1, 0, or 0.5 where it cannot tell and has to guess."""
+    """The probability that each rule of rule_scores() is right: 1, 0, or 0.5 where equal scores force a guess."""
     right, wrong = rule_scores(row, row["target"]), rule_scores(row, row["neg_target"])
     return {rule: 0.5 if right[rule] == wrong[rule] else float(right[rule] > wrong[rule]) for rule in right}
 
 
 def rules(asked: list[tuple[dict, ...]]) -> dict[str, float]:
-    """How often chance and each rule of rule_scores() are right in all of (problem,), or of (problem, its twin)."""
+    """How often chance and each rule of rule_scores() get all of (problem,) or of (problem, its twin) right."""
     if not asked:
         return {}
     points = [list(map(rule_points, rows)) for rows in asked]

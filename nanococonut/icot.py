@@ -3,25 +3,25 @@
 import math
 import random
 
-SMOOTHING = 4.0  # j more tokens are removed with a probability in proportion to exp(-SMOOTHING * j) [Deng24]
+SMOOTHING = 4.0  # the probability of removing j more tokens is proportional to exp(-SMOOTHING * j) [Deng24]
 
 
 def n_removed_tokens(stage: int, max_stage: int, longest_chain: int, progress: float) -> int:
-    """Tokens removed when a share `progress` (0 to 1) of a stage is over; the last stage removes all steps instead.
+    """Tokens removed after a share `progress` (0 to 1) of a stage; the last stage removes all steps instead.
 
     >>> [n_removed_tokens(stage, 3, longest_chain=10, progress=0.3) for stage in (0, 1, 2)]
     [0, 2, 6]
     """
-    # Differs from the paper of iCoT [Deng24], which takes 8 tokens an epoch and starts AdamW anew at each.
+    # Differs from the paper of iCoT [Deng24], which removes 8 tokens per epoch and resets AdamW each time.
     if not 0 < stage < max_stage:
         return 0
     return 1 + math.floor((longest_chain - 1) * (stage - 1 + progress) / (max_stage - 1))
 
 
 def remove(rest: list[int], n_tokens: int, n_answer: int, rng: random.Random | None) -> list[int]:
-    """A chain and its answer without n_tokens at the front, but with all n_answer tokens of the answer.
+    """A chain and its answer without their first n_tokens; the n_answer tokens of the answer always stay.
 
-    With rng some more tokens go now and then, so that the next one's absence is no surprise: "removal smoothing".
+    With rng, a few more tokens are sometimes removed, to prepare for the next removal: "removal smoothing".
 
     >>> remove([1, 2, 3, 4, 5], n_tokens=2, n_answer=1, rng=None), remove([1, 2, 3], 9, 1, None)
     ([3, 4, 5], [3])

@@ -1,4 +1,4 @@
-"""log.csv of a run, `step,stage,split,metric,value`, one number a line; and curves.png, drawn from it."""
+"""Reads and writes a run's log.csv (`step,stage,split,metric,value`, one number per line), and draws curves.png."""
 
 import csv
 import math
@@ -13,13 +13,13 @@ from nanococonut import data, reading
 
 HEADER = "step,stage,split,metric,value\n"
 LINE = re.compile(r"(\d{1,9}),\d{1,9},\w+,\w+,-?[\d.]+(e[-+]\d+)?\n")
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # Okabe and Ito's palette: told apart by everyone
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # Okabe and Ito's palette, safe for colour-blind readers
 matplotlib.rcParams.update({"figure.constrained_layout.use": True, "savefig.dpi": 120, "legend.frameon": False})
 matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "savefig.format": "png"})
 
 
 def append(path: Path, step: int, stage: int, split: str, metrics: dict[str, float]) -> None:
-    """Appends one line for each metric."""
+    """Appends one line per metric to log.csv."""
     with open(path, "a", encoding="utf-8") as file:
         if file.tell() == 0:
             file.write(HEADER)
@@ -27,7 +27,7 @@ def append(path: Path, step: int, stage: int, split: str, metrics: dict[str, flo
 
 
 def cut(path: Path, step: int) -> None:
-    """Removes what was written after a step, for it will be written again, and lines that are damaged."""
+    """Removes damaged lines, and the lines after a step, which a resumed run writes again."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
@@ -36,7 +36,7 @@ def cut(path: Path, step: int) -> None:
 
 
 def read(path: Path) -> dict[tuple[str, str], list[tuple[int, int, float]]]:
-    """(split, metric) -> [(step, stage, value)]."""
+    """Reads log.csv: (split, metric) -> [(step, stage, value)]."""
     series = defaultdict(list)
     for row in csv.DictReader(reading.read_text(path).splitlines()):
         series[row["split"], row["metric"]].append((int(row["step"]), int(row["stage"]), float(row["value"])))
@@ -44,7 +44,7 @@ def read(path: Path) -> dict[tuple[str, str], list[tuple[int, int, float]]]:
 
 
 def draw_curves(path: Path, out: Path) -> None:
-    """Training loss above, shares of valid below, over steps; a grey line where a stage begins."""
+    """Draws the training loss and, below it, the shares on valid over steps; grey lines mark where stages begin."""
     series, fig = read(path), Figure(figsize=(7.5, 5))
     top, bottom = fig.subplots(2, 1, sharex=True)
     curves = {(top, BLUE): ("train", "loss"), (bottom, BLUE): ("valid", "accuracy")}
@@ -55,7 +55,7 @@ def draw_curves(path: Path, out: Path) -> None:
     top.set(ylabel="training loss (nats per token)", yscale="log")
     bottom.set(xlabel="optimizer step", ylabel="share of valid", ylim=(0, 1.02))
     bottom.legend(loc="lower right")
-    begins = {stage: step for step, stage, _ in reversed(series["train", "loss"])}  # each stage's first step
+    begins = {stage: step for step, stage, _ in reversed(series["train", "loss"])}  # first logged step of each stage
     for stage, step in begins.items():
         for axes in (top, bottom):
             axes.axvline(step, color=GREY, linewidth=0.6, alpha=0.6)

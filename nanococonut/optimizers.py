@@ -1,4 +1,4 @@
-"""AdamW and Muon, their rates over a stage, and one step of them."""
+"""AdamW and Muon, their learning rates over a stage, and one step of them."""
 
 import math
 
@@ -10,7 +10,7 @@ from nanococonut.settings import TrainConfig
 
 
 def make(model: GPT, c: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW; with muon_lr, AdamW on embeddings, norms and biases, Muon on the blocks' matrices. Raises UserError."""
+    """AdamW; with muon_lr, Muon for the blocks' matrices and AdamW for all other parameters. Raises UserError."""
     if c.muon_lr and not hasattr(torch.optim, "Muon"):
         raise UserError(f"--muon_lr needs torch 2.9 or later, this is {torch.__version__}; or use --muon_lr=0")
     # Differs from the paper: Muon [Jordan 2024]; docs/results.md compares it with AdamW alone.
@@ -24,7 +24,7 @@ def make(model: GPT, c: TrainConfig) -> list[torch.optim.Optimizer]:
 
 
 def update(model: GPT, optimizers: list, c: TrainConfig, factor: float) -> torch.Tensor:
-    """One step of the optimizers at factor times their rates; returns the gradient's length before clipping."""
+    """One step of the optimizers at factor times their learning rates; returns the gradient norm before clipping."""
     length = torch.nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip or math.inf)
     for optimizer, rate in zip(optimizers, (c.lr, c.muon_lr), strict=False):  # without Muon there is one optimizer
         for group in optimizer.param_groups:
@@ -35,7 +35,7 @@ def update(model: GPT, optimizers: list, c: TrainConfig, factor: float) -> torch
 
 
 def factor(n_behind: int, n_steps: int, c: TrainConfig) -> float:
-    """What the learning rates are multiplied by in a stage: up over `warmup` steps, down over a last share `decay`.
+    """The factor of the learning rates in a stage: it rises over `warmup` steps and falls over the last share `decay`.
 
     >>> [factor(step, 100, TrainConfig(warmup=10, decay=0.5)) for step in (0, 9, 50, 75)]
     [0.1, 1.0, 1.0, 0.5]

@@ -1,4 +1,4 @@
-"""Measured numbers -> png."""
+"""Draws the figures of probe.py: curves with error bands, and the tree of one problem."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GREY, "blac
 
 
 def draw(axes, i: int, label: str, points: list[tuple]) -> None:
-    """Points (x, y) or (x, y, low, high) as a curve in colour and marker i."""
+    """Draws points (x, y) or (x, y, low, high) as a curve with the i-th colour and marker."""
     x, y, *band = zip(*points, strict=True) if points else ((), ())
     marker = "osD^vPX*"[i] if len(x) < 20 else None
     axes.plot(x, y, color=COLOURS[i], label=label, linewidth=1.3, marker=marker, markersize=4)
@@ -19,7 +19,7 @@ def draw(axes, i: int, label: str, points: list[tuple]) -> None:
 
 
 def lines(panels: list[tuple[str, str, dict]], out: Path) -> None:
-    """A panel for each (x label, y label, {label: points of draw()}), two or three side by side, and one legend."""
+    """Saves one panel per (x label, y label, {label: points of draw()}), two or three side by side, and one legend."""
     width = min(2 + len(panels) % 2, len(panels))
     height = -(-len(panels) // width)
     fig, known, handles = Figure(figsize=(7.5, 3 * height + 0.5)), {}, {}
@@ -29,13 +29,13 @@ def lines(panels: list[tuple[str, str, dict]], out: Path) -> None:
         for label, points in curves.items():
             draw(axes, known.setdefault(label, len(known)) % len(COLOURS), label, points)
         handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    fits = max(1, min(5, 120 // (6 + max(map(len, known), default=0))))  # labels in a line
+    fits = max(1, min(5, 120 // (6 + max(map(len, known), default=0))))  # labels per line of the legend
     fig.legend(handles.values(), handles, loc="outside lower center", ncols=fits, fontsize=8)
     data.write_atomically(out, fig.savefig)
 
 
 def tree(row: dict, values, out: Path) -> None:
-    """What the root reaches, a line for each depth d; over a node its value after d thoughts; the chain is orange."""
+    """Saves a tree of what the root reaches: over a node at depth d its value after d thoughts; the chain is orange."""
     depth, path = graph.distances(row["edges"], row["root"]), graph.chain_of(row)
     levels = [[v for v in depth if depth[v] == d] for d in range(max(depth.values()) + 1)]
     at = {v: (i - (len(level) - 1) / 2, -d) for d, level in enumerate(levels) for i, v in enumerate(level)}

@@ -1,4 +1,4 @@
-"""Weights to start from: GPT-2's released ones, or a file of that kind."""
+"""Pretrained weights to start from: GPT-2's released ones, or a file in the same format."""
 
 import re
 from dataclasses import replace
@@ -13,12 +13,12 @@ from nanococonut.model import GPT, GPTConfig
 
 ADDRESS = "https://huggingface.co/openai-community/gpt2/resolve/main/pytorch_model.bin"
 SHA256 = "7c5d3f4b8b76583b422fcb9189ad6c89d5d97a094541ce8932dce3ecabde1421"
-# A released file keeps these as (in, out), may have masks and a prefix, and its output head is the token embedding.
+# A released file stores these as (in, out). It may have masks and a prefix. Its output head is the token embedding.
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
 def from_state_dict(state: dict[str, Tensor], n_head: int) -> GPT:
-    """A GPT with the weights of a released GPT-2, in their dtype, dropout 0; its sizes are read off the tensors."""
+    """A GPT with the weights of a released GPT-2, in their dtype, without dropout. Tensor shapes give its sizes."""
     weights = {}
     for name, tensor in state.items():
         if not re.search(r"^lm_head\.weight$|\.attn\.(masked_)?bias$", name):
@@ -39,8 +39,8 @@ def start(name: str, n_head: int, dropout: float, dataset: Dataset) -> GPT:
     if fresh:
         fetch(ADDRESS, path, "init_from", SHA256)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)  # no code of the file is run
-    except Exception as error:  # torch.load raises a dozen kinds for a file that is cut, foreign or malicious
+        state = torch.load(path, map_location="cpu", weights_only=True)  # runs no code from the file
+    except Exception as error:  # torch.load raises many types for a truncated, foreign or malicious file
         if fresh:
             path.unlink()
         wanted = f"{type(error).__name__}); expected gpt2, a run or a file"

@@ -1,10 +1,10 @@
-"""What the thoughts of a run say, and whether they matter: numbers and figures under runs/<name>/probe/.
+"""Analyses what a run's thoughts encode and whether they matter: numbers and figures under runs/<name>/probe/.
 
-k               the same weights after 0, 1, 2, ... thoughts: accuracy, with twins, and verdicts  [Hao24 5]
-interventions   accuracy, and answers that change, with the thoughts zeroed, swapped, reordered, ...: the controls
-values          after k thoughts <eot> is forced: the probability of "Every lempus is a ", not renormalised [Hao24 5]
-mass            what the head's distribution at each thought has on the search's nodes; thoughts' lengths
-readings        the words that thoughts lean to through the head
+k               the same weights with 0, 1, 2, ... thoughts: accuracy, also on twins, and verdicts  [Hao24 5]
+interventions   accuracy and changed answers when thoughts are zeroed, swapped, permuted, ...: the controls
+values          <eot> is forced after k thoughts: the probability of "Every lempus is a ", not renormalised [Hao24 5]
+mass            the probability that the output head gives the search's nodes at each thought; norms of the thoughts
+readings        the most probable words when a thought is read through the output head
 """
 
 import itertools
@@ -22,16 +22,16 @@ from nanococonut import answers, batching, coconut, config, data, evaluate, grap
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """python -m nanococonut.probe [RUN] [--option=value ...]: figures of a run's thoughts, with their controls."""
+    """python -m nanococonut.probe [RUN] [--option=value ...]: analyses and plots a run's thoughts, with controls."""
 
-    run: str = ""  # name or path of a run; default: the newest
-    split: str = "test"  # split of the run's own data
-    n: int = 300  # problems looked at, at most
-    device: str = "auto"  # where to run; auto: cuda, else mps, else cpu
+    run: str = ""  # name or path of the run; default: the newest
+    split: str = "test"  # split of the data that the run was trained on
+    n: int = 300  # maximum number of problems
+    device: str = "auto"  # device to run on; auto: cuda, else mps, else cpu
 
 
 def groups(row: dict, i: int) -> dict[str, set[int]]:
-    """Nodes at thought i: reachable within i steps, at BFS depth i - 1, at i, and of these on a shortest path."""
+    """Node groups at thought i: unreachable, within i steps, at BFS depth i - 1, at i, and at i on a shortest path."""
     steps, optimal = graph.distances(row["edges"], row["root"]), graph.on_shortest_paths(row)
     behind, here = ({v for v, depth in steps.items() if depth == d} for d in (i - 1, i))
     return {
@@ -45,7 +45,7 @@ def groups(row: dict, i: int) -> dict[str, set[int]]:
 
 @torch.no_grad()
 def values(run: answers.Run, examples, names: list[list[str]], n_thoughts: int) -> list[np.ndarray]:
-    """For each example (its names, n_thoughts + 1): the probability that after k thoughts the chain goes on from it."""
+    """For each example (its names, n_thoughts + 1): the probability that the chain continues there after k thoughts."""
     pairs = []
     for example, mine in zip(examples, names, strict=True):
         prompt = answers.before_thoughts(example, run.plan, run.special)
@@ -58,9 +58,9 @@ def values(run: answers.Run, examples, names: list[list[str]], n_thoughts: int) 
             hidden, prompt_kv = coconut.prefill(run.model, prompt, length)
             cache = coconut.open_cache(prompt_kv, length, n_slots=n_thoughts + 1 + suffix.size(1))
             for k in range(n_thoughts + 1):
-                said, _ = coconut.step(run.model, suffix, cache)  # what <eot> says now; the cache stays as it was
+                said, _ = coconut.step(run.model, suffix, cache)  # <eot> is read now; the cache is not changed
                 logits = run.model.logits(said).float()
-                each = F.cross_entropy(logits.mT, targets, reduction="none")  # (rows, S), pads 0
+                each = F.cross_entropy(logits.mT, targets, reduction="none")  # (rows, S); 0 at pads
                 found[start : start + 512, k] = each.sum(dim=1).neg().exp().cpu()
                 hidden, cache = coconut.step(run.model, hidden, cache)
     return np.split(found, np.cumsum(list(map(len, names)))[:-1])
@@ -68,7 +68,7 @@ def values(run: answers.Run, examples, names: list[list[str]], n_thoughts: int) 
 
 @torch.no_grad()
 def leanings(run: answers.Run, row: dict, thoughts: torch.Tensor) -> np.ndarray:
-    """(nodes, K): what each node of a problem has of the head's distribution at thoughts (K, C)."""
+    """(nodes, K): the probability that the output head gives each node of a problem at thoughts (K, C)."""
     tokens = [data.node_token(run.encoding, name) for name in row["idx_to_symbol"]]
     return run.model.logits(thoughts).softmax(-1)[:, tokens].T.cpu().numpy()
 
@@ -84,7 +84,7 @@ def means(cells: dict[tuple, list]) -> dict[str, list]:
 
 
 def mass(run: answers.Run, examples: data.Split, n_thoughts: int) -> dict[str, dict]:
-    """quantity -> means() over problems by group and thought: the head's share of a group's nodes; the length."""
+    """quantity -> means() over problems by thought: the head's probability of each group of nodes, and the norms."""
     cells = defaultdict(lambda: defaultdict(list))
     for i in tqdm(range(len(examples.rows)), desc="mass", unit="problem", leave=False):
         row, example = examples.rows[i], examples.example(i)
@@ -100,14 +100,14 @@ def mass(run: answers.Run, examples: data.Split, n_thoughts: int) -> dict[str, d
 
 
 def frontier(rows: list[dict], found: list[np.ndarray]) -> tuple[dict, dict, int]:
-    """Of values at depth k after k = 1, 2 thoughts: sums of the best, means() by height, where the second is best."""
+    """Of values at depth k after k = 1, 2 thoughts: top-3 sums, means() by height, problem with the best runner-up."""
     best, cells = defaultdict(list), defaultdict(lambda: defaultdict(list))
     for row, values in zip(rows, found, strict=True):
         depth, heights = graph.distances(row["edges"], row["root"]), graph.heights(row["edges"])
-        correct = graph.distances(graph.backwards(row["edges"]), row["target"])  # they lead to the target
+        correct = graph.distances(graph.backwards(row["edges"]), row["target"])  # nodes that lead to the target
         for k in range(1, min(3, values.shape[1])):
             nodes = [v for v in depth if depth[v] == k]
-            best[k].append(sorted([*values[nodes, k], 0, 0, 0], reverse=True)[:3])  # 0 for a node that is not there
+            best[k].append(sorted([*values[nodes, k], 0, 0, 0], reverse=True)[:3])  # 0 for a missing node
             for v, way in itertools.product(nodes, heights):
                 where = "correct" if v in correct else "wrong", heights[way][v]
                 cells[f"{way} way to a leaf (steps), thought {k}"][where].append(values[v, k])
@@ -120,9 +120,9 @@ def frontier(rows: list[dict], found: list[np.ndarray]) -> tuple[dict, dict, int
 
 
 def sweep(run: answers.Run, examples: data.Split, n_thoughts: int) -> list[dict]:
-    """What evaluate.measure finds by intervention and number of thoughts, and how many answers flip."""
+    """Results of evaluate.measure for each intervention and number of thoughts, and how many answers changed."""
     rows, plain = [], {}
-    room = run.model.config.block_size - max(examples.lengths) - 2 - run.data["max_new_tokens"]  # two markers
+    room = run.model.config.block_size - max(examples.lengths) - 2 - run.data["max_new_tokens"]  # 2: the two markers
     todo = [("none", k) for k in range(min(n_thoughts + 2, room) + 1)]
     todo += [(name, k) for name in evaluate.INTERVENTIONS if name != "none" for k in range(1, n_thoughts + 1)]
     for name, k in tqdm(todo, desc="answers", unit="pass", leave=False):
@@ -156,7 +156,7 @@ def main(c: ProbeConfig) -> None:
     if not examples.graphs:
         print("these problems have no graph: groups of nodes, parallelism, height and tree are left out")
     else:
-        if run.config["taught"]:  # such a run may never have written a chain, but its thoughts name the nodes
+        if run.config["taught"]:  # such a run may never have learned to write chains, but its thoughts name the nodes
             found = [leanings(run, rows[i], run.thoughts(examples.example(i), K)) for i in range(n)]
         else:
             found = values(run, list(map(examples.example, range(n))), [row["idx_to_symbol"] for row in rows], K)

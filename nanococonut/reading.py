@@ -1,11 +1,11 @@
-"""Files of problems as people have them, read into one form.
+"""Reads files of problems in several formats and converts them to one schema.
 
-What comes out is the schema of the field's files, {"question": text, "steps": [text], "answer": text}, and whatever
-else a row holds, a graph for example. What may go in, as UTF-8 with or without a byte order mark:
+The schema is that of the field's files: {"question": text, "steps": [text], "answer": text}. Other fields of a row, for
+example a graph, are kept. The formats are these, in UTF-8 with or without a byte order mark:
 
     [row, row]    {"data": [row, row]}    row, newline, row         JSON and JSON lines
     {"question": [text, text], "steps": [...], "answer": [...]}     JSON by columns
-    {"question": text, "cot": "<<4-2=2>> <<12/4=3>>", "answer": 3}  GSM8k-Aug on Hugging Face: steps in one text
+    {"question": text, "cot": "<<4-2=2>> <<12/4=3>>", "answer": 3}  GSM8k-Aug on Hugging Face: steps as one text
     question||<<4-2=2>> <<12/4=3>> #### 3                           GSM8k-Aug's own lines [Deng23]
     {"example1": {"test_example": {"question", "query", "chain_of_thought", "answer"}}}     ProntoQA's generator
 """
@@ -19,30 +19,30 @@ from pathlib import Path
 from nanococonut import graph
 from nanococonut.config import UserError
 
-SHORT = reprlib.Repr()  # how a wrong value is shown
+SHORT = reprlib.Repr()  # shortens wrong values in error messages
 SHORT.maxstring = SHORT.maxother = 60
 BLANKS = re.compile(r"\s*")
 FACT = re.compile(r"(?:(?:every|each) )?(\S+) is an? (\S+)\.", re.IGNORECASE)  # "Every lempus is a rempus."
 
 
 def read_text(path: Path) -> str:
-    """What a text file holds, its lines ended by a line feed alone. Raises UserError."""
+    """The content of a text file, with line feeds as the only line ends. Raises UserError."""
     try:
         content = path.read_bytes()
         if content[:2] in (b"\xff\xfe", b"\xfe\xff") or content[:2].count(0) == 1:
             raise ValueError("it is in UTF-16; save it as UTF-8")
         text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except (ValueError, OSError) as error:  # ValueError: not utf-8, no path
+    except (ValueError, OSError) as error:  # ValueError: not UTF-8, or not a path
         raise UserError(f"cannot read {path} as text in utf-8 ({error})") from None
     if text.startswith("version https://git-lfs"):
         raise UserError(f"{path} is a Git-LFS pointer, not the data; fetch the file itself (git lfs pull)")
     if text[:100].lstrip().lower().startswith(("<!doctype html", "<html")):
-        raise UserError(f"{path} is a web page, not the data; its address may want a login")
+        raise UserError(f"{path} is a web page, not the data; its address may need a login")
     return text
 
 
 def read_json(path: Path):
-    """What a JSON file holds; where that is several values, as in JSON lines, the list of them. Raises UserError."""
+    """The content of a JSON file; several values, as in JSON lines, become a list. Raises UserError."""
     text, values, at = read_text(path).strip(), [], 0
     try:
         while at < len(text) or not values:
@@ -50,7 +50,7 @@ def read_json(path: Path):
             values.append(value)
             at = BLANKS.match(text, end).end()
         value = values[0] if len(values) == 1 else values
-        if "\\ud" in text.lower():  # half a surrogate pair, which is no character, becomes U+FFFD
+        if "\\ud" in text.lower():  # a lone surrogate is not a character and becomes U+FFFD
             value = json.loads(re.sub("[\ud800-\udfff]", "\ufffd", json.dumps(value, ensure_ascii=False)))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON file ({error})") from None
@@ -58,7 +58,7 @@ def read_json(path: Path):
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The problems of a file in any of the forms above. Raises UserError with the row's number and what is wrong."""
+    """The problems of a file in any of the formats above. Raises UserError with the number of the row and its fault."""
     text = read_text(path)
     if path.suffix == ".txt" and not text.lstrip().startswith(("[", "{")):
         unit, first = "line {}: expected question||<<step>> <<step>> #### answer; ", 1
@@ -74,13 +74,13 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def rows_in(value, path: Path) -> list:
-    """The rows of what a JSON file holds, as they are there. Raises UserError."""
+    """The rows in the content of a JSON file, not yet converted. Raises UserError."""
     if isinstance(value, dict) and "data" in value and "question" not in value:
         value = value["data"]
     if isinstance(value, dict) and isinstance(value.get("question"), list):
         value = from_columns(value, path)
     elif isinstance(value, dict) and "question" in value:
-        value = [value]  # JSON lines of one line
+        value = [value]  # JSON lines with a single line
     elif isinstance(value, dict) and all(isinstance(row, dict) and "test_example" in row for row in value.values()):
         value = [row["test_example"] for row in value.values()]
     if not isinstance(value, list) or not value:
@@ -89,7 +89,7 @@ def rows_in(value, path: Path) -> list:
 
 
 def from_columns(columns: dict, path: Path) -> list[dict]:
-    """The rows of a table that is kept column by column; an empty cell is a field less. Raises UserError."""
+    """The rows of a table stored by columns. A row lacks the field of an empty cell. Raises UserError."""
     rows = [{} for _ in columns["question"]]
     for name, column in columns.items():
         if not isinstance(column, list) or len(column) != len(rows):
@@ -101,7 +101,7 @@ def from_columns(columns: dict, path: Path) -> list[dict]:
 
 
 def problem(row):
-    """A row in the field's schema. What is in none of the forms stays as it is, for fault() to name.
+    """A row converted to the schema. Anything in another form is left as it is, and fault() reports it.
 
     >>> problem({"question": "How many?", "cot": "<<4-2=2>> <<12/4=3>>", "answer": 3})
     {'question': 'How many?', 'answer': '3', 'steps': ['<<4-2=2>>', '<<12/4=3>>']}
@@ -111,13 +111,13 @@ def problem(row):
     row = dict(row)
     if "steps" not in row and "cot" in row:
         row["steps"] = row.pop("cot")
-    if "steps" not in row and isinstance(row.get("chain_of_thought"), list):  # its sentences two by two, the last alone
+    if "steps" not in row and isinstance(row.get("chain_of_thought"), list):  # two sentences a step, the last alone
         chain = row["chain_of_thought"]
         if all(isinstance(text, str) for text in [row.get("question"), row.get("query"), *chain]):
             row["question"] += " " + row.pop("query")
             row["steps"] = [" ".join(chain[i : i + 2]) for i in range(0, len(chain), 2)]
             del row["chain_of_thought"]
-    if isinstance(row.get("steps"), str):  # a step ends with its line, or where the next calculation begins
+    if isinstance(row.get("steps"), str):  # a step ends at a line break, or where the next calculation begins
         row["steps"] = re.split(r"\s*\n\s*|(?<=>>)\s*(?=<<)", row["steps"].strip())
     if "answer" in row:
         row["answer"] = as_text(row["answer"])
@@ -129,7 +129,7 @@ def problem(row):
 
 
 def as_text(value):
-    """A finite number or a truth value as one writes it, 4.0 as 4; anything else as it is."""
+    """A finite number or a truth value as text, 4.0 as "4"; any other value unchanged."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     is_finite = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
@@ -137,7 +137,7 @@ def as_text(value):
 
 
 def gsm8k_row(line: str) -> dict:
-    """A line of GSM8k-Aug, cut as the paper's code cuts it: an empty chain becomes one empty step.
+    """A line of GSM8k-Aug, split as the paper's code splits it: an empty chain becomes one empty step.
 
     >>> gsm8k_row("How much?||<<4-2=2>> <<2/.5=4>> #### 1,200")
     {'question': 'How much?', 'steps': ['<<4-2=2>>', '<<2/.5=4>>'], 'answer': '1200'}
@@ -148,7 +148,7 @@ def gsm8k_row(line: str) -> dict:
 
 
 def fault(row) -> str:
-    """Which field of a row is not as the schema or its graph wants it, and what it holds; empty where all is well."""
+    """The first field of a row that violates the schema or contradicts the graph, and its value; empty if none does."""
     if not isinstance(row, dict):
         return f"it is {SHORT.repr(row)}, not a problem like {{question, steps, answer}}"
     for field in ("question", "steps", "answer"):
@@ -162,14 +162,14 @@ def fault(row) -> str:
         if not isinstance(step, str):
             return f"step {number} is {SHORT.repr(step)}, not a text"
     if re.fullmatch(r"[\s,]*", row["answer"].rpartition("#")[2]):
-        return f"answer is {SHORT.repr(row['answer'])}, but what is scored stands after the last #, and nothing does"
+        return f"answer is {SHORT.repr(row['answer'])}, but only the text after the last # is scored: it is empty"
     if graph.has_graph(row):
         return graph_fault(row) or told_fault(row)
     return ""
 
 
 def graph_fault(row: dict) -> str:
-    """What is wrong with a row's graph itself; empty where all is well."""
+    """What is wrong with the graph itself of a row; empty if nothing is."""
     names, edges = row["idx_to_symbol"], row["edges"]
     if not isinstance(names, list):
         return f"idx_to_symbol is {SHORT.repr(names)}, not a list of names"
@@ -197,12 +197,12 @@ def graph_fault(row: dict) -> str:
 
 
 def is_node(value, names: list[str]) -> bool:
-    """Whether a value is the number of a name."""
+    """Whether a value is the number of a node."""
     return type(value) is int and 0 <= value < len(names)
 
 
 def told_fault(row: dict) -> str:
-    """What the words of a row say that its graph does not; empty where all is well. Other sentences are let pass."""
+    """What a row's words say that contradicts its graph; empty if nothing does. Unknown sentences are ignored."""
     names, edges, steps = row["idx_to_symbol"], row["edges"], row["steps"]
     known = {name.casefold() for name in names}
     pairs = {(names[a].casefold(), names[b].casefold()) for a, b in edges}

@@ -1,7 +1,7 @@
-"""runs/<name>/ on disk, and the processes that write there: opened once, never overwritten, gone on with exactly.
+"""Writes and reads runs/<name>/, the folder of a training run. A run is never overwritten, and resumes exactly.
 
-config.json   the settings                         ckpt.pt   the last state: weights, optimizers, random numbers
-log.csv       step,stage,split,metric,value        best.pt   the weights that did best on valid in their stage
+config.json   the settings                         ckpt.pt   the last state: weights, optimizers, random state
+log.csv       step,stage,split,metric,value        best.pt   the weights with the best accuracy on valid in their stage
 """
 
 import contextlib
@@ -24,11 +24,11 @@ from nanococonut.data import Dataset, Split, folder_of, write_atomically, write_
 from nanococonut.model import GPT, GPTConfig
 from nanococonut.settings import PRESETS, TrainConfig
 
-FREE = ("preset", "name", "resume", "compile", "log_every", "eval_every", "save_every")  # may differ when a run goes on
+FREE = ("preset", "name", "resume", "compile", "log_every", "eval_every", "save_every")  # may change on resuming
 
 
 def open_run(c: TrainConfig, dataset: Dataset) -> tuple[Path, dict | None]:
-    """The run's folder under runs/, and the state it goes on from. Raises UserError: a run is never overwritten."""
+    """The folder of the run, and the state to resume from or None. Raises UserError rather than overwrite a run."""
     folder = folder_of("runs", c.name or f"{c.task}-{c.method}")
     if c.resume:
         if not (folder / "config.json").exists():
@@ -37,13 +37,13 @@ def open_run(c: TrainConfig, dataset: Dataset) -> tuple[Path, dict | None]:
     if folder.exists() and not c.name:
         folder = next(f for n in itertools.count(2) if not (f := Path(f"{folder}-{n}")).exists())
     if folder.exists():
-        raise UserError(f"{folder} exists; go on with it (--resume=true), choose another --name, or delete it")
+        raise UserError(f"{folder} exists; resume it (--resume=true), choose another --name, or delete it")
     folder.mkdir(parents=True)
     return folder, None
 
 
 def load_same(path: Path, c: TrainConfig, dataset: Dataset) -> dict:
-    """A checkpoint. Raises UserError where its settings (one that it lacks had its default) or data are not these."""
+    """A checkpoint. Raises UserError if its settings or data differ; a setting that it lacks had its default."""
     (state, _), asked = load_state(path), asdict(c) | {"stage_steps": c.schedule}
     before = asdict(TrainConfig()) | state["config"]
     differ = [k for k in asked if k not in FREE and asked[k] != before[k]]
@@ -55,7 +55,7 @@ def load_same(path: Path, c: TrainConfig, dataset: Dataset) -> dict:
 
 
 def starting_model(c: TrainConfig, dataset: Dataset, n_positions: int) -> GPT:
-    """The model before its first step, with n_positions at least: random, or from --init_from. Raises UserError."""
+    """The untrained model, with at least n_positions: random, or with weights from --init_from. Raises UserError."""
     if c.block_size and c.block_size < n_positions:
         raise UserError(f"--block_size={c.block_size} is too short for data/{c.task}: it needs {n_positions}")
     torch.manual_seed(c.seed)
@@ -71,7 +71,7 @@ def starting_model(c: TrainConfig, dataset: Dataset, n_positions: int) -> GPT:
         if there < n_positions:
             raise UserError(f"{c.init_from} has {there} positions, data/{c.task} needs {n_positions}")
         return model
-    block_size = c.block_size or compiling.round_up(n_positions, 64)  # a little room for other files' questions
+    block_size = c.block_size or compiling.round_up(n_positions, 64)  # some room for other files' longer questions
     shape = (dataset.encoding.n_vocab, block_size, c.n_layer, c.n_head, c.n_embd)
     model = GPT(GPTConfig(*shape, dropout=c.dropout, init=c.init, init_std=c.init_std))
     if c.init == "lookup":
@@ -80,16 +80,16 @@ def starting_model(c: TrainConfig, dataset: Dataset, n_positions: int) -> GPT:
 
 
 def fit_to_data(c: TrainConfig, problems: Split, tokenizer_name: str) -> TrainConfig:
-    """The settings for these data: where no graph tells a problem, a preset's options on graphs are off.
+    """The settings adapted to the data: if no problem has a graph for its words, a preset's graph options are off.
 
-    Raises UserError where such an option was typed.
+    Raises UserError if such an option was typed.
     """
     preset = PRESETS.get(c.preset, {})
     on = [name for name in ("grow", "reask", "taught", "questions") if getattr(c, name) != getattr(TrainConfig, name)]
     if not any(problems.told):
         off = [name for name in on if getattr(c, name) == preset.get(name)]
         if off:
-            print(f"the problems have no graphs to tell: the preset's {', '.join(off)} are off")
+            print(f"the problems have no graphs: the preset's {', '.join(off)} are off")
         c = replace(c, **{name: getattr(TrainConfig, name) for name in off})
         on = [name for name in on if name not in off]
     for name in on:
@@ -104,7 +104,7 @@ def fit_to_data(c: TrainConfig, problems: Split, tokenizer_name: str) -> TrainCo
 
 
 class Writer:
-    """What a training run leaves in its folder. Of several processes the first one writes, and the others keep step."""
+    """Writes the files of a training run. With several processes, only the first one writes; all keep in step."""
 
     def __init__(self, c: TrainConfig, dataset: Dataset, machine: devices.Machine, model: GPT, max_new_tokens: int):
         self.c, self.machine, self.model = c, machine, model
@@ -117,12 +117,12 @@ class Writer:
         self.settings = asdict(c) | {"stage_steps": c.schedule}
         self.began = time.time()
         self.best = -1.0  # accuracy on valid of the stage's best weights
-        self.recent = []  # numbers of the steps since the last log line, on the device
-        self.seen = torch.zeros(0, 4)  # the same, looked at
+        self.recent = []  # numbers of the steps since the last log entry, on the device
+        self.seen = torch.zeros(0, 4)  # the same numbers on the CPU
         self.last_loss, self.last_saved = math.nan, "There is no checkpoint yet"
 
     def resume(self) -> tuple[int, list]:
-        """The step to go on from, and the optimizers, none in a new run. What log.csv has of later steps is removed."""
+        """The step to resume from, and the optimizers ([] in a new run). Removes later steps from log.csv."""
         step, held, state = 0, [], self.state
         if state:
             held = optimizers.make(self.model, self.c)
@@ -134,7 +134,7 @@ class Writer:
                 torch.cuda.set_rng_state(state["cuda_rng"])
             step, self.best = state["step"], state["best"]
             self.began -= state["seconds"]
-            n = self.machine.n_processes  # which share losses and thoughts' length, and have the gradient in common
+            n = self.machine.n_processes  # losses and thought norms are sums over these, gradient norms are not
             self.recent = list((state["recent"] / torch.tensor([n, n, n, 1])).to(self.machine.device))
             self.last_saved = f"{self.folder}/ckpt.pt holds step {step}"
             print(f"{self.folder} goes on from step {step}")
@@ -144,30 +144,30 @@ class Writer:
         return step, held
 
     def note(self, numbers: torch.Tensor, gradient_norm: torch.Tensor) -> None:
-        """Keeps a step's numbers on the device: those (3,) of train.accumulate, and the gradient's length."""
+        """Stores a step's numbers on the device: the (3,) of train.accumulate, and the gradient norm."""
         self.recent.append(torch.stack([*numbers, gradient_norm]))
 
     def due(self, step: int, begins: bool, ends: bool, stop: list[int]) -> tuple:
-        """Whether to log, to evaluate, to save, and of the signals received in stop the one to stop by, or 0."""
+        """Whether to log, to evaluate and to save, and the received signal to stop on, or 0."""
         logs = begins or ends or step % self.c.log_every == 0
-        asks = logs or self.machine.n_processes == 1  # several processes have to ask each other, which takes time
+        asks = logs or self.machine.n_processes == 1  # several processes have to communicate, which takes time
         stops = self.machine.agree(stop) if asks else 0
         evaluates = ends or (self.c.eval_every > 0 and step % self.c.eval_every == 0)
         return logs, evaluates, ends or step % self.c.save_every == 0 or stops > 0, stops
 
     def look(self, step: int, stage: int, held: list[torch.optim.Optimizer]) -> None:
-        """Fetches the latest steps' numbers: the device is waited for. Raises UserError where one is not finite."""
+        """Fetches the latest steps' numbers, which waits for the device. Raises UserError if one is not finite."""
         seen = self.machine.add_up(torch.stack(self.recent)) if self.recent else self.seen[:0]
-        seen[:, 3:] /= self.machine.n_processes  # equal everywhere; of the others each process has its share
+        seen[:, 3:] /= self.machine.n_processes  # the same in all processes; the others are parts of a sum
         self.seen = seen.cpu()
         lr = held[0].param_groups[0]["lr"]
         for number, (loss, _, _, gradient) in enumerate(self.seen.tolist(), start=step - len(self.seen) + 1):
             if not math.isfinite(loss + gradient):
-                found = f"the loss is {loss:g} and its gradient {gradient:g} long at step {number}"
+                found = f"the loss is {loss:g} and the gradient norm {gradient:g} at step {number}"
                 raise UserError(f"{found}, stage {stage}, lr {lr:g}; lower --lr. {self.last_saved}")
 
     def log_training(self, step: int, stage: int, factor: float) -> None:
-        """Logs the means over the latest steps; a batch without thoughts has no number (nan) for their length."""
+        """Logs the means over the latest steps. Batches without thoughts have nan as their norm, which is ignored."""
         self.last_loss, teaching_loss, thought_norm, gradient_norm = self.seen.nanmean(dim=0).tolist()
         self.recent, self.seen = [], self.seen[:0]
         if not self.machine.is_first:
@@ -181,7 +181,7 @@ class Writer:
         log.append(self.log, step, stage, "train", metrics | {"seconds": time.time() - self.began})
 
     def evaluate(self, step: int, stage: int, valid: Split, plan: Plan, special: dict[str, int]) -> None:
-        """Logs the accuracy on valid, and saves best.pt where it is as good as any before in this stage."""
+        """Logs the accuracy on valid, and saves best.pt if it is at least as high as any before in this stage."""
         if not self.machine.is_first:
             return
         with self.machine.autocast():
@@ -193,30 +193,30 @@ class Writer:
             self.save("best.pt", step, stage)
 
     def save(self, file: str, step: int, stage: int, **more) -> None:
-        """Writes a checkpoint: tensors and plain values; `more` is what resuming needs beside the weights."""
+        """Writes a checkpoint of tensors and plain values; `more` is what resuming needs besides the weights."""
         more |= dict(model=self.model.state_dict(), model_config=asdict(self.model.config), config=self.settings)
         more |= dict(data=self.about_data, step=step, stage=stage, best=self.best)
         write_atomically(self.folder / file, lambda f: torch.save(more, f))
 
     def save_last(self, step: int, stage: int, held: list[torch.optim.Optimizer]) -> None:
-        """Writes ckpt.pt: all that it takes to go on as if nothing had been."""
+        """Writes ckpt.pt, which holds all that is needed to resume as if the run had not stopped."""
         if not self.machine.is_first:
             return
         on_cuda = self.machine.device.type == "cuda"
         rngs = dict(rng=torch.get_rng_state(), cuda_rng=torch.cuda.get_rng_state() if on_cuda else None)
         moments, seconds = [optimizer.state_dict() for optimizer in held], time.time() - self.began
-        # recent: of all processes together, and not logged yet
+        # recent: summed over all processes, and not logged yet
         self.save("ckpt.pt", step, stage, optimizers=moments, recent=self.seen, seconds=seconds, **rngs)
         self.last_saved = f"{self.folder}/ckpt.pt holds step {step}"
 
     def say_how_to_go_on(self, step: int) -> None:
-        """The last words of a run that was stopped."""
+        """Prints how to resume a run that was stopped."""
         self.machine.leave()
         if self.machine.is_first:
             print(f"stopped at step {step}; to go on: the same command with --name={self.folder.name} --resume=true")
 
     def finish(self) -> None:
-        """Draws the curves and says what comes next."""
+        """Draws the curves, and prints the result and the next command."""
         if self.machine.is_first:
             log.draw_curves(self.log, self.folder / "curves.png")
             result = f"{self.best:.1%} of valid right. Next: python sample.py {self.folder.name}"
@@ -225,7 +225,7 @@ class Writer:
 
 @contextlib.contextmanager
 def stop_signals():
-    """A list that receives the first Ctrl-C or SIGTERM, for the loop to end well; the second one ends at once."""
+    """A list that receives the first Ctrl-C or SIGTERM, so that the loop can save. A second one kills the process."""
     seen, numbers = [], (signal.SIGINT, signal.SIGTERM)
 
     def note(number, frame):

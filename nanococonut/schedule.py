@@ -1,4 +1,4 @@
-"""When a training run is in which stage, and what each stage does to an example."""
+"""The schedule of a training run: the stage of each step, and the plan of each stage."""
 
 import bisect
 import itertools
@@ -6,27 +6,27 @@ import itertools
 from nanococonut import curriculum, icot
 from nanococonut.settings import TrainConfig
 
-SLACK = 8  # tokens that an answer may be longer than the longest chain in the data
+SLACK = 8  # extra tokens that an answer may have over the longest chain in the data
 
 
 class Schedule:
-    """Which stage a step belongs to, and what each stage does to an example."""
+    """The stage that each training step belongs to, and what each stage does to an example."""
 
     def __init__(self, c: TrainConfig, longest: dict[str, int]):
         self.c = c
-        self.longest = longest  # in tokens, of the dataset's questions, chains and rests
-        self.n_steps = c.schedule  # of each stage
-        self.ends = list(itertools.accumulate(self.n_steps))  # the step at which each stage is over
+        self.longest = longest  # lengths in tokens of the longest question, chain and rest
+        self.n_steps = c.schedule  # steps of each stage
+        self.ends = list(itertools.accumulate(self.n_steps))  # the step at which each stage ends
         self.total = self.ends[-1]
         self.removes_tokens = curriculum.METHODS[c.method].removes == "tokens"  # icot
-        self.plans = [self.plan(stage) for stage in range(len(self.n_steps))]  # when each stage begins
+        self.plans = [self.plan(stage) for stage in range(len(self.n_steps))]  # at the start of each stage
         self.max_new_tokens = longest["rest"] + SLACK
-        # The longest thing a run can meet: a question, thoughts or pauses between two markers, an answer.
+        # The longest sequence of a run: a question, thoughts or pauses between two markers, and an answer.
         n_fillers = max(plan.n_thoughts + plan.n_pauses for plan in self.plans)
         self.n_positions = longest["question"] + n_fillers + 2 + self.max_new_tokens
 
     def plan(self, stage: int, progress: float = 0.0) -> curriculum.Plan:
-        """The plan of a stage of which a share is over."""
+        """The plan of a stage after a share `progress` of it."""
         c, last = self.c, len(self.n_steps) - 1
         plan = curriculum.plan_of(c.method, stage, last, c.c_thought, c.extra_stage)
         if not self.removes_tokens:
@@ -34,18 +34,18 @@ class Schedule:
         return plan._replace(n_tokens=icot.n_removed_tokens(stage, last, self.longest["chain"], progress))
 
     def teaching_weight(self, step: int) -> float:
-        """Weight at a step of the loss that teaches thoughts: --taught, falling to zero over --taught_until."""
+        """The weight of the loss that teaches thoughts: --taught, decaying to zero over --taught_until."""
         if self.c.taught_until == 1:
             return self.c.taught
         return self.c.taught * max(0.0, 1 - step / (self.c.taught_until * self.total))
 
     def locate(self, step: int) -> tuple[int, int]:
-        """The stage of a step, and how many steps of that stage are behind it."""
+        """The stage of a step, and the number of steps before it in that stage."""
         stage = bisect.bisect_right(self.ends, step)
         return stage, step - (self.ends[stage] - self.n_steps[stage])
 
     def show(self) -> None:
-        """Prints one line a stage: how long, how many thoughts, what is removed."""
+        """Prints one line per stage: its steps, thoughts, pauses and removed reasoning steps."""
         print(f"{self.c.method}: {self.total} steps of {self.c.batch_size} examples")
         print("stage  steps  thoughts  pauses  steps removed")
         for stage, (n, plan) in enumerate(zip(self.n_steps, self.plans, strict=True)):

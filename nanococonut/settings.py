@@ -1,4 +1,4 @@
-"""The settings of a training run, and presets of them. A setting's comment is also its line in --help."""
+"""The settings of a training run, and their presets. The comment behind a setting is also its line in --help."""
 
 from dataclasses import dataclass
 
@@ -8,53 +8,53 @@ from nanococonut.curriculum import METHODS
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """python train.py [PRESET] [--option=value ...]: trains a GPT-2 through the latent curriculum into runs/<name>/."""
+    """python train.py [PRESET] [--option=value ...]: trains a GPT-2 on Coconut's curriculum and writes runs/<name>/."""
 
-    preset: str = "prosqa"  # the settings to start from
-    task: str = "prosqa"  # which data/<task>/ to train on
-    name: str = ""  # run's folder under runs/; default: task-method, numbered where that exists
-    method: str = "coconut"  # row of the paper's Table 1
-    seed: int = 0  # of weights, batches and dropout
-    stage_steps: tuple[int, ...] = (700,)  # optimizer steps per stage 0..max_stage; one number serves every stage
-    max_stage: int = 6  # last stage, where one stage_steps serves all
-    c_thought: int = 1  # thoughts for each removed step
-    extra_stage: bool = False  # a last stage with no steps left and no more thoughts, as in the paper's GSM8k
-    mix: float = 0.0  # probability that a batch comes from an earlier stage
-    augment: bool = True  # tell each ProsQA problem anew whenever it is drawn: names, facts' order, options' order
-    reask: float = 0.0  # share of questions that are other ones about the same graph: other person, other options
-    short_from: int = 0  # step from which such other questions may have one or two steps; 0: never
-    questions: int = 1  # asked about each graph, whose facts are read once
-    taught: float = 0.0  # weight of the loss that teaches each thought the nodes that a search has then reached
-    taught_until: float = 1.0  # share of the run over which that weight falls to zero; 1: it stays
-    grow: int = 0  # steps over which the facts beside the chain grow from none to all
+    preset: str = "prosqa"  # preset to start from; options typed override it
+    task: str = "prosqa"  # data set to train on: the folder data/<task>/
+    name: str = ""  # folder of the run under runs/; default: task-method, with a number if that exists
+    method: str = "coconut"  # training method: a row of the paper's Table 1
+    seed: int = 0  # random seed of the weights, the batches and dropout
+    stage_steps: tuple[int, ...] = (700,)  # optimizer steps of each stage 0..max_stage; one number serves all stages
+    max_stage: int = 6  # number of the last stage, used if --stage_steps is a single number
+    c_thought: int = 1  # thoughts that replace each removed reasoning step
+    extra_stage: bool = False  # the last stage removes all steps without adding thoughts, as in the paper's GSM8k
+    mix: float = 0.0  # probability that a batch is drawn from an earlier stage
+    augment: bool = True  # augment ProsQA: new names and a new order of facts and options for each problem drawn
+    reask: float = 0.0  # probability that a question is replaced by a random one about the same graph
+    short_from: int = 0  # step from which such random questions may be of one or two steps; 0: never
+    questions: int = 1  # questions per graph; the facts of a graph are read once for all of them
+    taught: float = 0.0  # weight of the loss that teaches thought k the nodes k - 1 facts from the person asked about
+    taught_until: float = 1.0  # share of the run over which that weight decays to zero; 1: it stays constant
+    grow: int = 0  # steps over which facts off the chains are phased in, from none to all; 0: all from the start
     batch_size: int = 128  # examples per optimizer step
-    micro_batch_size: int = 0  # examples in memory at once; 0: batch_size
-    lr: float = 0.0001  # AdamW's learning rate
-    muon_lr: float = 0.0  # Muon's, on the blocks' matrices; 0: AdamW there too
-    beta2: float = 0.999  # AdamW's
-    weight_decay: float = 0.01  # of both optimizers, on all parameters
-    warmup: int = 0  # steps of linear warm-up at the start of each stage
-    decay: float = 0.0  # share of each stage, at its end, over which the learning rates fall to zero
-    grad_clip: float = 0.0  # largest gradient norm; 0: no clipping
-    n_layer: int = 12  # blocks
+    micro_batch_size: int = 0  # examples per forward pass, with gradients accumulated; 0: batch_size
+    lr: float = 0.0001  # learning rate of AdamW
+    muon_lr: float = 0.0  # learning rate of Muon for the blocks' matrices; 0: AdamW trains them too
+    beta2: float = 0.999  # AdamW's decay rate of the second moment
+    weight_decay: float = 0.01  # weight decay of both optimizers, on all parameters
+    warmup: int = 0  # steps of linear learning-rate warm-up at the start of each stage
+    decay: float = 0.0  # final share of each stage over which the learning rates decay linearly to zero
+    grad_clip: float = 0.0  # maximum gradient norm; 0: no clipping
+    n_layer: int = 12  # transformer blocks
     n_head: int = 12  # attention heads per block
-    n_embd: int = 768  # channels
-    block_size: int = 0  # positions; 0: what the data needs
-    dropout: float = 0.1  # in embeddings, attention and both residual branches
-    init_from: str = ""  # weights to start from, with their sizes: gpt2, a run or a file; empty: random
-    init: str = "gpt2"  # where training starts: GPT-2's normal draw, or lookup (see starts.py)
-    init_std: float = 0.02  # standard deviation of the first weights
-    device: str = "auto"  # where to train; auto: cuda, else mps, else cpu
-    dtype: str = "auto"  # of the arithmetic; parameters stay float32. auto: bfloat16 on cuda, float32 elsewhere
-    compile: str = "auto"  # torch.compile for the latent loop; auto: on cuda with a working Triton
-    log_every: int = 20  # steps between lines of log.csv
-    eval_every: int = 0  # steps between accuracies on valid; 0: at each stage's end alone
+    n_embd: int = 768  # embedding size (channels)
+    block_size: int = 0  # maximum number of positions; 0: as many as the data needs
+    dropout: float = 0.1  # dropout probability in embeddings, attention and both residual branches
+    init_from: str = ""  # weights to start from: gpt2, a run or a file, which also sets the sizes; empty: random
+    init: str = "gpt2"  # random initialization: GPT-2's normal distribution, or lookup (see starts.py)
+    init_std: float = 0.02  # standard deviation of the initial weights
+    device: str = "auto"  # device to train on; auto: cuda, else mps, else cpu
+    dtype: str = "auto"  # precision of arithmetic; parameters stay float32. auto: bfloat16 on cuda, float32 elsewhere
+    compile: str = "auto"  # whether to use torch.compile for the latent loop; auto: on cuda with a working Triton
+    log_every: int = 20  # steps between entries in log.csv
+    eval_every: int = 0  # steps between evaluations on valid; 0: only at the end of each stage
     save_every: int = 500  # steps between checkpoints
-    resume: bool = False  # go on with the run --name from its last checkpoint
+    resume: bool = False  # resume the run --name from its last checkpoint
 
     @property
     def schedule(self) -> list[int]:
-        """Steps of each stage 0..max_stage."""
+        """The number of steps of each stage 0..max_stage."""
         return list(self.stage_steps) * (self.max_stage + 1 if len(self.stage_steps) == 1 else 1)
 
     def __post_init__(self):
@@ -72,23 +72,23 @@ class TrainConfig:
         demand(self, "questions", lambda n: self.batch_size % n == 0, f"a divisor of --batch_size={self.batch_size}")
 
 
-# What each preset changes. What it was measured to reach stands in docs/results.md.
+# The options that each preset changes. The accuracies measured are in docs/results.md.
 SMALL = dict(n_layer=2, n_head=4, n_embd=128, dropout=0.0, init="lookup", init_std=0.08, batch_size=64)
 RATES = dict(lr=3e-3, muon_lr=5e-3, beta2=0.99, warmup=100, decay=0.8, grad_clip=1.0)
 TAUGHT = dict(taught=1.0, questions=4, reask=0.5, eval_every=500)
-FROM_SCRATCH = SMALL | RATES | TAUGHT  # all thoughts from the first step on: the stages before the last have no steps
-RELEASED_SIZE = FROM_SCRATCH | dict(task="prosqa", stage_steps=(0,) * 7 + (12000,), grow=2000, short_from=8000)
+FROM_SCRATCH = SMALL | RATES | TAUGHT  # used with 0 steps in all stages but the last: all thoughts from the start
+RELEASED_SIZE = FROM_SCRATCH | dict(task="prosqa", stage_steps=(0,) * 7 + (12000,), grow=2000)
 TINY = dict(n_layer=2, n_head=2, n_embd=32, dropout=0.0, batch_size=8)
 PRESETS = {
-    # any machine, a second: a model too small to learn, for tests
+    # for tests, on any machine, in a second: the model is too small to learn
     "smoke": TINY | dict(task="prosqa", stage_steps=(4,), max_stage=2, lr=1e-3),
-    # two CPU cores, 8 minutes with set-up: 96 to 98 % of test right on data/prosqa-small, fair problems of 16 nodes
+    # two CPU cores, 8 minutes with set-up: test accuracy 96 to 98 % on data/prosqa-small, fair problems of 16 nodes
     "laptop": FROM_SCRATCH | dict(task="prosqa-small", stage_steps=(0,) * 6 + (6000,), grow=1000),
-    # the default, the same at the released size: not measured in full yet, see docs/results.md
+    # the default, the same recipe at the released size: not measured in full yet, see docs/results.md
     "prosqa": RELEASED_SIZE,
-    # one CUDA GPU, the same with a wider model and four times the batch: not measured on a GPU yet
+    # one CUDA GPU, the same recipe with a wider model and four times the batch: not measured on a GPU yet
     "gpu": RELEASED_SIZE | dict(n_head=8, n_embd=256, init_std=0.06, batch_size=256),
-    # one CUDA GPU, the paper's recipe for ProsQA (5 epochs a stage, the last to epoch 50): 97 there, not measured here
+    # one CUDA GPU, the paper's recipe for ProsQA (5 epochs a stage, the last to epoch 50): 97 % there, not run here
     "gpt2": dict(task="prosqa-gpt2", init_from="gpt2", stage_steps=(700, 700, 700, 700, 700, 700, 2800), augment=False),
 }
 CHOICES = dict(method=tuple(METHODS), init=("gpt2", "lookup"))

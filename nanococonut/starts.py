@@ -1,18 +1,18 @@
-"""Where training starts: the first weights of a model."""
+"""The initial weights of a model."""
 
 import math
 
 import torch
 from torch import nn
 
-EMBEDDING_SCALE = 0.3  # of "lookup"; with C = 128 the first logits then have a deviation of about 1 (ours)
+EMBEDDING_SCALE = 0.3  # of "lookup"; with C = 128, the initial logits have a standard deviation of about 1 (ours)
 
 
 @torch.no_grad()
 def liken(model: nn.Module, groups: list[list[int]]) -> None:
-    """Gives the embeddings of each group of ids half of their variance in common: pieces that say one name are alike.
+    """Makes the embeddings of each group of ids similar: half of their variance is shared. A group contains one name.
 
-    A model from scratch otherwise has to find out first that "lempus." and " Every lempus is a " speak of one thing.
+    Otherwise, a model from scratch first has to learn that "lempus." and " Every lempus is a " are about one concept.
     """
     wte = model.wte.weight
     for ids in groups:
@@ -22,7 +22,7 @@ def liken(model: nn.Module, groups: list[list[int]]) -> None:
 
 @torch.no_grad()
 def initialize(model: nn.Module) -> None:
-    """Draws the weights: Normal(0, init_std), projections into the residual stream / sqrt(2 n_layer), biases 0."""
+    """Draws the weights: Normal(0, init_std), divided by sqrt(2 n_layer) in residual projections; biases are 0."""
     for name, p in model.named_parameters():
         if name.endswith("bias"):
             p.zero_()
@@ -34,9 +34,9 @@ def initialize(model: nn.Module) -> None:
 
 
 def look_up(model: nn.Module) -> None:
-    """Starts at "look for what is like yourself, and copy what is there".
+    """Makes each position attend to similar ones and copy what is there.
 
-    Looking a fact up is made of such steps, and from GPT-2's start a small model takes minutes to find the first one.
+    Looking a fact up takes such steps. From GPT-2's initialization, a small model needs minutes to learn the first one.
     """
     # Differs from the paper: ours, for small models from scratch. docs/results.md has the evidence.
     C = model.config.n_embd
@@ -49,6 +49,6 @@ def look_up(model: nn.Module) -> None:
     angle = position * 10.0 ** (-torch.arange(0, C, 2) / C)  # (T, C / 2)
     waves = torch.cat([angle.sin(), angle.cos()], dim=1)  # (T, C)
     model.wpe.weight.copy_(waves * EMBEDDING_SCALE * math.sqrt(2))
-    # A hidden state starts as long as an embedding, so that a thought comes in on the scale of a word.
+    # Hidden states start with the norm of embeddings, so that a thought has the scale of a word's embedding.
     model.wte.weight.normal_(0.0, EMBEDDING_SCALE)
     model.ln_f.weight.fill_(EMBEDDING_SCALE)

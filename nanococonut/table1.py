@@ -1,7 +1,7 @@
-"""Table 1 of the paper, every row, several seeds: trains what is missing, measures it on test, writes one table.
+"""Reproduces the paper's Table 1: trains each row with several seeds, measures it on test, and writes one table.
 
-A row is a method, and may have options of its own: --methods="cot,cot --grow=0" asks what growing is good for. Each run
-is a process of its own; one that was interrupted goes on, a finished one, with its test.json, is not repeated.
+A row is a method, and may have options of its own: --methods="cot,cot --grow=0" is an ablation of --grow. Each run is a
+separate process. An interrupted run is resumed; a finished run, which has a test.json, is not repeated.
 """
 
 import json
@@ -19,7 +19,7 @@ from nanococonut.config import UserError, written
 from nanococonut.curriculum import METHODS
 from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
-# [Hao24 Table 1]: accuracy in %, +- where printed, and newly generated tokens, on each of the three tasks.
+# [Hao24 Table 1]: accuracy in % (± where printed) and newly generated tokens, for each of the three tasks.
 PAPER = """
                    gsm8k          prontoqa         prosqa
 cot                42.9±0.2 25.0   98.8±0.8  92.5  77.5±1.9 49.4
@@ -34,7 +34,7 @@ pause_as_thought   24.1±0.7  2.2  100.0±0.1   3.0  96.6±0.8  8.2
 
 
 def paper(task: str) -> dict[str, list[str]]:
-    """method -> accuracy and tokens as the paper prints them for a task; of prosqa-small those of prosqa."""
+    """method -> accuracy and tokens as the paper prints them for a task; prosqa-small gets those of prosqa."""
     tasks, *rows = (line.split() for line in PAPER.strip().splitlines())
     at = [2 * i + 1 for i, name in enumerate(tasks) if name == task.partition("-")[0]]
     return {row[0]: row[i : i + 2] for i in at for row in rows}
@@ -44,17 +44,17 @@ def paper(task: str) -> dict[str, list[str]]:
 class Table1Config:
     """python -m nanococonut.table1 [PRESET] [--option=value ...]: trains and measures every row of Table 1."""
 
-    preset: str = "laptop"  # train.py's settings
-    task: str = ""  # data/<task>/; default: the preset's
-    name: str = "table1"  # of the table and its runs
-    methods: str = ",".join(METHODS)  # rows, separated by commas; after a method may stand options of its own
-    seeds: tuple[int, ...] = (0, 1, 2)  # one run a row and seed
-    jobs: int = 1  # runs trained at once; on a CPU each takes one thread where there are several
-    options: str = ""  # more options for train.py, separated by blanks
+    preset: str = "laptop"  # preset of train.py
+    task: str = ""  # data set data/<task>/; default: the preset's
+    name: str = "table1"  # prefix of the names of the table and its runs
+    methods: str = ",".join(METHODS)  # rows, separated by commas; a method may be followed by options of its own
+    seeds: tuple[int, ...] = (0, 1, 2)  # random seeds; each row is trained once with each seed
+    jobs: int = 1  # runs trained in parallel; with more than one, each uses a single CPU thread
+    options: str = ""  # additional options for train.py, separated by spaces
 
 
 def start(row: TrainConfig, jobs: int) -> subprocess.Popen:
-    """train.py in a process of its own, on a new run or an interrupted one; its words go to runs/<name>.log."""
+    """Starts train.py in a separate process, for a new or an interrupted run; its output goes to runs/<name>.log."""
     folder = Path("runs") / row.name
     folder.parent.mkdir(exist_ok=True)
     settings = asdict(row) | {"resume": (folder / "config.json").exists()}
@@ -65,7 +65,7 @@ def start(row: TrainConfig, jobs: int) -> subprocess.Popen:
 
 
 def measured(label: str, row: TrainConfig) -> dict:
-    """The figures of a finished run on test; measured once, then read from its test.json."""
+    """The results of a finished run on test. They are measured once, then read from its test.json."""
     path = Path("runs") / row.name / "test.json"
     if not path.exists():
         run = answers.Run(row.name)
@@ -83,7 +83,7 @@ def percent(shares: list[float]) -> str:
 
 
 def write_results(c: Table1Config, rows: list[dict]) -> str:
-    """Writes results/; returns its table: mean ± standard deviation over seeds, the paper's figures, the shortcuts."""
+    """Writes results/; returns the table: mean ± standard deviation over seeds, the paper's figures, the baselines."""
     test, theirs = data.Dataset(c.task).split("test").rows, paper(c.task)
     baselines, both = evaluate.baselines(test), graph.rules(graph.twins(test))
     lines = ["| method | accuracy, % | both right, % | seeds | tokens | seconds | paper: accuracy | tokens |"]
@@ -110,8 +110,8 @@ def write_results(c: Table1Config, rows: list[dict]) -> str:
 def main(c: Table1Config) -> None:
     config.demand(c, "jobs", lambda n: n >= 1, "at least 1")
     c = replace(c, task=c.task or PRESETS[c.preset]["task"])
-    dataset, todo = data.Dataset(c.task), {}  # a row is the TrainConfig that train.py is told, and has a label
-    for seed in c.seeds:  # a whole table for each seed first
+    dataset, todo = data.Dataset(c.task), {}  # todo: the TrainConfig of each run -> its label
+    for seed in c.seeds:  # one seed after the other, so that a first table is complete early
         for label in c.methods.split(","):
             method, *options = label.split() or [""]
             name = re.sub(r"[^A-Za-z0-9._]+", "-", f"{c.name} {c.task} {c.preset} {label} {seed}")
@@ -137,7 +137,7 @@ def main(c: Table1Config) -> None:
                 done.append(row)
                 print(f"[{len(done)}/{len(todo)}] {about}: {measured(todo[row], row)['accuracy']:.1%} of test right")
                 write_results(c, [measured(label, row) for row, label in todo.items() if row in done])
-    finally:  # an error or Ctrl-C: the others save and end
+    finally:  # after an error or Ctrl-C, the other runs save and stop
         for process in running.values():
             process.terminate()
         for process in running.values():

@@ -1,12 +1,12 @@
-"""Text to token ids and back, through tiktoken: a closed word-level vocabulary built offline, or GPT-2's own.
+"""Converts text to token ids and back with tiktoken: a word-level vocabulary fitted to the data, or GPT-2's own.
 
-The words encoding cuts a text into phrases, words and glue; a piece that its vocabulary knows is one token:
+The `words` encoding splits a text into phrases, words and glue. A piece in its vocabulary is one token:
 
 >>> pieces("Is Tom a rempus or impus?\\nTom is a lempus.\\nEvery lempus is a rempus.")
 ['Is ', 'Tom', ' a ', 'rempus', ' or ', 'impus', '?\\n', 'Tom is a ', 'lempus.\\nEvery lempus is a ', 'rempus.']
 
-A fact of ProsQA is two tokens, so an edge is looked up by plain induction: find the subject, read what follows. A step
-is one, its object with the next one's subject, so a thought can be like a token. What is not known is spelt in bytes.
+A fact of ProsQA is two tokens, so an induction head can look an edge up: it finds the subject and reads what follows. A
+step is one token, its object with the next subject, so a thought can resemble a token. Unknown pieces become bytes.
 """
 
 import collections
@@ -20,28 +20,28 @@ from nanococonut.config import UserError
 FUNCTION_WORDS = "True or false:|Every|every|Each|each|Is|is|are|not|an|a|or"
 # Differs from the paper: it uses GPT-2's tokens, as --tokenizer=gpt2 does; from scratch, one token a step is easier.
 PATTERN = (
-    r"([a-z]+)\.\n(?:Every|Each) \1 is an? |"  # a step's object, which is the next one's subject
+    r"([a-z]+)\.\n(?:Every|Each) \1 is an? |"  # a step's object, which is the next step's subject
     r" ?(?:(?:Every|Each) [a-z]+|[A-Z][a-z]+|### [A-Z][a-z]+) is an? | Is [A-Z][a-z]+ an? |"  # subject
-    r"[a-z]+\.|\n(?=### )|"  # object, and what stands before an answer
+    r"[a-z]+\.|\n(?=### )|"  # object, and the newline before an answer
     rf"(?! ?(?:{FUNCTION_WORDS})\b) ?[A-Za-z]+|(?:[ .?#\n]|\b(?:{FUNCTION_WORDS})\b)+|[0-9]|[\s\S]"  # word, glue, rest
 )
-GPT2_FILES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # where tiktoken fetches from
+GPT2_FILES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # where tiktoken downloads from
 SPECIAL = ("bot", "eot", "pause", "eos")  # begin and end of thought, Table 1's pause, end of sequence
 
 
 def pieces(text: str) -> list[str]:
-    """The pieces that the words encoding cuts a text into."""
+    """The pieces that the `words` encoding splits a text into."""
     return [match.group() for match in re.finditer(PATTERN, text)]
 
 
 def fit(texts, max_pieces: int = 8000) -> list[str]:
-    """The most frequent pieces of some texts, as the vocabulary of `words`; those of one byte are in it anyway."""
+    """The most frequent pieces of some texts, as the vocabulary of `words`; single bytes are always in it."""
     counts = collections.Counter(piece for text in texts for piece in pieces(text))
     return sorted((p for p in counts if len(p.encode()) > 1), key=lambda p: (-counts[p], p))[:max_pieces]
 
 
 def alike(vocabulary: list[str]) -> list[list[int]]:
-    """The ids of the pieces that say the same name, for each name that several pieces say.
+    """The ids of the pieces that contain the same name, for each name that occurs in several pieces.
 
     >>> alike(["lempus.", " or ", " Every lempus is a ", "Tom is a "])
     [[256, 258]]
@@ -55,7 +55,7 @@ def alike(vocabulary: list[str]) -> list[list[int]]:
 
 
 def words(vocabulary: list[str]) -> tiktoken.Encoding:
-    """The closed encoding of some pieces: ids 0..255 are bytes, then the pieces, then <bot> <eot> <pause> <eos>."""
+    """The encoding with a fixed vocabulary: ids 0..255 are bytes, then the pieces, then <bot> <eot> <pause> <eos>."""
     ranks = {bytes([i]): i for i in range(256)} | {piece.encode(): 256 + i for i, piece in enumerate(vocabulary)}
     if len(ranks) != 256 + len(vocabulary):
         raise UserError("the vocabulary lists a piece twice or one that is a single byte")
@@ -64,7 +64,7 @@ def words(vocabulary: list[str]) -> tiktoken.Encoding:
 
 
 def gpt2() -> tiktoken.Encoding:
-    """GPT-2's encoding with <bot>, <eot> and <pause> behind it; its <|endoftext|> is <eos>. Downloads on first use."""
+    """GPT-2's encoding extended by <bot>, <eot> and <pause>; <eos> is its <|endoftext|>. Downloads on first use."""
     names = ("vocab.bpe", "encoder.json")  # tiktoken keeps each under the sha1 of its address
     kept = ", ".join(f"{hashlib.sha1((GPT2_FILES + name).encode()).hexdigest()} ({name})" for name in names)
     hint = f"go online, or set TIKTOKEN_CACHE_DIR to a folder that holds {kept} of {GPT2_FILES}, or use words"
@@ -73,7 +73,7 @@ def gpt2() -> tiktoken.Encoding:
     except OSError:  # requests' exceptions are OSErrors
         raise UserError(f"GPT-2's vocabulary is not on this machine and cannot be fetched: {hint}") from None
     except (ValueError, AssertionError):  # tiktoken knows the files' checksums
-        raise UserError(f"what came for GPT-2's vocabulary is another file, a login page perhaps: {hint}") from None
+        raise UserError(f"the download of GPT-2's vocabulary is another file, perhaps a login page: {hint}") from None
     special = {f"<{name}>": base.n_vocab + i for i, name in enumerate(SPECIAL[:-1])} | {"<eos>": base.eot_token}
     ranks = base._mergeable_ranks
     return tiktoken.Encoding("gpt2", pat_str=base._pat_str, mergeable_ranks=ranks, special_tokens=special)

@@ -395,11 +395,11 @@ def test_a_graph_that_does_not_hold_together_is_refused(field, value):
     [
         ("https://a.org/x.json", 4, None),
         ("http://127.0.0.1:80/x.json", 4, None),
-        ("http://a.org/x.json", 4, "it leads to http://a.org/x.json; only https addresses are fetched"),
+        ("http://a.org/x.json", 4, "it redirects to http://a.org/x.json; only https addresses are fetched"),
         ("http://localhost:80@a.org/x.json", 4, "only https addresses"),
         ("http://localhost.a.org/x.json", 4, "only https addresses"),
-        ("https://a.org/x.json", 5, "4 bytes came of 5"),
-        ("https://a.org/x.json", 0, "4 bytes came of 0, and 3 are allowed"),
+        ("https://a.org/x.json", 5, "received 4 bytes of 5"),
+        ("https://a.org/x.json", 0, "received 4 bytes of 0; the limit is 3"),
     ],
 )
 def test_what_is_fetched_is_whole_not_too_large_and_from_an_allowed_address(

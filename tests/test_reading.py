@@ -129,7 +129,7 @@ def test_what_was_read_once_reads_the_same_again(tmp_path):
         (json.dumps([ROWS[0] | {"steps": ["a", 2]}]).encode(), "row 0: step 2 is 2, not a text"),
         (json.dumps([ROWS[0] | {"answer": float("nan")}]).encode(), "row 0: answer is nan, not a text"),
         (json.dumps([ROWS[0] | {"answer": [4]}]).encode(), "row 0: answer is [4], not a text"),
-        (json.dumps([ROWS[0] | {"answer": "C#"}]).encode(), "row 0: answer is 'C#', but what is scored stands after"),
+        (json.dumps([ROWS[0] | {"answer": "C#"}]).encode(), "row 0: answer is 'C#', but only the text after the"),
         (json.dumps({"example1": {"test_example": {"question": "a", "query": "b"}}}).encode(), "row 0: it has no"),
         (
             json.dumps({"e": {"test_example": {"query": "b", "chain_of_thought": 3, "answer": "True"}}}).encode(),
@@ -326,7 +326,7 @@ def test_splits_that_are_the_same_are_refused(workspace):
 def test_questions_that_stand_in_two_splits_are_counted(workspace, capsys):
     folder_of(ROWS[:20], ROWS[18:25], ROWS[24:])
     prepares("prosqa", "--source=theirs")
-    assert "warning: 3 questions of valid or test stand in an earlier split too" in capsys.readouterr().out
+    assert "warning: 3 questions of valid or test also occur in an earlier split" in capsys.readouterr().out
     folder_of(ROWS[:20], ROWS[20:25], ROWS[25:])
     prepares("prosqa", "--source=theirs")
     assert "warning" not in capsys.readouterr().out
@@ -388,7 +388,7 @@ def test_own_words_are_told_anew(workspace, capsys):
         assert graph.difference(again) == "", "facts and options in another order"
     Path("mine.json").write_text(json.dumps(rows))
     prepares("prosqa", "--source=mine.json", "--name=mine")
-    assert "--augment keeps" not in capsys.readouterr().out
+    assert "--augment leaves" not in capsys.readouterr().out
 
 
 @released
@@ -402,8 +402,8 @@ def test_other_words_are_kept_and_prepare_says_so(workspace, capsys, form):
     rows = [OTHER_WORDS[form](row) if i % 3 else row for i, row in enumerate(graphs())]
     folder_of(rows[:20], rows[20:25], rows[25:])
     prepares("prosqa", "--source=theirs", "--name=mine")
-    line = next(line for line in capsys.readouterr().out.splitlines() if "--augment keeps" in line)
-    assert "keeps the file's words of 13 of 20 problems; the first is row 1: its " in line
+    line = next(line for line in capsys.readouterr().out.splitlines() if "--augment leaves" in line)
+    assert "leaves 13 of 20 problems as they are in the file; the first is row 1: its " in line
     dataset = data.Dataset("mine")
     train = dataset.split("train")
     assert train.told == [i % 3 == 0 for i in range(20)]

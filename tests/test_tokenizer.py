@@ -88,7 +88,7 @@ def test_a_broken_vocabulary_is_refused():
     ("error", "message"),
     [
         (OSError("no route to host"), "GPT-2's vocabulary is not on this machine and cannot be fetched"),
-        (ValueError("Hash mismatch for data downloaded from ..."), "is another file, a login page perhaps"),
+        (ValueError("Hash mismatch for data downloaded from ..."), "is another file, perhaps a login page"),
     ],
 )
 def test_gpt2_without_its_vocabulary_is_one_clear_line(workspace, monkeypatch, error, message):

@@ -153,7 +153,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(workspace, monkeypatch):
     real = coconut.forward
     monkeypatch.setattr(coconut, "forward", lambda m, b: real(m, b)._replace(loss=real(m, b).loss * math.nan))
     with pytest.raises(
-        UserError, match=r"loss is nan and its gradient nan long at step 1, stage 0, lr 0.001; .*no checkpoint yet"
+        UserError, match=r"loss is nan and the gradient norm nan at step 1, stage 0, lr 0.001; .*no checkpoint yet"
     ):
         trained()
 
@@ -245,7 +245,7 @@ def test_a_run_that_was_never_evaluated_answers_from_its_last_checkpoint(workspa
     Path("runs/a/best.pt").unlink()
     assert answered(capsys, "a")["n"] == 10
     sample.main(sample.SampleConfig("a"))
-    assert "a was stopped before its first evaluation: this is its ckpt.pt" in capsys.readouterr().out
+    assert "a was stopped before its first evaluation: using its ckpt.pt" in capsys.readouterr().out
 
 
 def test_longer_chains_than_any_in_training_get_room(workspace, capsys):
