@@ -72,7 +72,8 @@ def main(c: TrainConfig) -> None:
     model = runs.starting_model(c, dataset, schedule.n_positions).to(machine.device).train()
     phases = compiling.compiled() if machine.compiles(c.compile) else compiling.EAGER
     how = "eager" if phases is compiling.EAGER else "compiled"
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {machine}, {how}")
+    n = sum(p.numel() for p in model.parameters())
+    print(f"{n:,} parameters on {machine.device}, {machine.dtype}, {how}")
     # It calls coconut.forward: a module, so that DistributedDataParallel can wrap it.
     loss_module = machine.wrap(compiling.Loss(model, phases))
     run = runs.Writer(c, dataset, machine, model, schedule.max_new_tokens)

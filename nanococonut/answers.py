@@ -47,11 +47,8 @@ class Run:
         self.plan = plan_of(c["method"], self.stage, len(c["stage_steps"]) - 1, c["c_thought"], c["extra_stage"])
 
     def split(self, name: str) -> Split:
-        """A split of the data that the run was trained on. Raises UserError if the data has changed since.
-
-        A file models/NAME.pt comes with NAME.json: a few problems, which are used if the data is not prepared.
-        """
-        kept = self.folder.with_suffix(".json")
+        """A split of the data that the run was trained on. Raises UserError if the data has changed since."""
+        kept = self.folder.with_suffix(".json")  # models/NAME.json: a few problems, for where the data is not prepared
         if kept.exists() and not Path("data", self.config["task"]).exists():
             return Split(self.encoding, read_rows(kept))
         dataset = Dataset(self.config["task"])

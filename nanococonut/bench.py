@@ -95,8 +95,7 @@ class Bench:
 
 
 def main(c: BenchConfig) -> None:
-    config.demand(c, "repeats", lambda n: n >= 1, "at least 1")
-    config.demand(c, "max_thoughts", lambda n: n >= 0, "0 or more")
+    config.demand(c, "repeats max_thoughts", lambda n: n >= 1, "at least 1")
     bench = Bench(c)
     (B, P, S), device, cuda = bench.sizes, bench.device, bench.device.type == "cuda"
     n = 8192 if cuda else 2048

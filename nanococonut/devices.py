@@ -6,6 +6,7 @@ Parameters and optimizers stay in float32: a model cast to bfloat16 as a whole d
 import contextlib
 import ctypes
 import os
+import shutil
 import sys
 from dataclasses import dataclass
 
@@ -25,9 +26,6 @@ class Machine:
     dtype: torch.dtype
     rank: int = 0
     n_processes: int = 1
-
-    def __str__(self) -> str:
-        return f"on {self.device} in {str(self.dtype).removeprefix('torch.')}"
 
     @property
     def is_first(self) -> bool:
@@ -55,6 +53,8 @@ class Machine:
 
     def compiles(self, wanted: str) -> bool:
         """Whether to compile. wanted is true, false or auto: on CUDA with a working Triton."""
+        if wanted == "true" and self.device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+            raise UserError("--compile=true needs a C++ compiler: install g++, or use --compile=false")
         return wanted == "true" or (wanted == "auto" and self.device.type == "cuda" and has_triton())
 
     def agree(self, stop: list[int]) -> int:
@@ -99,7 +99,7 @@ def pick(device: str = "auto", dtype: str = "auto") -> Machine:
 def join(device: str = "auto", dtype: str = "auto") -> Machine:
     """pick(), and the rank of this process if torchrun started several."""
     machine = pick(device, dtype)
-    if "RANK" not in os.environ:
+    if not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():  # all of them are torchrun's
         return machine
     on_cuda, chosen = machine.device.type == "cuda", machine.device
     distributed.init_process_group("nccl" if on_cuda else "gloo")

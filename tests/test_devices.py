@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nanococonut import coconut, compiling
+from nanococonut import coconut, compiling, devices
 from nanococonut.coconut import Batch
+from nanococonut.config import UserError
 from nanococonut.model import GPT, GPTConfig
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -69,3 +70,15 @@ def test_a_step_never_waits_for_the_device():
         optimizer.step()
         optimizer.zero_grad()
     torch.cuda.set_sync_debug_mode("default")
+
+
+def test_compiling_without_a_compiler_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"--compile=true needs a C\+\+ compiler"):
+        devices.pick("cpu").compiles("true")
+    assert not devices.pick("cpu").compiles("auto")
+
+
+def test_a_rank_that_torchrun_did_not_set_is_ignored(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    assert devices.join("cpu").n_processes == 1

@@ -193,7 +193,7 @@ def test_mistakes_of_evaluate_and_sample(workspace, capsys):
             answers.Run(name)
     for name in ("coconut-laptop", "cot-laptop", "z"):
         shutil.copytree("runs/a", f"runs/{name}")
-    with pytest.raises(UserError, match="runs/coconut-laptob not found; there is: coconut-laptop, cot-laptop$"):
+    with pytest.raises(UserError, match=r"runs/coconut-laptob not found; there is: coconut-laptop, cot-laptop$"):
         answers.Run("coconut-laptob")
     for name in ("coconut-laptop", "cot-laptop", "z"):
         shutil.rmtree(f"runs/{name}")
