@@ -60,13 +60,13 @@ def starting_model(c: TrainConfig, dataset: Dataset, n_positions: int) -> GPT:
         raise UserError(f"--block_size={c.block_size} is too short for data/{c.task}: it needs {n_positions}")
     torch.manual_seed(c.seed)
     if c.init_from:
-        file = named(c.init_from)
-        if file:
-            state, model = load_state(file, dropout=c.dropout)
-            if any(state["data"][key] != dataset.meta[key] for key in ("tokenizer", "vocabulary")):
-                raise UserError(f"{file} has another vocabulary than {dataset.folder}; train it on the same data")
-        else:
-            model = pretrained.start(c.init_from, c.n_head, c.dropout, dataset)
+        file, state = named(c.init_from), None
+        with contextlib.suppress(UserError):  # a .pt file may also hold weights in GPT-2's layout
+            state, model = load_state(file or Path(), dropout=c.dropout)
+        if not state:
+            model = pretrained.start(str(file or c.init_from), c.n_head, c.dropout, dataset)
+        elif any(state["data"][key] != dataset.meta[key] for key in ("tokenizer", "vocabulary")):
+            raise UserError(f"{file} has another vocabulary than {dataset.folder}; train it on the same data")
         there = model.config.block_size
         if there < n_positions:
             raise UserError(f"{c.init_from} has {there} positions, data/{c.task} needs {n_positions}")

@@ -118,6 +118,8 @@ def test_a_download_that_fails_leaves_nothing(task, served, released, answer, me
 def test_a_file_and_a_run_to_start_from(task, released):
     Path("weights.bin").write_bytes(released[1])
     trained("--init_from=weights.bin", "--name=a", "--stage_steps=1", "--method=cot")
+    Path("weights.pt").write_bytes(released[1])  # a name like that of our own checkpoints
+    trained("--init_from=weights.pt", "--name=c", "--stage_steps=1", "--method=cot")
     trained("--init_from=a", "--name=b", "--stage_steps=0,0,1", "--lr=0", "--dropout=0.1")
     a, b = (torch.load(f"runs/{name}", weights_only=True) for name in ("a/best.pt", "b/ckpt.pt"))
     assert all(torch.equal(a["model"][name], weight) for name, weight in b["model"].items())

@@ -422,7 +422,8 @@ def test_one_row_without_a_graph_does_not_stop_the_others(workspace, capsys):
     rows[4] = {field: rows[4][field] for field in ("question", "steps", "answer")}
     folder_of(rows[:20], rows[20:25], rows[25:])
     prepares("prosqa", "--source=theirs", "--name=mine")
-    assert "words of 1 of 20 problems; the first is row 4: it has no idx_to_symbol" in capsys.readouterr().out
+    said = "--augment leaves 1 of 20 problems as they are in the file; the first is row 4: it has no idx_to_symbol"
+    assert said in capsys.readouterr().out
     train = data.Dataset("mine").split("train")
     assert [i for i in range(20) if not train.told[i]] == [4]
     assert runs.fit_to_data(TrainConfig(preset="smoke", grow=5, reask=0.5), train, "words").grow == 5, (
@@ -435,7 +436,8 @@ def test_one_row_without_a_graph_does_not_stop_the_others(workspace, capsys):
 def test_graph_options_want_a_graph(workspace, capsys):
     folder_of(ROWS[:20], ROWS[20:25], ROWS[25:])
     prepares("prosqa", "--source=theirs", "--name=mine")
-    assert "words of 20 of 20 problems; the first is row 0: it has no idx_to_symbol" in capsys.readouterr().out
+    said = "--augment leaves 20 of 20 problems as they are in the file; the first is row 0: it has no idx_to_symbol"
+    assert said in capsys.readouterr().out
     with pytest.raises(UserError, match="--reask should be 0: row 0 cannot be told from a graph, it has no idx"):
         runs.fit_to_data(TrainConfig(preset="smoke", reask=0.5), data.Dataset("mine").split("train"), "words")
     rows = [row | {"answer": "Yes"} for row in graphs()]
