@@ -41,7 +41,7 @@ class Run:
         self.about = state.get("about", "")  # where a model that is part of the project comes from
         self.stage, self.data = state["stage"], state["data"]
         self.config = c = asdict(TrainConfig()) | state["config"]  # an option that it lacks had its default value
-        self.model = model.to(self.machine.device).eval()
+        self.model, self.precision = model.to(self.machine.device).eval(), self.machine.autocast()
         self.encoding = tokenizer.load(self.data["tokenizer"], self.data["vocabulary"])
         self.special = tokenizer.special_ids(self.encoding)
         self.plan = plan_of(c["method"], self.stage, len(c["stage_steps"]) - 1, c["c_thought"], c["extra_stage"])
@@ -74,14 +74,14 @@ class Run:
         n_cut = sum(n > most for n in due)
         if n_cut:
             print(f"{n_cut} of {len(due)} answers are cut: their chains are longer than the model has positions for")
-        with self.machine.autocast():
+        with self.precision:
             return write(self.model, examples, plan, self.special, most, change)
 
     @torch.no_grad()
     def thoughts(self, example: Example, n_thoughts: int) -> Tensor:
         """The thoughts (K, C) of the run on a question, in float32."""
         ids = torch.tensor(before_thoughts(example, self.plan, self.special), device=self.machine.device)
-        with self.machine.autocast():
+        with self.precision:
             thoughts, _, _ = coconut.reason(self.model, ids[None], torch.tensor([len(ids)]).to(ids), n_thoughts)
         return thoughts[0].float()
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import prepare
-from nanococonut import answers, config, data, evaluate
+from nanococonut import answers, config, curriculum, data, evaluate
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models/prosqa.pt"
@@ -72,3 +72,24 @@ def test_evaluate_probe_and_training_take_it_by_its_path(bare, capsys):
     assert found["n"] == 20 and found["results"][0]["accuracy"] >= 0.9
     file = answers.named("models/prosqa.pt")
     assert file == Path("models/prosqa.pt") and answers.named("models/other.pt") is None
+
+
+def test_a_question_walks_through_five_files():
+    """sample.py, and these four: what turns words into ids, ids into thoughts, and thoughts into an answer."""
+    run, entered = answers.Run(str(MODEL)), set()
+    (row, *_) = data.read_rows(MODEL.with_suffix(".json"))
+
+    def note(frame, event, arg):
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and path.parent.name == "nanococonut":
+            entered.add(path.name)
+
+    sys.setprofile(note)
+    try:
+        example = curriculum.tokenize(row, run.encoding.encode_ordinary)
+        (ids,) = run.answer([example], run.plan)
+        run.words(run.thoughts(example, 7))
+    finally:
+        sys.setprofile(None)
+    assert run.encoding.decode(ids) == f"### {row['answer']}"
+    assert entered == {"answers.py", "curriculum.py", "coconut.py", "model.py"}
