@@ -118,5 +118,10 @@ def test_the_walkthrough_does_what_it_says(monkeypatch):
     assert failed == 0 and n_tried > 20
 
 
+def test_the_quick_starts_block_is_what_the_recorded_run_printed():
+    recorded = (ROOT / "results/quickstart-output.txt").read_text(encoding="utf-8")
+    assert f"```\n{recorded}```\n" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 220
