@@ -102,11 +102,16 @@ def test_links_lead_to_files_that_define_what_they_name():
 
 
 def test_the_tables_are_those_of_the_results_files():
-    text = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/earlier.md"))
+    names = ("README.md", "docs/results.md", "docs/earlier.md")
+    text = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in names)
     found = sorted((ROOT / "results").glob("*.md"))
     assert found
     for path in found:
         assert path.read_text(encoding="utf-8") in text, f"another table than {path.name} is quoted"
+    released_size = (ROOT / "results/table1-prosqa-prosqa.md").read_text(encoding="utf-8")
+    (coconut,) = re.findall(r"^\| coconut \| (\S+) \| (\S+)", released_size, re.MULTILINE)
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert "right in {} % of test and has both right in {} %".format(*coconut) in readme
 
 
 def test_the_walkthrough_does_what_it_says(monkeypatch):
