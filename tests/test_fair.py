@@ -10,10 +10,10 @@ from nanococonut import graph
 
 SIZES = [
     {},  # the released size
-    {"n_nodes": 10, "max_hops": 4},  # the quickstart's
+    {"n_nodes": 10, "max_hops": 4},
     {"n_nodes": 12, "max_hops": 4},
     {"n_nodes": 14, "max_hops": 5},
-    {"n_nodes": 16, "max_hops": 5},
+    {"n_nodes": 16, "max_hops": 5},  # the quick start's
 ]
 
 
