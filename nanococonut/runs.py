@@ -233,7 +233,7 @@ def stop_signals():
         for each in numbers:
             signal.signal(each, signal.SIG_DFL)
 
-    before = [signal.signal(number, note) for number in numbers]
-    yield seen
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
+    with contextlib.ExitStack() as after:  # whatever happens, the handlers from before come back
+        for number in numbers:
+            after.callback(signal.signal, number, signal.signal(number, note))
+        yield seen

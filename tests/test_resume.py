@@ -220,3 +220,11 @@ def test_two_processes_go_on_as_one_would(workspace):
     one, two = losses("one"), losses("two")
     assert one.keys() == two.keys() and len(one) >= 9
     assert all(abs(one[key] - two[key]) < 1e-4 for key in one), (one, two)
+
+
+def test_an_error_gives_the_signal_handlers_back():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(UserError), runs.stop_signals():
+        assert signal.getsignal(signal.SIGINT) is not before[0]
+        raise UserError("a mistake")
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
