@@ -32,8 +32,7 @@ class Run:
         if not file:
             names = [path.name for path in there]
             near = difflib.get_close_matches(name, names, n=5) or names
-            known = ", ".join(near) or "none yet; run: python train.py"
-            raise UserError(f"runs/{name} not found; there is: {known}")
+            raise UserError(f"runs/{name} not found; there is: {', '.join(near) or 'none yet; run: python train.py'}")
         self.folder = file.parent if file.name in ("best.pt", "ckpt.pt") else file.with_suffix("")
         if file.name == "ckpt.pt":
             print(f"{self.folder.name} was stopped before its first evaluation: using its ckpt.pt")
@@ -153,6 +152,7 @@ def load_state(path: Path, **changes) -> tuple[dict, GPT]:
         model.load_state_dict(state["model"])
         # Damage should be found here, and not later where it is first used.
         tokenizer.load(state["data"]["tokenizer"], state["data"]["vocabulary"])
+        assert not state["config"].get("aligned"), "it needs --aligned, an option of earlier versions"
         plan_of(state["config"]["method"], state["stage"], len(state["config"]["stage_steps"]) - 1)
     except UserError:  # GPT-2's vocabulary is missing
         raise

@@ -201,6 +201,11 @@ def test_mistakes_of_evaluate_and_sample(workspace, capsys):
         sample.main(sample.SampleConfig(index=10))
     with pytest.raises(UserError, match="exceed the model's"):
         sample.main(sample.SampleConfig(question="Tom is a lempus. " * 99))
+    state = torch.load("runs/a/best.pt", weights_only=True)
+    state["config"]["aligned"] = True  # it had one thought more than today's plan would give it
+    torch.save(state, "old.pt")
+    with pytest.raises(UserError, match=r"old\.pt is not a checkpoint .* it needs --aligned, an option of earlier"):
+        answers.Run("old.pt")
     Path("runs/a/best.pt").write_bytes(Path("runs/a/best.pt").read_bytes()[:1000])
     with pytest.raises(UserError, match=r"best\.pt is not a checkpoint of nanococonut"):
         answers.Run("a")
