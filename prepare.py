@@ -167,7 +167,7 @@ def prontoqa(c: PrepareConfig, rng: random.Random) -> tuple:
     Each concept of the chain has two parents: the next concept and a distractor. The question asks for a property of
     the last concept, whose opposite is planted elsewhere. The second fact about the entity leads to two other concepts.
     """
-    names = iter(rng.sample(KINDS, len(KINDS)))
+    names, one = iter(rng.sample(KINDS, len(KINDS))), {x: f"an {x}" if x[0] in "aeiou" else f"a {x}" for x in KINDS}
     chain, aside = [next(names) for _ in range(c.hops)], [next(names) for _ in range(c.hops)]
     last, other, others_parent, planted = (next(names) for _ in range(4))
     links = [*zip(chain, [*chain[1:], last], strict=True), *zip(chain, aside, strict=True), (other, others_parent)]
@@ -177,15 +177,15 @@ def prontoqa(c: PrepareConfig, rng: random.Random) -> tuple:
     for concept, family in zip([*chain, *aside, other], rng.sample(FAMILIES, 2 * c.hops + 1), strict=True):
         properties[concept] = (concept, rng.choice(family.split("/")), rng.random() < 2 / 3)
     _, asked, has = properties[chain[-1]]
-    facts = {link: in_words(link[0], f"a {link[1]}", f"{link[1]}es", rng) for link in links}
+    facts = {link: in_words(link[0], one[link[1]], f"{link[1]}es", rng) for link in links}
     for concept, name, it_has in [*properties.values(), (planted, asked, not has)]:
         what = name if it_has else f"not {name}"
         facts[concept, name, it_has] = in_words(concept, what, what, rng)
     entity, negated = rng.choice(ENTITIES), rng.random() < 0.5
-    about = rng.sample([f"{entity} is a {chain[0]}.", f"{entity} is a {other}."], 2)
+    about = rng.sample([f"{entity} is {one[chain[0]]}.", f"{entity} is {one[other]}."], 2)
     query = f"True or false: {entity} is {'not ' * negated}{asked}."
     used = [facts[link] for link in zip(chain, chain[1:], strict=False)] + [facts[properties[chain[-1]]]]
-    steps = [f"{entity} is a {concept}. {fact}" for concept, fact in zip(chain, used, strict=True)]
+    steps = [f"{entity} is {one[concept]}. {fact}" for concept, fact in zip(chain, used, strict=True)]
     steps += [f"{entity} is {'' if has else 'not '}{asked}."]
     question = " ".join([*rng.sample(list(facts.values()), len(facts)), *about, query])
     return {"question": question, "answer": str(has != negated), "steps": steps}, question
@@ -291,11 +291,10 @@ def main(c: PrepareConfig) -> None:
     print(shown[0])
     print("steps in a chain (train):", ", ".join(f"{k}: {n}" for k, n in sorted(lengths.items())))
     print(f"{folder}: {meta['counts']}, {len(meta['vocabulary'])} words, see {folder}/preview.txt")
-    kept = [i for i, row in enumerate(splits["train"]) if graph.difference(row)]
+    kept = [i for i, row in enumerate(splits["train"]) if not graph.has_graph(row)]
     if kept and c.task == "prosqa":
         how_many = f"--augment leaves {len(kept)} of {len(splits['train'])} problems as they are in the file"
-        why = graph.difference(splits["train"][kept[0]])
-        print(f"{folder}/train.json: {how_many}; the first is row {kept[0]}: {why}")
+        print(f"{folder}/train.json: {how_many}, because their words tell no graph; the first is row {kept[0]}")
 
 
 if __name__ == "__main__":

@@ -21,18 +21,19 @@ from nanococonut.schedule import Schedule
 from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
 
-def accumulate(loss_module, batch: Batch, teaching_weight: float, c: TrainConfig, machine: Machine):
+def accumulate(loss_module, batch: Batch, c: TrainConfig, machine: Machine):
     """Adds the gradient of this process's share of a batch to .grad.
 
     Returns (3,): the loss on words, the loss that teaches thoughts, the thoughts' mean length.
 
     A part's mean loss is weighed by its share of the batch's supervised tokens. So parts add up to
-    the mean over tokens, where a mean of means would favour short answers. Processes are averaged
-    by DistributedDataParallel, hence the factor n_processes. Raises UserError without memory.
+    the mean over tokens, where a mean of means would favour short answers. The factor n_processes
+    undoes the mean that DistributedDataParallel takes. Raises UserError without memory.
     """
     n_targets, n_taught = batch.n_supervised()
-    size = max(1, (c.micro_batch_size or c.batch_size) // c.questions)  # prompts of a part
+    most = c.micro_batch_size or c.batch_size  # examples of a part
     mine = batching.part(batch, slice(machine.rank, None, machine.n_processes))
+    size = max(1, most * len(batch.prompt) // len(batch.suffix))  # prompts of a part
     starts = range(0, len(mine.prompt), size)
     total = torch.zeros(3, device=machine.device)
     try:
@@ -46,14 +47,13 @@ def accumulate(loss_module, batch: Batch, teaching_weight: float, c: TrainConfig
                     loss, teaching_loss, norm = loss_module(part)
                 loss = loss * n_words / n_targets
                 teaching_loss = teaching_loss * n_thoughts / max(1, n_taught)
-                whole = loss + teaching_weight * teaching_loss
-                (whole * machine.n_processes).backward()
+                ((loss + c.taught * teaching_loss) * machine.n_processes).backward()
             norm = norm / len(starts) / machine.n_processes
             total += torch.stack([loss.detach(), teaching_loss.detach(), norm])
     except RuntimeError as error:
         if "out of memory" in str(error) or "can't allocate memory" in str(error):
-            smaller = f"--micro_batch_size={max(1, size * c.questions // 2)}"
-            raise UserError(f"out of memory; with fewer examples at once: {smaller}") from None
+            fewer = f"--micro_batch_size={max(1, most // 2)}"
+            raise UserError(f"out of memory; with fewer examples at once: {fewer}") from None
         raise
     return total
 
@@ -88,7 +88,7 @@ def main(c: TrainConfig) -> None:
                 opts = optimizers.make(model, c)
                 run.best = -1.0  # a stage is compared with itself alone
             batch = batching.draw_batch(c, problems, schedule, special, step)
-            numbers = accumulate(loss_module, batch, schedule.teaching_weight(step), c, machine)
+            numbers = accumulate(loss_module, batch, c, machine)
             factor = optimizers.factor(n_behind, schedule.n_steps[stage], c)
             gradient_norm = optimizers.update(model, opts, c, factor)
             run.note(numbers, gradient_norm)

@@ -20,22 +20,16 @@ LEAST_HOPS = 3
 
 
 def draw_batch(c: TrainConfig, problems: Split, schedule: Schedule, special: dict[str, int], step: int) -> Batch:
-    """The batch of a training step; with probability c.mix its examples are of an earlier stage."""
+    """The batch of a training step."""
     rng = random.Random(f"{c.seed} {step}")
     stage, n_behind = schedule.locate(step)
-    drawn = stage
-    if stage > 0 and rng.random() < c.mix:
-        # Differs from the released code, which mixes example by example and also draws later stages.
-        drawn = rng.randrange(stage)
-    plan = schedule.plans[drawn]
+    plan = schedule.plan(stage, progress=n_behind / schedule.n_steps[stage])
     keep = min(1.0, step / c.grow) if c.grow else 1.0
-    short = 0 < c.short_from <= step
-    how = dict(reask=c.reask, least=1 if short else LEAST_HOPS, keep=keep)
-    how["n_taught"] = plan.n_thoughts if schedule.teaching_weight(step) else 0
-    groups = problems.draw(c.batch_size, rng, c.augment, c.questions, **how)
-    if schedule.removes_tokens:  # an earlier stage is taken at a random point of its progress
-        progress = n_behind / schedule.n_steps[stage] if drawn == stage else rng.random()
-        plan = schedule.plan(drawn, progress)
+    # The chains of several questions would make even the first graphs large, and no search is learned there (ours).
+    questions = c.questions if keep == 1 else 1
+    how = dict(reask=c.reask, keep=keep, n_taught=plan.n_thoughts if c.taught else 0)
+    how["least"] = 1 if 0 < c.short_from <= step else LEAST_HOPS
+    groups = problems.draw(c.batch_size, rng, c.augment, questions, **how)
     examples = [example for group in groups for example in group.examples]
     pairs = [curriculum.arrange(example, plan, special, rng) for example in examples]
     contexts = [group.context for group in groups if group.context]

@@ -1,11 +1,11 @@
 """Data sets: scoring answers, tokenizing and augmenting problems, and the files in data/<name>/.
 
-A problem is a row that reading.py reads, {"question": str, "steps": [str], "answer": str}. For ProsQA it also has its
-graph: "edges" [[from, to]], "idx_to_symbol" [name], "root", "target", "neg_target". As tokens [Hao24]:
+A problem is a row that reading.py reads; graph.py tells what else a row of ProsQA has. As tokens [Hao24]:
 
     question \\n      each step \\n      ### answer
 
-Training augments ProsQA problems (--augment) with new names and a new order, if graph.difference finds no difference.
+Training augments problems whose words tell a graph (--augment): those of ProsQA get new names and a new order of facts
+(graph.read), those of ProntoQA a new order (ontology.read).
 """
 
 import functools
@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nanococonut import graph, tokenizer
+from nanococonut import graph, ontology, tokenizer
 from nanococonut.config import UserError
 from nanococonut.curriculum import Example, texts_of
 from nanococonut.reading import read_json, read_rows
@@ -124,7 +124,7 @@ def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, di
     folder, vocabulary = folder_of("data", name), []
     if meta["tokenizer"] == "words":
         texts = [text for row in splits["train"] for text in texts_of(row)]
-        told = [row for row in splits["train"] if not graph.difference(row)]
+        told = list(filter(graph.has_graph, splits["train"]))
         if told:  # every name in every place, because augmentation can put it there
             persons, concepts = graph.names_of(told)
             facts = [(graph.subject(p), graph.subject(c), c, p) for p in persons for c in concepts]
@@ -150,9 +150,10 @@ def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, di
 
 
 def node_token(encoding, name: str) -> int:
-    """The token with which a chain continues from a node; tokenizer.py says why it is a single one."""
+    """The token with which a chain of ProsQA continues from a node (tokenizer.py), or ProntoQA's word for the node."""
     start = graph.subject(name)
-    return encoding.encode_ordinary(start if graph.is_person(name) else f"{name}.\n{start}")[0]
+    continues = encoding.encode_ordinary(start if graph.is_person(name) else f"{name}.\n{start}")
+    return continues[0] if len(continues) == 1 else encoding.encode_ordinary(f"{name}.")[0]
 
 
 class Group(NamedTuple):
@@ -170,8 +171,10 @@ class Split:
         arrays = arrays or tokenized(encoding, rows)
         self.tokens, self.texts, self.begins = arrays["tokens"], arrays["texts"].tolist(), arrays["rows"].tolist()
         self.lengths = np.diff(arrays["texts"])[arrays["rows"][:-1]].tolist()  # of the questions
+        self.ontologies = functools.cache(lambda i: ontology.read(rows[i]))
         self.askers = functools.cache(lambda i: graph.askers(rows[i]))
         self.graphs = all(map(graph.has_graph, rows))
+        self.pool = graph.names_of(list(filter(graph.has_graph, rows)))  # the names that augmented problems may use
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -183,16 +186,13 @@ class Split:
 
     @functools.cached_property
     def told(self) -> list[bool]:
-        """For each row, whether its words are those that tell() makes of its graph: such rows can be augmented."""
-        return [graph.difference(row) == "" for row in self.rows]
-
-    @functools.cached_property
-    def pool(self) -> tuple[list[str], list[str]]:
-        """The names of persons and of concepts that augmented problems may use."""
-        return graph.names_of([row for i, row in enumerate(self.rows) if self.told[i]])
+        """For each row, whether its words tell a graph: such rows can be augmented."""
+        return [graph.has_graph(row) or bool(self.ontologies(i)) for i, row in enumerate(self.rows)]
 
     def retold(self, i: int, rng: random.Random, questions=1, reask=0.0, least=1, keep=1.0, n_taught=0) -> Group:
         """Problem i augmented: in a new order and with new names, persons for persons. For the options see draw()."""
+        if self.ontologies(i):
+            return self.reordered(i, rng, keep, n_taught)
         row, names = self.rows[i], self.rows[i]["idx_to_symbol"]
         rows = [row] * questions  # each may be replaced by a new question
         for k in range(questions):
@@ -203,12 +203,21 @@ class Split:
         n_persons = len(graph.persons_of(row))
         persons, concepts = iter(rng.sample(persons, n_persons)), iter(rng.sample(concepts, len(names) - n_persons))
         names = [next(persons if graph.is_person(name) else concepts) for name in names]
-        always = set()
-        if keep < 1:
-            always = set().union(*(graph.both_chains(asked, self.askers(i), rng) for asked in rows))
+        always = set().union(*(graph.both_chains(asked, self.askers(i), rng) for asked in rows if keep < 1))
         edges = map(tuple, rng.sample(row["edges"], len(row["edges"])))
         edges = [edge for edge in edges if keep == 1 or edge in always or rng.random() < keep]
         return self.together([graph.tell(asked, rng, names, edges) for asked in rows], edges, n_taught)
+
+    def reordered(self, i: int, rng: random.Random, keep: float, n_taught: int) -> Group:
+        """Problem i of ProntoQA with its facts in a new order, those about the entity last. For keep see draw()."""
+        found, needed = self.ontologies(i), self.ontologies(i).needed()
+        edges = rng.sample(list(found.facts), len(found.facts))
+        edges = [edge for edge in edges if keep == 1 or edge in needed or rng.random() < keep]
+        edges.sort(key=lambda edge: edge[0] == 0)  # otherwise the order stays: the sort is stable
+        _, asks, query = self.rows[i]["question"].partition(ontology.ASKS)
+        question = " ".join(found.facts[edge] for edge in edges) + asks + query
+        row = self.rows[i] | {"question": question, "root": 0, "idx_to_symbol": found.names}
+        return self.together([row], edges, n_taught)
 
     def together(self, told: list[dict], edges: list[tuple[int, int]], n_taught: int) -> Group:
         """One group of questions about the same facts. A single question keeps the facts in its text."""

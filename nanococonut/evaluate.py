@@ -1,19 +1,18 @@
 """Measures how often a trained run answers correctly; the last line printed is JSON.
 
 Tokens are the thoughts and the text after them, without <eos> and pauses [Hao24 Table 1]. Baselines without a model are
-printed before the accuracy. Most ProsQA problems have a twin: the same facts, asked about another person (graph.twin).
-A model that ignores the person gets one of the two wrong, and guessing gets both right in a quarter of the pairs.
+printed before the accuracy. A twin has the same facts and another answer. ProsQA's is about another person: a model
+that ignores the person gets one of the two wrong. ProntoQA's is negated. Guessing gets a quarter of the pairs right.
 """
 
 import json
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from nanococonut import answers, config, data, graph
+from nanococonut import answers, config, data, graph, ontology
 from nanococonut.curriculum import METHODS, Plan
 from nanococonut.data import is_right
 
@@ -70,25 +69,27 @@ def verdict(text: str, row: dict, hidden: bool) -> str:
     return "correct_label" if is_right(text, row) else "incorrect_label"
 
 
-def baselines(rows: list[dict]) -> dict[str, float]:
-    """Accuracies without a model on ProsQA and ProntoQA: of chance, and of rules that do not search for a path."""
-    if all(map(graph.has_graph, rows)):
-        return graph.rules([(row,) for row in rows])
-    if all(row["question"].rpartition(". ")[2].startswith("True or false: ") for row in rows):
-        return {"chance": 0.5, "more often mentioned concept": sum(map(mentions, rows)) / len(rows)}
-    return {}
+def twins(rows: list[dict]) -> list[tuple[dict, dict]]:
+    """Pairs of a row and its twin, for all rows that have one."""
+    pairs = [(row, graph.twin(row) if graph.has_graph(row) else ontology.twin(row)) for row in rows]
+    return [(row, other) for row, other in pairs if other]
 
 
-def mentions(row: dict) -> float:
-    """1 if the fact about the more often mentioned concept gives the ProntoQA row's answer, else 0; 0.5 for a tie."""
-    *facts, query = row["question"].split(". ")
-    asked = query.rstrip(".").split()[-1]
-    said = [fact for fact in facts if fact.split()[-1] == asked]  # two, one planted; the chain's concept has more links
-    stems = [re.sub(r"^(every|each) |(us)es are .*| is .*", r"\2", fact.lower()) for fact in said]
-    counts = [len(re.findall(rf"\b{stem}(?:es)?\b", row["question"].lower())) for stem in stems]
-    most = [fact for fact, n in zip(said, counts, strict=True) if n == max(counts)]
-    right = [str((" not " in fact) == (" not " in query)) == row["answer"] for fact in most]
-    return sum(right) / len(right) if right else 0.5
+def points(row: dict) -> dict[str, float]:
+    """The probability that each rule without a path search is right about a problem; {} if its task has no rules."""
+    if graph.has_graph(row):
+        return graph.rule_points(row)
+    found = ontology.read(row)
+    return {"more often mentioned concept": found.without_search()} if found else {}
+
+
+def rules(asked: list[tuple[dict, ...]]) -> dict[str, float]:
+    """How often chance and each rule get all of (problem,) or (problem, its twin) right; {} if there are no rules."""
+    found = [list(map(points, rows)) for rows in asked]
+    if not found or not all(map(all, found)):
+        return {}
+    n_right = {rule: sum(math.prod(each[rule] for each in all_of) for all_of in found) for rule in found[0][0]}
+    return {"chance": 0.5 ** len(asked[0])} | {rule: n / len(asked) for rule, n in n_right.items()}
 
 
 def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts: int, hidden: bool) -> dict:
@@ -114,10 +115,10 @@ def measure(run: answers.Run, examples: data.Split, plan: Plan, intervene="none"
     texts = run.encoding.decode_batch(ids)
     hidden = plan.n_thoughts > 0 if METHODS[run.config["method"]].filler == "thought" else plan.n_removed != 0
     result = summary(texts, list(map(len, ids)), examples.rows, plan.n_thoughts, hidden)
-    pairs = [(text, *pair) for text, row in zip(texts, examples.rows, strict=True) for pair in graph.twins([row])]
+    pairs = [(text, *pair) for text, row in zip(texts, examples.rows, strict=True) for pair in twins([row])]
     if pairs:
-        twins = data.Split(run.encoding, [twin for _, _, twin in pairs])
-        twin_right = list(map(is_right, run.encoding.decode_batch(answer(twins)), twins.rows))
+        others = data.Split(run.encoding, [twin for _, _, twin in pairs])
+        twin_right = list(map(is_right, run.encoding.decode_batch(answer(others)), others.rows))
         right = [is_right(text, row) for text, row, _ in pairs]
         n, n_both = len(pairs), list(zip(right, twin_right, strict=True)).count((True, True))
         low, high = wilson(n_both, n)
@@ -129,8 +130,8 @@ def main(c: EvaluateConfig) -> None:
     run = answers.Run(c.run, c.device)
     examples = data.Split(run.encoding, data.read_rows(Path(c.data))) if c.data else run.split(c.split)
     name, results = c.data or f"data/{run.config['task']}/{c.split}.json", []
-    rows, pairs = examples.rows, graph.twins(examples.rows)
-    without, without_both = baselines(rows), graph.rules(pairs)
+    rows, pairs = examples.rows, twins(examples.rows)
+    without, without_both = rules([(row,) for row in rows]), rules(pairs)
     print(f"{run.folder.name} ({run.config['method']}, stage {run.stage}) on {name}, {len(rows)} questions")
     for rule, share in without.items():
         both = f"question and twin both right {without_both[rule]:.1%}, accuracy " if pairs else ""

@@ -1,7 +1,7 @@
 """ProsQA graphs: putting them in words, finding paths, asking new questions, and judging what is written about them.
 
-A row of ProsQA holds its graph. A node is a number. A name with a capital first letter is a person's; the other names
-are concepts'. An edge [a, b] is the fact that a is a b. The root reaches the target but not the neg_target:
+A node is a number. A name with a capital first letter is a person's; the other names are concepts'. An edge [a, b] is
+the fact that a is a b. The root reaches the target but not the neg_target. read() finds all of this in a row's words:
 
     idx_to_symbol  ["Tom", "Max", "lempus", "rempus", "impus"]      root 0, target 3, neg_target 4
     edges          [[0, 2], [2, 3], [1, 4]]                         Tom -> lempus -> rempus     Max -> impus
@@ -10,8 +10,10 @@ are concepts'. An edge [a, b] is the fact that a is a b. The root reaches the ta
 import itertools
 import math
 import random
-from collections import Counter
+import re
 
+ASKED = re.compile(r"Is (\S+) a (\S+) or (\S+)\?")
+FACT = re.compile(r"(?:Every )?(\S+) is a (\S+)\.")
 FIELDS = ("idx_to_symbol", "edges", "root", "target", "neg_target")
 
 
@@ -66,22 +68,28 @@ def tell(row: dict, rng: random.Random, names: list[str] | None = None, edges: l
     }
 
 
-def difference(row: dict) -> str:
-    """How a row's words differ from those of tell(), whose order does not matter; empty if they do not differ."""
-    for field in FIELDS:
-        if field not in row:
-            return f"it has no {field}"
-    turned = row | {"target": row["neg_target"], "neg_target": row["target"]}
-    told, other = (tell(one, random.Random(0), edges=row["edges"]) for one in (row, turned))
-    own, *wanted = (Counter(one["question"].split(". ")) for one in (row, told, other))
-    if own not in wanted:
-        odd = min(((own - sentences) + (sentences - own) for sentences in wanted), key=len)
-        return f"its question and its graph differ in {next(iter(odd))[:80]!r}"
-    steps = [("step", *pair) for pair in zip(row["steps"], told["steps"], strict=True)]
-    for what, text, sentence in [*steps, ("answer", row["answer"], told["answer"])]:
-        if text != sentence:
-            return f"its {what} is {text[:80]!r}, not {sentence!r}"
-    return ""
+def read(row: dict) -> dict:
+    """The row with the graph that its words tell, whatever graph it came with; without one if tell() writes others."""
+    row = {field: value for field, value in row.items() if field not in FIELDS}
+    *facts, question = re.split(r"(?<=\.) ", row["question"])
+    asked, found = ASKED.fullmatch(question), [FACT.fullmatch(text) for text in facts]
+    if not asked or not all(found):
+        return row
+    names = list(dict.fromkeys(name for match in found for name in match.groups()))
+    number = {name: v for v, name in enumerate(names)}
+    edges = [(number[match[1]], number[match[2]]) for match in found]
+    root, *options = map(number.get, asked.groups())
+    reached = distances(edges, root)
+    target, neg_target = sorted(options, key=lambda v: v not in reached)
+    told = {fact(names, *edge): edge for edge in edges}
+    chain = [told.get(step) for step in row["steps"]]
+    is_chain = chain and all(chain) and chain[0][0] == root and chain[-1][1] == target
+    if not is_chain or any(a[1] != b[0] for a, b in itertools.pairwise(chain)) or not told.keys() >= set(facts):
+        return row
+    if neg_target in reached or neg_target is None or row["answer"] != fact(names, root, target):
+        return row
+    ends = {"root": root, "target": target, "neg_target": neg_target}
+    return row | {"idx_to_symbol": names, "edges": list(map(list, edges))} | ends
 
 
 def distances(edges: list[list[int]], *roots: int) -> dict[int, int]:
@@ -191,12 +199,6 @@ def twin(row: dict) -> dict | None:
     return row | told | {"root": root, "target": false, "neg_target": true}
 
 
-def twins(rows: list[dict]) -> list[tuple[dict, dict]]:
-    """Pairs of a row and its twin, for all rows that have one."""
-    pairs = [(row, twin(row)) for row in rows if has_graph(row)]
-    return [(row, other) for row, other in pairs if other]
-
-
 def on_shortest_paths(row: dict) -> set[int]:
     """The nodes on the shortest paths from root to target."""
     down = distances(row["edges"], row["root"])
@@ -247,12 +249,3 @@ def rule_points(row: dict) -> dict[str, float]:
     """The probability that each rule of rule_scores() is right: 1, 0, or 0.5 where equal scores force a guess."""
     right, wrong = rule_scores(row, row["target"]), rule_scores(row, row["neg_target"])
     return {rule: 0.5 if right[rule] == wrong[rule] else float(right[rule] > wrong[rule]) for rule in right}
-
-
-def rules(asked: list[tuple[dict, ...]]) -> dict[str, float]:
-    """How often chance and each rule of rule_scores() get all of (problem,) or of (problem, its twin) right."""
-    if not asked:
-        return {}
-    points = [list(map(rule_points, rows)) for rows in asked]
-    n_right = {rule: sum(math.prod(point[rule] for point in all_of) for all_of in points) for rule in points[0][0]}
-    return {"chance": 0.5 ** len(asked[0])} | {rule: n / len(asked) for rule, n in n_right.items()}

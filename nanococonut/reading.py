@@ -1,7 +1,7 @@
 """Reads files of problems in several formats and converts them to one schema.
 
-The schema is that of the field's files: {"question": text, "steps": [text], "answer": text}. Other fields of a row, for
-example a graph, are kept. The formats are these, in UTF-8 with or without a byte order mark:
+The schema is that of the field's files: {"question": text, "steps": [text], "answer": text}. Other fields are
+kept, but a graph is read from the words: graph.py. The formats, in UTF-8 with or without a byte order mark:
 
     [row, row]    {"data": [row, row]}    row, newline, row         JSON and JSON lines
     {"question": [text, text], "steps": [...], "answer": [...]}     JSON by columns
@@ -22,7 +22,6 @@ from nanococonut.config import UserError
 SHORT = reprlib.Repr()  # shortens wrong values in error messages
 SHORT.maxstring = SHORT.maxother = 60
 BLANKS = re.compile(r"\s*")
-FACT = re.compile(r"(?:(?:every|each) )?(\S+) is an? (\S+)\.", re.IGNORECASE)  # "Every lempus is a rempus."
 
 
 def read_text(path: Path) -> str:
@@ -70,7 +69,7 @@ def read_rows(path: Path) -> list[dict]:
         wrong = fault(row)
         if wrong:
             raise UserError(f"{path}: {unit.format(number)}{wrong}")
-    return rows
+    return list(map(graph.read, rows))
 
 
 def rows_in(value, path: Path) -> list:
@@ -90,14 +89,11 @@ def rows_in(value, path: Path) -> list:
 
 def from_columns(columns: dict, path: Path) -> list[dict]:
     """The rows of a table stored by columns. A row lacks the field of an empty cell. Raises UserError."""
-    rows = [{} for _ in columns["question"]]
+    n = len(columns["question"])
     for name, column in columns.items():
-        if not isinstance(column, list) or len(column) != len(rows):
-            raise UserError(f"{path}: the column {name} is {SHORT.repr(column)}, not a list of {len(rows)} entries")
-        for row, cell in zip(rows, column, strict=True):
-            if cell is not None:
-                row[name] = cell
-    return rows
+        if not isinstance(column, list) or len(column) != n:
+            raise UserError(f"{path}: the column {name} is {SHORT.repr(column)}, not a list of {n} entries")
+    return [{name: cells[i] for name, cells in columns.items() if cells[i] is not None} for i in range(n)]
 
 
 def problem(row):
@@ -123,8 +119,6 @@ def problem(row):
         row["answer"] = as_text(row["answer"])
     if isinstance(row.get("answer"), str) and "####" in row["answer"]:
         row["answer"] = row["answer"].rpartition("####")[2].strip()
-    if isinstance(row.get("idx_to_symbol"), list):
-        row["idx_to_symbol"] = [as_text(name) for name in row["idx_to_symbol"]]
     return row
 
 
@@ -148,7 +142,7 @@ def gsm8k_row(line: str) -> dict:
 
 
 def fault(row) -> str:
-    """The first field of a row that violates the schema or contradicts the graph, and its value; empty if none does."""
+    """The first field of a row that violates the schema, and its value; empty if none does."""
     if not isinstance(row, dict):
         return f"it is {SHORT.repr(row)}, not a problem like {{question, steps, answer}}"
     for field in ("question", "steps", "answer"):
@@ -163,62 +157,4 @@ def fault(row) -> str:
             return f"step {number} is {SHORT.repr(step)}, not a text"
     if re.fullmatch(r"[\s,]*", row["answer"].rpartition("#")[2]):
         return f"answer is {SHORT.repr(row['answer'])}, but only the text after the last # is scored: it is empty"
-    if graph.has_graph(row):
-        return graph_fault(row) or told_fault(row)
-    return ""
-
-
-def graph_fault(row: dict) -> str:
-    """What is wrong with the graph itself of a row; empty if nothing is."""
-    names, edges = row["idx_to_symbol"], row["edges"]
-    if not isinstance(names, list):
-        return f"idx_to_symbol is {SHORT.repr(names)}, not a list of names"
-    for v, name in enumerate(names):
-        if not isinstance(name, str) or not name:
-            return f"idx_to_symbol names node {v} {SHORT.repr(name)}, which is not a name"
-        if name in names[:v]:
-            return f"idx_to_symbol has {SHORT.repr(name)} twice"
-    nodes = f"0 to {len(names) - 1}"
-    for field in ("root", "target", "neg_target"):
-        if not is_node(row[field], names):
-            return f"{field} is {SHORT.repr(row[field])}, not a node from {nodes}"
-    if not isinstance(edges, list):
-        return f"edges is {SHORT.repr(edges)}, not a list of pairs"
-    for edge in edges:
-        if not isinstance(edge, list) or len(edge) != 2 or not all(is_node(v, names) for v in edge):
-            return f"edges has {SHORT.repr(edge)}, not a pair of nodes from {nodes}"
-    reached = graph.distances(edges, row["root"])
-    root, target, other = (names[row[field]] for field in ("root", "target", "neg_target"))
-    if row["target"] not in reached:
-        return f"target is {row['target']} ({target}), which the root, {root}, does not reach"
-    if row["neg_target"] in reached:
-        return f"neg_target is {row['neg_target']} ({other}), which the root, {root}, reaches too"
-    return ""
-
-
-def is_node(value, names: list[str]) -> bool:
-    """Whether a value is the number of a node."""
-    return type(value) is int and 0 <= value < len(names)
-
-
-def told_fault(row: dict) -> str:
-    """What a row's words say that contradicts its graph; empty if nothing does. Unknown sentences are ignored."""
-    names, edges, steps = row["idx_to_symbol"], row["edges"], row["steps"]
-    known = {name.casefold() for name in names}
-    pairs = {(names[a].casefold(), names[b].casefold()) for a, b in edges}
-    for sentence in re.split(r"(?<=\.)\s+", row["question"]):
-        says = FACT.fullmatch(sentence.casefold())
-        if says and says.groups() not in pairs and not known.isdisjoint(says.groups()):
-            return f"the question says {SHORT.repr(sentence)}, but edges has no such edge"
-    a = row["root"]
-    for number, step in enumerate(steps, start=1):
-        words = step.rstrip(".").split()
-        if not words or words[-1] not in names:
-            return f"step {number} is {SHORT.repr(step)}, which ends in no name of idx_to_symbol"
-        b = names.index(words[-1])
-        if FACT.fullmatch(step) and [a, b] not in edges:
-            return f"step {number} is {SHORT.repr(step)}, but edges has no edge from {names[a]} to {names[b]}"
-        a = b
-    if all(map(FACT.fullmatch, steps)) and a != row["target"]:
-        return f"the steps end in {names[a]}, not in target, {names[row['target']]}"
     return ""

@@ -80,24 +80,19 @@ def starting_model(c: TrainConfig, dataset: Dataset, n_positions: int) -> GPT:
 
 
 def fit_to_data(c: TrainConfig, problems: Split, tokenizer_name: str) -> TrainConfig:
-    """The settings adapted to the data: if no problem has a graph for its words, a preset's graph options are off.
-
-    Raises UserError if such an option was typed.
-    """
-    preset = PRESETS.get(c.preset, {})
-    on = [name for name in ("grow", "reask", "taught", "questions") if getattr(c, name) != getattr(TrainConfig, name)]
-    if not any(problems.told):
-        off = [name for name in on if getattr(c, name) == preset.get(name)]
-        if off:
-            print(f"the problems have no graphs: the preset's {', '.join(off)} are off")
-        c = replace(c, **{name: getattr(TrainConfig, name) for name in off})
-        on = [name for name in on if name not in off]
-    for name in on:
-        enough = all if name == "questions" else any
-        if not enough(problems.told):
-            row = problems.told.index(False)
-            why = f"row {row} cannot be told from a graph, {graph.difference(problems.rows[row])}"
-            raise UserError(f"--{name} should be {getattr(TrainConfig, name):g}: {why}")
+    """The settings without a preset's options that need a graph if there is none. Raises UserError if one was typed."""
+    graphs = list(map(graph.has_graph, problems.rows))  # ProsQA's; ProntoQA's facts are about one entity's question
+    fits = {"grow": any(problems.told), "taught": any(problems.told), "reask": any(graphs), "questions": all(graphs)}
+    preset, off = PRESETS.get(c.preset, {}), {}
+    for name in [name for name, is_fit in fits.items() if not is_fit]:
+        value, default = getattr(c, name), getattr(TrainConfig, name)
+        if value not in (default, preset.get(name)):
+            row = graphs.index(False)
+            raise UserError(f"--{name} should be {default:g}: the words of row {row} tell no graph like ProsQA's")
+        off |= {name: default} if value != default else {}
+    if off:
+        print(f"the problems' words tell no graph like ProsQA's: the preset's {', '.join(off)} are off")
+    c = replace(c, **off)
     if c.taught and tokenizer_name != "words":
         raise UserError("--taught should be 0: a node is one token in words alone, so prepare with --tokenizer=words")
     return c

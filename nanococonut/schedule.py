@@ -18,7 +18,6 @@ class Schedule:
         self.n_steps = c.schedule  # steps of each stage
         self.ends = list(itertools.accumulate(self.n_steps))  # the step at which each stage ends
         self.total = self.ends[-1]
-        self.removes_tokens = curriculum.METHODS[c.method].removes == "tokens"  # icot
         self.plans = [self.plan(stage) for stage in range(len(self.n_steps))]  # at the start of each stage
         self.max_new_tokens = longest["rest"] + SLACK
         # The longest sequence of a run: a question, thoughts or pauses between two markers, and an answer.
@@ -29,15 +28,9 @@ class Schedule:
         """The plan of a stage after a share `progress` of it."""
         c, last = self.c, len(self.n_steps) - 1
         plan = curriculum.plan_of(c.method, stage, last, c.c_thought, c.extra_stage)
-        if not self.removes_tokens:
+        if curriculum.METHODS[c.method].removes != "tokens":  # only icot's do
             return plan
         return plan._replace(n_tokens=icot.n_removed_tokens(stage, last, self.longest["chain"], progress))
-
-    def teaching_weight(self, step: int) -> float:
-        """The weight of the loss that teaches thoughts: --taught, decaying to zero over --taught_until."""
-        if self.c.taught_until == 1:
-            return self.c.taught
-        return self.c.taught * max(0.0, 1 - step / (self.c.taught_until * self.total))
 
     def locate(self, step: int) -> tuple[int, int]:
         """The stage of a step, and the number of steps before it in that stage."""

@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from nanococonut import answers, config, data, evaluate, graph, log, runs
+from nanococonut import answers, config, data, evaluate, log, runs
 from nanococonut.config import UserError, written
 from nanococonut.curriculum import METHODS
 from nanococonut.settings import CHOICES, PRESETS, TrainConfig
@@ -85,7 +85,7 @@ def percent(shares: list[float]) -> str:
 def write_results(c: Table1Config, rows: list[dict]) -> str:
     """Writes results/; returns the table: mean ± standard deviation over seeds, the paper's figures, the baselines."""
     test, theirs = data.Dataset(c.task).split("test").rows, paper(c.task)
-    baselines, both = evaluate.baselines(test), graph.rules(graph.twins(test))
+    baselines, both = evaluate.rules([(row,) for row in test]), evaluate.rules(evaluate.twins(test))
     lines = ["| method | accuracy, % | both right, % | seeds | tokens | seconds | paper: accuracy | tokens |"]
     lines.append("|---" * 8 + "|")
     for method in dict.fromkeys(row["method"] for row in rows):

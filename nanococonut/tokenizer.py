@@ -5,8 +5,8 @@ The `words` encoding splits a text into phrases, words and glue. A piece in its 
 >>> pieces("Is Tom a rempus or impus?\\nTom is a lempus.\\nEvery lempus is a rempus.")
 ['Is ', 'Tom', ' a ', 'rempus', ' or ', 'impus', '?\\n', 'Tom is a ', 'lempus.\\nEvery lempus is a ', 'rempus.']
 
-A fact of ProsQA is two tokens, so an induction head can look an edge up: it finds the subject and reads what follows. A
-step is one token, its object with the next subject, so a thought can resemble a token. Unknown pieces become bytes.
+A fact is two tokens, so an induction head can look an edge up: it finds the subject and reads what follows. A step of
+ProsQA is one token, its object with the next subject, so a thought can resemble a token. Unknown pieces become bytes.
 """
 
 import collections
@@ -22,7 +22,9 @@ FUNCTION_WORDS = "True or false:|Every|every|Each|each|Is|is|are|not|an|a|or"
 PATTERN = (
     r"([a-z]+)\.\n(?:Every|Each) \1 is an? |"  # a step's object, which is the next step's subject
     r" ?(?:(?:Every|Each) [a-z]+|[A-Z][a-z]+|### [A-Z][a-z]+) is an? | Is [A-Z][a-z]+ an? |"  # subject
-    r"[a-z]+\.|\n(?=### )|"  # object, and the newline before an answer
+    r" ?(?:(?:Every|Each) [a-z]+ is|[A-Z][a-z]+puses are|True or false: [A-Z][a-z]+ is) |"  # ProntoQA's subjects
+    r"\n[A-Z][a-z]+ is (?!an? )|"  # and how its conclusion begins
+    r"(?:not )?[a-z]+\.|\n(?=### )|"  # object, and the newline before an answer
     rf"(?! ?(?:{FUNCTION_WORDS})\b) ?[A-Za-z]+|(?:[ .?#\n]|\b(?:{FUNCTION_WORDS})\b)+|[0-9]|[\s\S]"  # word, glue, rest
 )
 GPT2_FILES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # where tiktoken downloads from
@@ -49,7 +51,8 @@ def alike(vocabulary: list[str]) -> list[list[int]]:
     said = collections.defaultdict(list)
     for i, piece in enumerate(vocabulary, start=256):
         names = set(re.findall("[A-Za-z]+", piece)) - set(re.findall("[A-Za-z]+", FUNCTION_WORDS))
-        if len(names) == 1:
+        names = {name.lower().removesuffix("es") for name in names}  # "Lempuses" and "lempus"
+        if len(names) == 1 and "not " not in piece:
             said[names.pop()].append(i)
     return [ids for ids in said.values() if len(ids) > 1]
 

@@ -60,16 +60,16 @@ def test_every_text_gets_one_verdict():
 
 def test_shortcuts_of_one_problem():
     # impus: persons within two steps back none, five nodes above it and itself; yumpus: Max one step back.
-    assert list(evaluate.baselines([ROW]).values()) == [0.5, 1.0, 1.0, 1.0], "chance first"
+    assert list(evaluate.rules([(ROW,)]).values()) == [0.5, 1.0, 1.0, 1.0], "chance first"
     turned = ROW | {"root": 1, "target": 6, "neg_target": 4}  # now the near, lonely one is right
-    assert list(evaluate.baselines([turned]).values()) == [0.5, 0.5, 0.0, 0.0]
-    assert evaluate.baselines([{"question": "1 + 1?", "steps": [], "answer": "2"}]) == {}
+    assert list(evaluate.rules([(turned,)]).values()) == [0.5, 0.5, 0.0, 0.0]
+    assert evaluate.rules([({"question": "1 + 1?", "steps": [], "answer": "2"},)]) == {}
 
 
 @pytest.mark.skipif(not RELEASED.exists(), reason="the released files stand beside the project, not in it")
 def test_shortcuts_of_the_released_file():
     """Measured on its 300 problems together with the 500 of test: 84.3, 70.7, 91.6 %."""
-    found = evaluate.baselines(data.read_rows(RELEASED))
+    found = evaluate.rules([(row,) for row in data.read_rows(RELEASED)])
     for share, expected in zip(found.values(), (0.5, 0.843, 0.707, 0.916), strict=True):
         assert abs(share - expected) < 0.03, found
 
@@ -109,17 +109,17 @@ def test_the_twin_of_a_hand_made_graph():
 
 
 def test_rules_with_the_twin():
-    pairs = graph.twins([ASKED, ROW])
+    pairs = evaluate.twins([ASKED, ROW])
     assert [row for row, _ in pairs] == [ASKED], "a problem without a twin counts in neither"
     # Tom's: 1, 1, 1; asked of Max impus is Tom's three steps away, yumpus nobody's but Max's: a tie, then wrong twice
-    assert list(graph.rules(pairs).values()) == [0.25, 0.5, 0.0, 0.0], "chance first"
-    assert graph.rules([]) == {}
+    assert list(evaluate.rules(pairs).values()) == [0.25, 0.5, 0.0, 0.0], "chance first"
+    assert evaluate.rules([]) == {}
 
 
 @pytest.mark.skipif(not RELEASED.exists(), reason="the released files stand beside the project, not in it")
 def test_twins_of_the_released_file():
     rows = data.read_rows(RELEASED)
-    pairs = graph.twins(rows)
+    pairs = evaluate.twins(rows)
     assert len(pairs) == 300
     hops = Counter(len(twin["steps"]) for _, twin in pairs)
     assert hops == {1: 64, 2: 160, 3: 71, 4: 5}
@@ -129,7 +129,7 @@ def test_twins_of_the_released_file():
         assert twin["question"].split()[-4:] == row["question"].split()[-4:], "only the name differs"
         assert graph.judge_chain(twin["steps"], twin, hidden=False) == "correct_path"
         assert twin["target"] not in graph.distances(row["edges"], row["root"])
-    found = {rule: round(100 * share, 1) for rule, share in graph.rules(pairs).items()}
+    found = {rule: round(100 * share, 1) for rule, share in evaluate.rules(pairs).items()}
     assert list(found.values()) == [25.0, 43.2, 2.4, 2.6], found
 
 
@@ -138,7 +138,7 @@ def test_a_run_is_measured_with_twins(workspace, capsys):
     train.main(config.parse(TrainConfig, ["smoke", "--name=run"], PRESETS, CHOICES))
     run = answers.Run("run")
     examples = run.split("test")
-    twins = [twin for _, twin in graph.twins(examples.rows)]
+    twins = [twin for _, twin in evaluate.twins(examples.rows)]
     result, texts = evaluate.measure(run, examples, run.plan)
     alone, twin_texts = evaluate.measure(run, data.Split(run.encoding, twins), run.plan)
     assert result["twins"] == len(twins) == 8 and result["twin"] == alone["accuracy"]

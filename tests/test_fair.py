@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 import pytest
 
 import prepare
-from nanococonut import graph
+from nanococonut import evaluate, graph
 
 SIZES = [
     {},  # the released size
@@ -146,7 +146,7 @@ def test_no_rule_without_a_path_is_right_more_often_than_a_coin(size):
     by_chance = ("id", "mention", "name")  # numbers and order are drawn anew, all else is alike on both sides
     drawn = {rule for rule in found if any(word in rule for word in by_chance)}
     assert {found[rule] for rule in found if rule not in drawn} == {0.5}
-    assert set(graph.rules([(row,) for row in rows]).values()) == {0.5}
+    assert set(evaluate.rules([(row,) for row in rows]).values()) == {0.5}
 
 
 def counterparts(row):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import prepare
-from nanococonut import data, graph, reading
+from nanococonut import data, graph
 from nanococonut.config import UserError, parse
 
 RELEASED = Path(__file__).parents[2] / "shared/data/prosqa_valid_official.json"
@@ -46,7 +46,8 @@ def check_sound(row):
     assert len(set(names)) == len(names)
     has_parent = {b for _, b in row["edges"]}
     assert all(name[0].isupper() == (v not in has_parent) for v, name in enumerate(names))
-    assert all(a < b for a, b in row["edges"]) and len(set(map(tuple, row["edges"]))) == len(row["edges"])
+    assert all(a not in graph.distances(row["edges"], b) for a, b in row["edges"]), "no cycle"
+    assert len(set(map(tuple, row["edges"]))) == len(row["edges"])
     assert row["target"] not in children(row), "the target is a leaf"
     facts, question = (
         row["question"][: row["question"].rindex(" Is ")],
@@ -218,12 +219,6 @@ def test_a_graph_told_by_hand():
     told = graph.tell(TOM, random.Random(1))
     assert told["question"] == "Tom is a lempus. Max is a impus. Every lempus is a rempus. Is Tom a rempus or impus?"
     assert (told["steps"], told["answer"]) == (TOM["steps"], "Tom is a rempus.")
-    turned = told | {"question": told["question"].replace("rempus or impus", "impus or rempus")}
-    assert graph.difference(told) == graph.difference(turned) == ""
-    assert graph.difference(turned | {"answer": "Yes"}) == "its answer is 'Yes', not 'Tom is a rempus.'"
-    less = turned | {"question": turned["question"].partition(". ")[2]}
-    assert graph.difference(less) == "its question and its graph differ in 'Tom is a lempus'"
-    assert graph.difference(told | {"steps": ["A lempus.", "Every lempus is a rempus."]}).startswith("its step is 'A")
 
 
 def test_searches_by_hand():
@@ -362,32 +357,6 @@ def test_mistakes(workspace, words, message):
     with pytest.raises((UserError, FileNotFoundError), match=message):
         run(*words)
     assert not Path("data").exists()
-
-
-GRAPH = {"idx_to_symbol": ["Tom", "a", "b", "Max"], "edges": [[0, 1], [1, 2], [3, 1]], "root": 0, "target": 2}
-GRAPH |= {"question": "q", "answer": "a", "steps": ["Tom is a a.", "Every a is a b."], "neg_target": 3}
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("idx_to_symbol", ["Tom", "a", "b", "b"]),
-        ("idx_to_symbol", ["Tom", "a", "b", ""]),
-        ("idx_to_symbol", "Tab"),
-        ("edges", {}),
-        ("edges", [[0, 1, 2]]),
-        ("edges", [[0, 4]]),
-        ("root", "Tom"),
-        ("target", -1),
-        ("neg_target", None),
-        ("steps", ["Tom is a zzz."]),
-        ("steps", ["."]),
-        ("steps", None),
-        ("answer", None),
-    ],
-)
-def test_a_graph_that_does_not_hold_together_is_refused(field, value):
-    assert reading.fault(GRAPH) == "" and reading.fault(GRAPH | {field: value})
 
 
 @pytest.mark.parametrize(

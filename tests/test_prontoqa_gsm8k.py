@@ -1,6 +1,7 @@
 """ProntoQA proved by other code, beside the released generator's; GSM8k as the paper's code cuts it."""
 
 import json
+import random
 import re
 from collections import Counter
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import prepare
 import sample
 import train
-from nanococonut import config, data, evaluate
+from nanococonut import config, curriculum, data, evaluate, graph, ontology
 from nanococonut.config import UserError
 from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
@@ -96,22 +97,124 @@ def test_sentences_are_as_often_as_in_the_released_file(workspace):
     assert all(prove(row["question"])[0] == row["answer"] for row in theirs)
     for key, expected in statistics(theirs).items():  # sentences a problem, of 25
         assert abs(own[key] - expected) < 0.35, (key, own[key], expected)
-    assert evaluate.baselines(theirs) == {"chance": 0.5, "more often mentioned concept": 1.0}
+    assert evaluate.rules([(row,) for row in theirs]) == {"chance": 0.5, "more often mentioned concept": 1.0}
 
 
 def test_the_shortcut_and_the_way_without(workspace):
     run("prontoqa", "--train=300", "--valid=20", "--test=20")
     rows = data.read_rows(Path("data/prontoqa/train.json"))
-    assert evaluate.baselines(rows) == {"chance": 0.5, "more often mentioned concept": 1.0}
+    assert evaluate.rules([(row,) for row in rows]) == {"chance": 0.5, "more often mentioned concept": 1.0}
     run("prontoqa", "--name=fair", "--fair=true", "--train=300", "--valid=20", "--test=20")
     rows = data.read_rows(Path("data/fair/train.json"))
-    assert evaluate.baselines(rows) == {"chance": 0.5, "more often mentioned concept": 0.5}
+    assert evaluate.rules([(row,) for row in rows]) == {"chance": 0.5, "more often mentioned concept": 0.5}
     assert all(prove(row["question"])[0] == row["answer"] for row in rows)
     run("prontoqa", "--name=short", "--hops=2", "--train=20", "--valid=5", "--test=5")
     rows = data.read_rows(Path("data/short/train.json"))
     assert {len(row["steps"]) for row in rows} == {3} and all(prove(r["question"])[0] == r["answer"] for r in rows)
     with pytest.raises(UserError, match="--hops=7 should be from 1 to 6"):
         run("prontoqa", "--hops=7")
+
+
+LEMPUS = {
+    "question": "Lempuses are happy. Each rempus is not happy. Max is an impus. Every impus is a lempus. "
+    "Max is a gorpus. True or false: Max is not happy.",
+    "steps": ["Max is an impus. Every impus is a lempus.", "Max is a lempus. Lempuses are happy.", "Max is happy."],
+    "answer": "False",
+}
+
+
+def test_an_ontology_is_read_by_hand():
+    found = ontology.read(LEMPUS)
+    assert found.names == ["Max", "gorpus", "happy", "impus", "lempus", "not happy", "rempus"]
+    assert list(found.facts) == [(4, 2), (6, 5), (0, 3), (3, 4), (0, 1)]
+    assert found.facts[3, 4] == "Every impus is a lempus." and found.facts[6, 5] == "Each rempus is not happy."
+    assert (found.target, found.neg_target) == (2, 5)
+    assert found.needed() == {(0, 3), (3, 4), (4, 2), (6, 5)}, "all but what leads nowhere"
+    assert found.without_search() == 1.0, "lempus stands in two facts, rempus in one"
+    even = ontology.read(LEMPUS | {"question": "Rempuses are gorpuses. " + LEMPUS["question"]})
+    assert even.without_search() == 0.5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"answer": "True"},
+        {"question": LEMPUS["question"].replace("Max is not happy", "Max is not sad")},
+        {"question": LEMPUS["question"].replace("Lempuses are happy. ", "")},  # Max has neither form
+        {"question": LEMPUS["question"].replace("Max is a gorpus", "Max is a rempus")},  # Max has both
+        {"question": "It rains. " + LEMPUS["question"]},
+        {"question": LEMPUS["question"].replace("True or false: ", "")},
+        {"question": "How many?"},
+    ],
+)
+def test_words_that_tell_no_ontology(change):
+    assert ontology.read(LEMPUS | change) is None
+
+
+def test_the_twin_is_negated_and_proved_by_other_code(workspace):
+    run("prontoqa", "--train=40", "--valid=5", "--test=5")
+    rows = data.read_rows(Path("data/prontoqa/train.json"))
+    pairs = evaluate.twins(rows)
+    assert [row for row, _ in pairs] == rows
+    for row, twin in pairs:
+        assert twin["answer"] == prove(twin["question"])[0] != row["answer"]
+        assert ontology.twin(twin) == row
+        facts, _, _ = row["question"].rpartition(" True or false: ")
+        assert twin["question"].startswith(facts) and ontology.read(twin)
+    assert evaluate.rules(pairs) == {"chance": 0.25, "more often mentioned concept": 1.0}
+    assert evaluate.twins([{"question": "1 + 1?", "steps": [], "answer": "2"}]) == []
+
+
+@released
+def test_every_released_problem_is_read():
+    rows = data.read_rows(PRONTOQA)
+    assert all(map(ontology.read, rows)), "an impus too"
+    assert any(" an impus." in row["question"] for row in rows)
+    run_of = prepare.generate(prepare.PrepareConfig("prontoqa", train=200, valid=1, test=1))["train"]
+    assert not any(" a impus" in row["question"] for row in run_of)
+
+
+def test_problems_are_told_in_a_new_order_and_grow(workspace):
+    run("prontoqa", "--fair=true", "--train=60", "--valid=5", "--test=5")
+    dataset = data.Dataset("prontoqa")
+    train_split, decode = dataset.split("train"), dataset.encoding.decode
+    asked = {row["question"].partition(ontology.ASKS)[2] for row in train_split.rows}
+    for keep in (0.0, 0.5, 1.0):
+        groups = train_split.draw(100, random.Random(1), True, keep=keep, n_taught=7)
+        for example in (example for group in groups for example in group.examples):
+            question = decode(example.question).rstrip("\n")
+            answer, facts = prove(question)
+            written = decode(example.rests[-1])
+            assert question.partition(ontology.ASKS)[2] in asked and written == f"### {answer}"
+            kinds = [kind for kind, *_ in facts]
+            assert kinds[-1] == "entity", "the entity's facts stand last, as in the released files"
+            n_facts = len(facts)
+            assert n_facts == 7 if keep == 0 else n_facts == 28 if keep == 1 else 7 < n_facts < 28
+            steps = decode(example.rests[0]).split("\n")[:-2]
+            assert all(step.split(". ")[1].rstrip(".") + "." in question for step in steps), "the chain stays"
+
+
+def test_each_thought_is_taught_the_frontier_of_the_entity(workspace):
+    run("prontoqa", "--train=60", "--valid=5", "--test=5")
+    dataset = data.Dataset("prontoqa")
+    (group,) = dataset.split("train").draw(1, random.Random(2), True, n_taught=7)
+    question = dataset.encoding.decode(group.examples[0].question)
+    found = ontology.read({"question": question.rstrip("\n"), "answer": prove(question.rstrip("\n"))[0]})
+    shown = [{dataset.encoding.decode([i]) for i in level} for level in group.examples[0].frontiers]
+    levels = graph.frontiers(list(found.facts), 0, 7)
+    assert shown[1:] == [{f"{found.names[v]}." for v in level} for level in levels[1:]]
+    assert shown[0] == {f"{found.names[0]} is a "} and f"{found.names[found.target]}." in shown[6]
+
+
+@pytest.mark.parametrize("method", curriculum.METHODS)
+def test_every_row_of_the_table_trains_on_prontoqa(workspace, capsys, method):
+    run("prontoqa", "--train=40", "--valid=5", "--test=5")
+    taught = ["--taught=1", "--grow=2"] if curriculum.METHODS[method].filler == "thought" else []
+    steps_of("prontoqa", f"--method={method}", "--stage_steps=0,0,0,0,0,0,0,3", *taught)
+    capsys.readouterr()
+    evaluate.main(evaluate.EvaluateConfig("run"))
+    (result,) = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
+    assert result["twins"] == 5 and 0 <= result["both"] <= result["accuracy"]
 
 
 def test_gsm8k_lines(workspace):

@@ -348,53 +348,47 @@ def reworded(row, change):
     }
 
 
-def lower(row):
-    """The row with the names of its persons in lower case, in its graph and in its words."""
-    names = [name.lower() for name in row["idx_to_symbol"]]
-    changed = reworded(row, lambda text: re.sub(r"\b([A-Z]\w+)", lambda m: as_named(m[0], row), text))
-    return changed | {"idx_to_symbol": names}
-
-
-def as_named(word, row):
-    return word.lower() if word in row["idx_to_symbol"] else word
-
-
-def numbered(row, kind):
-    """The row with numbers for names, which its graph holds as texts or as numbers."""
-    names = {name: str(v) for v, name in enumerate(row["idx_to_symbol"])}
-    changed = reworded(row, lambda text: re.sub(r"\w+", lambda m: names.get(m[0], m[0]), text))
-    return changed | {"idx_to_symbol": list(map(kind, range(len(names))))}
-
-
 OTHER_WORDS = {
     "an": lambda row: reworded(row, lambda text: re.sub(r"\ba (\w)", r"an \1", text)),
     "or a": lambda row: row | {"question": row["question"].replace(" or ", " or a ")},
     "Each": lambda row: reworded(row, lambda text: text.replace("Every", "Each")),
-    "lower case": lower,
-    "numbers as texts": lambda row: numbered(row, str),
-    "numbers": lambda row: numbered(row, int),
+    "lower case": lambda row: reworded(row, lambda text: re.sub(r"\b[A-Z][a-z]+ is", lambda m: m[0].lower(), text)),
     "so": lambda row: row | {"steps": [*row["steps"][:-1], f"so {row['answer']}"]},
     "Yes": lambda row: row | {"answer": "Yes"},
-    "a fact less": lambda row: row | {"question": row["question"].partition(". ")[2]},
     "a sentence more": lambda row: row | {"question": "It is a fine day. " + row["question"]},
 }
 
 
 def test_own_words_are_told_anew(workspace, capsys):
     rows = graphs()
-    assert [graph.difference(row) for row in rows] == [""] * 30
     for row in rows:
-        again = graph.tell(row, random.Random(1))
-        assert graph.difference(again) == "", "facts and options in another order"
+        told = graph.read(row)
+        assert graph.has_graph(told) and {**told, **{field: row[field] for field in graph.FIELDS}} == row
+        again = graph.read(graph.tell(told, random.Random(1)))
+        assert sorted(named(again)) == sorted(named(told)), "facts and options in another order"
     Path("mine.json").write_text(json.dumps(rows))
     prepares("prosqa", "--source=mine.json", "--name=mine")
     assert "--augment leaves" not in capsys.readouterr().out
 
 
+def named(row):
+    """The edges and the ends of a row's graph by their names."""
+    names = row["idx_to_symbol"]
+    ends = [("end", field, names[row[field]]) for field in ("root", "target", "neg_target")]
+    return [("edge", names[a], names[b]) for a, b in row["edges"]] + ends
+
+
+def test_the_graph_read_is_the_one_that_was_drawn():
+    for row in graphs(max_hops=3):
+        assert sorted(named(graph.read(row))) == sorted(named(row))
+
+
 @released
-def test_every_released_problem_tells_its_own_words():
-    rows = reading.read_rows(SHARED / "prosqa_valid_official.json")
-    assert not any(map(graph.difference, rows))
+def test_every_released_problem_tells_its_own_graph():
+    path = SHARED / "prosqa_valid_official.json"
+    own = reading.read_json(path)
+    for row, told in zip(own, reading.read_rows(path), strict=True):
+        assert sorted(map(str, named(told))) == sorted(map(str, named(row)))
 
 
 @pytest.mark.parametrize("form", OTHER_WORDS)
@@ -403,7 +397,10 @@ def test_other_words_are_kept_and_prepare_says_so(workspace, capsys, form):
     folder_of(rows[:20], rows[20:25], rows[25:])
     prepares("prosqa", "--source=theirs", "--name=mine")
     line = next(line for line in capsys.readouterr().out.splitlines() if "--augment leaves" in line)
-    assert "leaves 13 of 20 problems as they are in the file; the first is row 1: its " in line
+    assert (
+        "leaves 13 of 20 problems as they are in the file, because their words tell no graph; the first is row 1"
+        in line
+    )
     dataset = data.Dataset("mine")
     train = dataset.split("train")
     assert train.told == [i % 3 == 0 for i in range(20)]
@@ -419,73 +416,72 @@ def test_other_words_are_kept_and_prepare_says_so(workspace, capsys, form):
 
 def test_one_row_without_a_graph_does_not_stop_the_others(workspace, capsys):
     rows = graphs()
-    rows[4] = {field: rows[4][field] for field in ("question", "steps", "answer")}
+    rows[3] = {field: rows[3][field] for field in ("question", "steps", "answer")}  # its graph is in the words
+    rows[4] |= {"answer": "Yes"}
     folder_of(rows[:20], rows[20:25], rows[25:])
     prepares("prosqa", "--source=theirs", "--name=mine")
-    said = "--augment leaves 1 of 20 problems as they are in the file; the first is row 4: it has no idx_to_symbol"
+    said = "leaves 1 of 20 problems as they are in the file, because their words tell no graph; the first is row 4"
     assert said in capsys.readouterr().out
     train = data.Dataset("mine").split("train")
     assert [i for i in range(20) if not train.told[i]] == [4]
     assert runs.fit_to_data(TrainConfig(preset="smoke", grow=5, reask=0.5), train, "words").grow == 5, (
         "rows are told where they can be"
     )
-    with pytest.raises(UserError, match=r"--questions should be 1: row 4 cannot be told from a graph, it has no idx"):
+    with pytest.raises(UserError, match=r"--questions should be 1: the words of row 4 tell no graph"):
         runs.fit_to_data(TrainConfig(preset="smoke", questions=2), train, "words")
 
 
 def test_graph_options_want_a_graph(workspace, capsys):
     folder_of(ROWS[:20], ROWS[20:25], ROWS[25:])
     prepares("prosqa", "--source=theirs", "--name=mine")
-    said = "--augment leaves 20 of 20 problems as they are in the file; the first is row 0: it has no idx_to_symbol"
+    said = "--augment leaves 20 of 20 problems as they are in the file, because their words tell no graph"
     assert said in capsys.readouterr().out
-    with pytest.raises(UserError, match="--reask should be 0: row 0 cannot be told from a graph, it has no idx"):
+    with pytest.raises(UserError, match="--reask should be 0: the words of row 0 tell no graph"):
         runs.fit_to_data(TrainConfig(preset="smoke", reask=0.5), data.Dataset("mine").split("train"), "words")
     rows = [row | {"answer": "Yes"} for row in graphs()]
     folder_of(rows[:20], rows[20:25], rows[25:])
     prepares("prosqa", "--source=theirs", "--name=mine")
-    with pytest.raises(UserError, match=r"--grow should be 0: row 0 cannot be told .* its answer is 'Yes', not"):
+    with pytest.raises(UserError, match="--grow should be 0: the words of row 0 tell no graph"):
         runs.fit_to_data(TrainConfig(preset="smoke", grow=9), data.Dataset("mine").split("train"), "words")
 
 
-TOM = {"idx_to_symbol": ["Tom", "Max", "lempus", "rempus", "impus"], "edges": [[0, 2], [2, 3], [1, 4]]}
-TOM |= {"root": 0, "target": 3, "neg_target": 4, "answer": "Tom is a rempus."}
-TOM |= {"question": "Max is a impus. Tom is a lempus. Every lempus is a rempus. Is Tom a rempus or impus?"}
-TOM |= {"steps": ["Tom is a lempus.", "Every lempus is a rempus."]}
+TOM = {"question": "Max is a impus. Tom is a lempus. Every lempus is a rempus. Is Tom a rempus or impus?"}
+TOM |= {"steps": ["Tom is a lempus.", "Every lempus is a rempus."], "answer": "Tom is a rempus."}
+GRAPH = {"idx_to_symbol": ["Max", "impus", "Tom", "lempus", "rempus"], "edges": [[0, 1], [2, 3], [3, 4]]}
+GRAPH |= {"root": 2, "target": 4, "neg_target": 1}
+
+
+def test_a_graph_is_read_by_hand():
+    assert graph.read(TOM) == TOM | GRAPH
+    assert graph.read(TOM | {"edges": 5, "root": "Tom", "idx_to_symbol": {}}) == TOM | GRAPH, "the words decide"
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        (
-            {"question": "Every impus is a rempus. " + TOM["question"]},
-            "the question says 'Every impus is a rempus.', but",
-        ),
-        (
-            {"question": "Tom is an ox. " + TOM["question"]},
-            "the question says 'Tom is an ox.', but edges has no such edge",
-        ),
-        ({"target": 4, "neg_target": 3}, "target is 4 (impus), which the root, Tom, does not reach"),
-        ({"neg_target": 2}, "neg_target is 2 (lempus), which the root, Tom, reaches too"),
-        ({"edges": [[0, 2], [0, 3], [2, 3], [1, 4]], "steps": ["Tom is a lempus."]}, "the steps end in lempus, not in"),
-        ({"steps": ["Tom is a rempus."]}, "step 1 is 'Tom is a rempus.', but edges has no edge from Tom to rempus"),
-        (
-            {"steps": ["Tom is a lempus.", "Every lempus is a impus."]},
-            "step 2 is 'Every lempus is a impus.', but edges",
-        ),
-        ({"steps": ["Tom is a ox."]}, "step 1 is 'Tom is a ox.', which ends in no name"),
-        ({"edges": [[0, 2], [2, 9]]}, "edges has [2, 9], not a pair of nodes from 0 to 4"),
-        ({"edges": 5}, "edges is 5, not a list of pairs"),
-        ({"root": "Tom"}, "root is 'Tom', not a node from 0 to 4"),
-        ({"idx_to_symbol": ["Tom", "Tom"]}, "idx_to_symbol has 'Tom' twice"),
-        ({"idx_to_symbol": ["Tom", None]}, "idx_to_symbol names node 1 None, which is not a name"),
-        ({"idx_to_symbol": {}}, "idx_to_symbol is {}, not a list of names"),
+        {"question": "Every impus is a rempus. Every rempus is a impus. " + TOM["question"]},  # Tom reaches both
+        {"question": TOM["question"].replace("Every lempus is a rempus. ", "")},  # Tom reaches neither
+        {"question": TOM["question"].replace("or impus", "or numpus")},  # no fact is about it
+        {"question": TOM["question"].replace("Is Tom", "Is Sam")},
+        {"question": "It rains. " + TOM["question"]},
+        {"question": "Tom is an ox. " + TOM["question"]},
+        {"question": "Every Tom is a lempus. " + TOM["question"]},
+        {"question": "Tom is a lempus."},
+        {"question": "Why?"},
+        {"steps": TOM["steps"][:1]},  # the chain ends before the target
+        {"steps": TOM["steps"][1:]},  # it does not begin at the root
+        {"steps": TOM["steps"][::-1]},
+        {"steps": ["Max is a impus.", *TOM["steps"]]},
+        {"steps": ["Tom is a rempus."]},  # not a fact of the question
+        {"steps": []},
+        {"answer": "Tom is a impus."},
+        {"answer": "rempus"},
     ],
 )
-def test_a_graph_against_its_row_is_named(tmp_path, change, message):
+def test_words_that_tell_no_graph(tmp_path, change):
     path = tmp_path / "mine.json"
-    path.write_text(json.dumps([TOM, TOM | change]))
-    with pytest.raises(UserError, match=re.escape(f"{path}: row 1: {message}")):
-        reading.read_rows(path)
+    path.write_text(json.dumps([TOM, TOM | GRAPH | change]))
+    assert reading.read_rows(path) == [TOM | GRAPH, TOM | change], "a graph that contradicts the words is not kept"
 
 
 def test_neighbor_k_is_kept_and_ignored(workspace):
@@ -495,7 +491,7 @@ def test_neighbor_k_is_kept_and_ignored(workspace):
         Path(f"theirs/{split}.json").rename(f"theirs/prosqa_{split}_graph_4_coconut.json")
     prepares("prosqa", "--source=theirs", "--name=mine")
     train = data.Dataset("mine").split("train")
-    assert train.rows == rows[:20] and all(train.told)
+    assert [row["neighbor_k"] for row in train.rows] == [row["neighbor_k"] for row in rows[:20]] and all(train.told)
 
 
 # ---- the terminal ----------------------------------------------------------------------------------------------------

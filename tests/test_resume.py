@@ -20,7 +20,7 @@ from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-WORDS = ["smoke", "--mix=0.3", "--micro_batch_size=5", "--grad_clip=1", "--dropout=0.1", "--warmup=3", "--decay=0.5"]
+WORDS = ["smoke", "--micro_batch_size=5", "--grad_clip=1", "--dropout=0.1", "--warmup=3", "--decay=0.5"]
 WORDS += ["--muon_lr=0.01"]
 # A run that kills itself while it writes the file given, at the step given: half a checkpoint lies there then.
 SUICIDE = """
@@ -78,7 +78,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_parameters(workspace)
     """At least five SIGKILLs at moments drawn anew each time; the seed is printed with a failure."""
     prepared()
     words = [*WORDS, "--stage_steps=60,60,60", "--save_every=7", "--eval_every=25"]
-    words += ["--taught=0.5", "--taught_until=0.8", "--questions=2", "--reask=0.5", "--grow=100"]
+    words += ["--taught=0.5", "--questions=2", "--reask=0.5", "--grow=100"]
     assert finished(*words, "--name=whole")[0] == 0
     seed = time.time_ns() % 10**6
     rng, n_kills, steps = random.Random(seed), 0, []
@@ -202,7 +202,7 @@ def test_memory_that_does_not_suffice_is_one_line(workspace, monkeypatch):
 def test_two_processes_go_on_as_one_would(workspace):
     """DistributedDataParallel over gloo: a run begun by one process and resumed by two, through the latent stages."""
     prepared()
-    words = ["smoke", "--stage_steps=4,4,4", "--log_every=1", "--micro_batch_size=3", "--grad_clip=1", "--mix=0.3"]
+    words = ["smoke", "--stage_steps=4,4,4", "--log_every=1", "--micro_batch_size=3", "--grad_clip=1"]
     words += ["--device=cpu", "--save_every=2", "--taught=1", "--questions=2", "--reask=0.5"]
     assert finished(*words, "--name=one")[0] == 0
     finished("ckpt.pt", "4", *words, "--name=two", code=SUICIDE)

@@ -41,7 +41,7 @@ def read_csv(path):
 @pytest.mark.parametrize("method", curriculum.METHODS)
 def test_every_method_trains_evaluates_and_samples(workspace, capsys, method):
     prepared()
-    trained(f"--method={method}", "--name=run", "--mix=0.3")
+    trained(f"--method={method}", "--name=run")
     line = answered(capsys, "run")
     assert (line["run"], line["n"], line["chance"]) == ("run", 10, 0.5)
     n_thoughts = 2 if curriculum.METHODS[method].filler == "thought" else 0
@@ -93,7 +93,7 @@ def test_the_number_of_thoughts_is_the_checkpoints_and_latent_overrides_it(works
 @pytest.mark.parametrize("options", [[], ["--taught=1", "--questions=2", "--reask=0.5", "--grow=9"]])
 def test_same_seed_same_run_and_micro_batches_change_nothing(workspace, options):
     prepared()
-    words = ["--grad_clip=1", "--warmup=2", "--decay=0.5", "--mix=0.5", "--stage_steps=3", *options]
+    words = ["--grad_clip=1", "--warmup=2", "--decay=0.5", "--stage_steps=3", *options]
     for name, more in {"a": [], "b": [], "c": ["--micro_batch_size=3"], "d": ["--seed=1"]}.items():
         trained(*words, f"--name={name}", *more)
     a, b, c, d = (torch.load(f"runs/{n}/ckpt.pt", weights_only=True)["model"] for n in "abcd")
@@ -170,7 +170,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(workspace, monkeypatch):
         (["--stage_steps=5,-1"], "--stage_steps=5,-1 should be"),
         (["--batch_size=0"], "--batch_size=0 should be"),
         (["--n_head=5"], "--n_embd=32 should be a multiple of --n_head=5"),
-        (["--mix=1.5"], "--mix=1.5 should be"),
+        (["--decay=1.5"], "--decay=1.5 should be"),
         (["--lr=-1"], "--lr=-1.0 should be"),
         (["--dropout=1"], "--dropout=1.0 should be"),
     ],
@@ -238,9 +238,11 @@ def test_short_questions_come_late(workspace, monkeypatch):
 
 @pytest.mark.parametrize("option", ["--taught=1", "--questions=4", "--reask=0.5", "--grow=5"])
 def test_options_on_graphs_need_graphs(workspace, option):
-    prepare.main(config.parse(prepare.PrepareConfig, ["prontoqa", "--train=20", "--valid=4", "--test=4"]))
-    with pytest.raises(UserError, match=rf"{option.split('=')[0]} should be [01]: row 0 cannot be told from a graph"):
-        trained("--task=prontoqa", option)
+    lines = [f"What is {n} + 2?||<<{n}+2={n + 2}>> #### {n + 2}" for n in range(30)]
+    Path("some.txt").write_text("\n".join(lines))
+    prepare.main(config.parse(prepare.PrepareConfig, ["gsm8k", "--source=some.txt"]))
+    with pytest.raises(UserError, match=rf"{option.split('=')[0]} should be [01]: the words of row 0 tell no graph"):
+        trained("--task=gsm8k", option)
     assert not Path("runs").exists()
 
 
@@ -275,9 +277,9 @@ def test_a_presets_options_on_graphs_are_off_without_graphs(workspace, capsys):
     prepare.main(config.parse(prepare.PrepareConfig, ["prontoqa", "--train=20", "--valid=4", "--test=4"]))
     words = ["laptop", "--task=prontoqa", "--stage_steps=1", "--max_stage=1", "--batch_size=4", "--name=a"]
     train.main(config.parse(TrainConfig, words, PRESETS, CHOICES))
-    assert "the preset's grow, reask, taught, questions are off" in capsys.readouterr().out
+    assert "the preset's reask, questions are off" in capsys.readouterr().out, "but ProntoQA's thoughts can be taught"
     train.main(config.parse(TrainConfig, [*words, "--resume=true"], PRESETS, CHOICES))
-    assert json.loads(Path("runs/a/config.json").read_text())["taught"] == 0
+    assert json.loads(Path("runs/a/config.json").read_text())["taught"] == 1
 
 
 class Evil:
