@@ -25,11 +25,9 @@ def draw_batch(c: TrainConfig, problems: Split, schedule: Schedule, special: dic
     stage, n_behind = schedule.locate(step)
     plan = schedule.plan(stage, progress=n_behind / schedule.n_steps[stage])
     keep = min(1.0, step / c.grow) if c.grow else 1.0
-    # The chains of several questions would make even the first graphs large, and no search is learned there (ours).
-    questions = c.questions if keep == 1 else 1
     how = dict(reask=c.reask, keep=keep, n_taught=plan.n_thoughts if c.taught else 0)
     how["least"] = 1 if 0 < c.short_from <= step else LEAST_HOPS
-    groups = problems.draw(c.batch_size, rng, c.augment, questions, **how)
+    groups = problems.draw(c.batch_size, rng, c.augment, c.questions, **how)
     examples = [example for group in groups for example in group.examples]
     pairs = [curriculum.arrange(example, plan, special, rng) for example in examples]
     contexts = [group.context for group in groups if group.context]

@@ -132,14 +132,16 @@ def main(c: EvaluateConfig) -> None:
     name, results = c.data or f"data/{run.config['task']}/{c.split}.json", []
     rows, pairs = examples.rows, twins(examples.rows)
     without, without_both = rules([(row,) for row in rows]), rules(pairs)
+    plans = [run.plan_for(n_thoughts) for n_thoughts in c.latent or (None,)]
+    most_first = sorted(plans, key=lambda p: -p.n_thoughts)  # if the most do not fit, nothing is printed
+    found = {p: measure(run, examples, p, c.intervene) for p in most_first}
     print(f"{run.folder.name} ({run.config['method']}, stage {run.stage}) on {name}, {len(rows)} questions")
     for rule, share in without.items():
         both = f"question and twin both right {without_both[rule]:.1%}, accuracy " if pairs else ""
         print(f"  without a model, {rule}: {both}{share:.1%}")
-    for n_thoughts in c.latent or (None,):
-        p = run.plan_for(n_thoughts)
-        result, texts = measure(run, examples, p, c.intervene)
-        about = "" if p is run.plan else f" instead of the {run.plan.n_thoughts} of training"
+    for p in plans:
+        result, texts = found[p]
+        about = "" if p == run.plan else f" instead of the {run.plan.n_thoughts} of training"
         shown = "question and twin both right {both:.1%} ({both_low:.1%} to {both_high:.1%}); "
         both = shown.format(**result) if pairs else ""
         right = f"accuracy {result['accuracy']:.1%} (95 % interval {result['low']:.1%} to {result['high']:.1%})"

@@ -22,7 +22,7 @@ class TrainConfig:
     augment: bool = True  # augment ProsQA: new names and a new order of facts and options for each problem drawn
     reask: float = 0.0  # probability that a question is replaced by a random one about the same graph
     short_from: int = 0  # step from which such random questions may be of one or two steps; 0: never
-    questions: int = 1  # questions per graph, whose facts are read once for all of them; while graphs grow: one
+    questions: int = 1  # questions per graph, whose facts are read once for all of them
     taught: float = 0.0  # weight of the loss that teaches thought k the nodes k - 1 facts from the person asked about
     grow: int = 0  # steps over which facts off the chains are phased in, from none to all; 0: all from the start
     batch_size: int = 128  # examples per optimizer step

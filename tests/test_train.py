@@ -83,6 +83,10 @@ def test_the_number_of_thoughts_is_the_checkpoints_and_latent_overrides_it(works
     trained("--name=a", "--c_thought=2")
     assert [r["latent"] for r in answered(capsys, "a")["results"]] == [4]
     assert [r["latent"] for r in answered(capsys, "a", "--latent=0,2,4")["results"]] == [0, 2, 4]
+    capsys.readouterr()
+    with pytest.raises(UserError, match=r"tokens exceed the model's \d+ positions"):
+        evaluate.main(evaluate.EvaluateConfig("a", latent=(0, 1, 900)))
+    assert capsys.readouterr().out == "", "refused before anything is printed"
     evaluate.main(evaluate.EvaluateConfig("a", latent=(1,)))
     assert "1 thoughts instead of the 4 of training" in capsys.readouterr().out
     trained("--name=b", "--method=cot")
