@@ -10,7 +10,7 @@ from nanococonut.curriculum import METHODS
 class TrainConfig:
     """python train.py [PRESET] [--option=value ...]: trains a GPT-2 on Coconut's curriculum and writes runs/<name>/."""
 
-    preset: str = "prosqa"  # preset to start from; options typed override it
+    preset: str = "prosqa"  # preset, which changes values shown below; options typed override it
     task: str = "prosqa"  # data set to train on: the folder data/<task>/
     name: str = ""  # folder of the run under runs/; default: task-method, with a number if that exists
     method: str = "coconut"  # training method: a row of the paper's Table 1
@@ -75,7 +75,7 @@ SMALL = SHAPE | dict(init="lookup", init_std=0.08, batch_size=64)
 RATES = dict(lr=3e-3, muon_lr=5e-3, beta2=0.99, warmup=100, decay=0.8, grad_clip=1.0)
 TAUGHT = dict(taught=1.0, questions=4, reask=0.5, eval_every=500)
 FROM_SCRATCH = SMALL | RATES | TAUGHT  # used with 0 steps in all stages but the last: all thoughts from the start
-RELEASED_SIZE = FROM_SCRATCH | dict(task="prosqa", stage_steps=(0,) * 7 + (12000,), grow=2000)
+RELEASED_SIZE = FROM_SCRATCH | dict(task="prosqa", stage_steps=(0,) * 7 + (12000,), grow=2000, short_from=8000)
 PRESETS = {
     # for tests, on any machine, in a second: the model is too small to learn
     "smoke": SHAPE | dict(task="prosqa", stage_steps=(4,), max_stage=2, n_head=2, n_embd=32, batch_size=8, lr=1e-3),

@@ -12,6 +12,7 @@ import torch
 
 import prepare
 from nanococonut import answers, config, curriculum, data, evaluate
+from nanococonut.settings import PRESETS
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models/prosqa.pt"
@@ -31,6 +32,13 @@ def test_the_file_is_small_and_holds_where_it_comes_from():
     assert state["config"]["seed"] == 1 and state["config"]["method"] == "coconut"
     for fact in ("commit", "test: accuracy", "both right"):
         assert fact in state["about"]
+
+
+def test_the_default_preset_is_the_recipe_that_made_it():
+    recipe = torch.load(MODEL, weights_only=True)["config"]
+    recipe["short_from"] = 8000  # at its commit the last third had short questions, without an option
+    preset = PRESETS["prosqa"] | {"stage_steps": list(PRESETS["prosqa"]["stage_steps"])}
+    assert {name: recipe[name] for name in preset} == preset
 
 
 def test_it_answers_problems_that_nobody_has_seen():
