@@ -4,8 +4,7 @@ A problem is a row that reading.py reads; graph.py tells what else a row of Pros
 
     question \\n      each step \\n      ### answer
 
-Training augments problems whose words tell a graph (--augment): those of ProsQA get new names and a new order of facts
-(graph.read), those of ProntoQA a new order (ontology.read).
+Training augments problems whose words tell a graph (--augment): facts get a new order, and nodes new names.
 """
 
 import functools
@@ -130,6 +129,8 @@ def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, di
             facts = [(graph.subject(p), graph.subject(c), c, p) for p in persons for c in concepts]
             texts += [f"{one}{c}. {one}{c}. {every}{c}. Is {p} a {c} or {c}?\n" for one, every, c, p in facts]
             texts += [f"{every}{c}.\n{every}{c}.\n### {one}{c}." for one, every, c, p in facts]
+        for found in filter(None, map(ontology.read, splits["train"])):  # a fact may come to stand first, or later
+            texts += [gap + fact for fact in found.facts.values() for gap in ("", " ")]
         vocabulary = tokenizer.fit(texts)
     encoding = tokenizer.load(meta["tokenizer"], vocabulary)
     longest, digests = {}, {}  # longest lengths in tokens; checksum of each file
@@ -144,7 +145,8 @@ def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, di
         for what, found in (("question", question), ("chain", rest - answer), ("rest", rest)):
             longest[what] = max(longest.get(what, 0), int(found.max()))
     counts = {split: len(rows) for split, rows in splits.items()}
-    meta = meta | {"counts": counts, "longest": longest, "vocabulary": vocabulary, "sha256": digests}
+    meta |= {"counts": counts, "longest": longest, "vocabulary": vocabulary, "sha256": digests}
+    meta |= {"pattern": tokenizer.PATTERN}
     write_text(folder / "meta.json", json.dumps(meta, indent=1, ensure_ascii=False) + "\n")
     return folder, meta
 
@@ -152,8 +154,11 @@ def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, di
 def node_token(encoding, name: str) -> int:
     """The token with which a chain of ProsQA continues from a node (tokenizer.py), or ProntoQA's word for the node."""
     start = graph.subject(name)
-    continues = encoding.encode_ordinary(start if graph.is_person(name) else f"{name}.\n{start}")
-    return continues[0] if len(continues) == 1 else encoding.encode_ordinary(f"{name}.")[0]
+    for text in (start if graph.is_person(name) else f"{name}.\n{start}", f"{name}."):
+        ids = encoding.encode_ordinary(text)
+        if len(ids) == 1:
+            return ids[0]
+    raise UserError(f"{name!r} is not a name that the data's vocabulary has, so no thought can be about it")
 
 
 class Group(NamedTuple):
@@ -187,10 +192,10 @@ class Split:
     @functools.cached_property
     def told(self) -> list[bool]:
         """For each row, whether its words tell a graph: such rows can be augmented."""
-        return [graph.has_graph(row) or bool(self.ontologies(i)) for i, row in enumerate(self.rows)]
+        return [graph.has_graph(row) or self.ontologies(i) is not None for i, row in enumerate(self.rows)]
 
     def retold(self, i: int, rng: random.Random, questions=1, reask=0.0, least=1, keep=1.0, n_taught=0) -> Group:
-        """Problem i augmented: in a new order and with new names, persons for persons. For the options see draw()."""
+        """Problem i augmented: in a new order and with new names. For the options see draw()."""
         if self.ontologies(i):
             return self.reordered(i, rng, keep, n_taught)
         row, names = self.rows[i], self.rows[i]["idx_to_symbol"]
@@ -210,14 +215,16 @@ class Split:
 
     def reordered(self, i: int, rng: random.Random, keep: float, n_taught: int) -> Group:
         """Problem i of ProntoQA with its facts in a new order, those about the entity last. For keep see draw()."""
-        found, needed = self.ontologies(i), self.ontologies(i).needed()
+        row, encode = ontology.renamed(self.rows[i], rng), self.encoding.encode_ordinary
+        if len(encode(row["question"])) >= self.lengths[i]:  # a small vocabulary may lack a name in one of its forms
+            row = self.rows[i]
+        found = ontology.read(row)
         edges = rng.sample(list(found.facts), len(found.facts))
-        edges = [edge for edge in edges if keep == 1 or edge in needed or rng.random() < keep]
+        edges = [edge for edge in edges if keep == 1 or edge in found.needed or rng.random() < keep]
         edges.sort(key=lambda edge: edge[0] == 0)  # otherwise the order stays: the sort is stable
-        _, asks, query = self.rows[i]["question"].partition(ontology.ASKS)
-        question = " ".join(found.facts[edge] for edge in edges) + asks + query
-        row = self.rows[i] | {"question": question, "root": 0, "idx_to_symbol": found.names}
-        return self.together([row], edges, n_taught)
+        _, asks, query = row["question"].partition(ontology.ASKS)
+        told = {"question": " ".join(found.facts[edge] for edge in edges) + asks + query}
+        return self.together([row | told | {"root": 0, "idx_to_symbol": found.names}], edges, n_taught)
 
     def together(self, told: list[dict], edges: list[tuple[int, int]], n_taught: int) -> Group:
         """One group of questions about the same facts. A single question keeps the facts in its text."""
@@ -270,8 +277,9 @@ class Dataset:
             self.encoding = tokenizer.load(self.meta["tokenizer"], self.meta["vocabulary"])
             assert all(self.meta["longest"][part] in range(10**6) for part in ("question", "chain", "rest"))
             assert all(f"{split}.{kind}" in self.meta["sha256"] for split in SPLITS for kind in ("json", "npz"))
+            assert self.meta["pattern"] == tokenizer.PATTERN
         except (KeyError, TypeError, ValueError, AttributeError, AssertionError):
-            raise UserError(f"{self.folder}/meta.json is damaged; prepare the data again") from None
+            raise UserError(f"{self.folder}/meta.json is damaged or outdated; prepare the data again") from None
         self.special = tokenizer.special_ids(self.encoding)
 
     def demand_unchanged(self, run: str, sha256: dict[str, str]) -> None:

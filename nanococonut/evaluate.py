@@ -75,20 +75,13 @@ def twins(rows: list[dict]) -> list[tuple[dict, dict]]:
     return [(row, other) for row, other in pairs if other]
 
 
-def points(row: dict) -> dict[str, float]:
-    """The probability that each rule without a path search is right about a problem; {} if its task has no rules."""
-    if graph.has_graph(row):
-        return graph.rule_points(row)
-    found = ontology.read(row)
-    return {"more often mentioned concept": found.without_search()} if found else {}
-
-
 def rules(asked: list[tuple[dict, ...]]) -> dict[str, float]:
-    """How often chance and each rule get all of (problem,) or (problem, its twin) right; {} if there are no rules."""
-    found = [list(map(points, rows)) for rows in asked]
-    if not found or not all(map(all, found)):
+    """How often chance and each rule get all of (problem,) or (problem, its twin) right; {} if they differ."""
+    found = [[(graph if graph.has_graph(row) else ontology).rule_points(row) for row in rows] for rows in asked]
+    names = {tuple(points) for rows in found for points in rows}
+    if len(names) != 1 or names == {()}:
         return {}
-    n_right = {rule: sum(math.prod(each[rule] for each in all_of) for all_of in found) for rule in found[0][0]}
+    n_right = {rule: sum(math.prod(points[rule] for points in rows) for rows in found) for rule in names.pop()}
     return {"chance": 0.5 ** len(asked[0])} | {rule: n / len(asked) for rule, n in n_right.items()}
 
 
@@ -133,8 +126,9 @@ def main(c: EvaluateConfig) -> None:
     rows, pairs = examples.rows, twins(examples.rows)
     without, without_both = rules([(row,) for row in rows]), rules(pairs)
     plans = [run.plan_for(n_thoughts) for n_thoughts in c.latent or (None,)]
-    most_first = sorted(plans, key=lambda p: -p.n_thoughts)  # if the most do not fit, nothing is printed
-    found = {p: measure(run, examples, p, c.intervene) for p in most_first}
+    found = {
+        p: measure(run, examples, p, c.intervene) for p in sorted(plans, reverse=True)
+    }  # the most thoughts may not fit
     print(f"{run.folder.name} ({run.config['method']}, stage {run.stage}) on {name}, {len(rows)} questions")
     for rule, share in without.items():
         both = f"question and twin both right {without_both[rule]:.1%}, accuracy " if pairs else ""

@@ -50,7 +50,7 @@ def fact(names: list[str] | dict[int, str], a: int, b: int) -> str:
 
 def chain_of(row: dict) -> list[int]:
     """The nodes of a row's steps, root first."""
-    objects = [step.rstrip(".").split()[-1] for step in row["steps"]]
+    objects = [step.removesuffix(".").split()[-1] for step in row["steps"]]
     return [row["root"], *map(row["idx_to_symbol"].index, objects)]
 
 

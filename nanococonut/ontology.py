@@ -1,11 +1,9 @@
-"""ProntoQA problems: the graph that their words tell, and their twins.
+"""ProntoQA problems: the graph that their words tell, other names for its concepts, and twins.
 
-Node 0 is the entity. The others are concepts, and properties in two forms, of which the question is about one:
-
-    question    Lempuses are happy. Each rempus is not happy. Max is a lempus. True or false: Max is not happy.
-    names       ["Max", "happy", "lempus", "not happy", "rempus"]
-    facts       {(2, 1): "Lempuses are happy.", (4, 3): "Each rempus is not happy.", (0, 2): "Max is a lempus."}
-    target      1, which the entity reaches, and so the answer is False; neg_target 3
+question    Lempuses are happy. Each rempus is not happy. Max is a lempus. True or false: Max is not happy.
+names       ["Max", "happy", "lempus", "not happy", "rempus"]        node 0 is the entity
+facts       {(2, 1): "Lempuses are happy.", (4, 3): "Each rempus is not happy.", (0, 2): "Max is a lempus."}
+target      1, which the entity reaches, and so the answer is False; neg_target 3
 """
 
 import itertools
@@ -17,7 +15,8 @@ from typing import NamedTuple
 from nanococonut import graph
 
 ASKS = " True or false: "  # stands between the facts and the query
-FACT = re.compile(r"(?:(?:Every|Each) )?(\w+?)(?:es)? (?:is|are) (?:an? (\w+)|(\w+)es|((?:not )?\w+))\.")
+CONCEPT = re.compile(r"(an? )?\b([A-Za-z][a-z]*pus)(es)?\b")
+FACT = re.compile(r"(?:(?:Every|Each) )?(\w+?)(?:es(?= are))? (?:is|are) (?:an? (\w+)|(\w+)es|((?:not )?\w+))\.")
 
 
 class Ontology(NamedTuple):
@@ -27,18 +26,7 @@ class Ontology(NamedTuple):
     facts: dict[tuple[int, int], str]  # each edge and its sentence, in the order of the question
     target: int  # of the two forms asked about, the one that the entity has
     neg_target: int  # and the other one, which some other concept has
-
-    def needed(self) -> set[tuple[int, int]]:
-        """The edges of the chain to the target, and those to the other form: without these its absence would tell."""
-        edges = list(self.facts)
-        chain = graph.shortest_path(edges, graph.distances(edges, 0), self.target, random.Random(0))
-        return {*itertools.pairwise(chain), *(edge for edge in edges if edge[1] == self.neg_target)}
-
-    def without_search(self) -> float:
-        """1 if the more often mentioned one of the concepts that have the two forms gives the answer; 0.5 for a tie."""
-        n_facts = Counter(node for edge in self.facts for node in edge)
-        right, wrong = ([n_facts[a] for a, b in self.facts if b == form] for form in (self.target, self.neg_target))
-        return 0.5 if right == wrong else float(right > wrong)
+    needed: set[tuple[int, int]]  # the chain and the steps, and what leads to neg_target: its absence would tell
 
 
 def opposite(form: str) -> str:
@@ -50,27 +38,52 @@ def read(row: dict) -> Ontology | None:
     """The ontology that a row's words tell; None if they are not ProntoQA's, or do not prove the row's answer."""
     text, _, query = row["question"].partition(ASKS)
     sentences = re.split(r"(?<=\.) ", text)
-    found = [FACT.fullmatch(sentence) for sentence in [*sentences, query]]
-    if not all(found):
+    *found, about = (FACT.fullmatch(sentence) for sentence in [*sentences, query])
+    if not all(found) or not about or not about[4] or not query.startswith(f"{about[1]} is "):
         return None
-    entity, pairs = found[-1][1], []
-    for subject, concept, concepts, form in (match.groups() for match in found):
-        pairs.append((subject if subject == entity else subject.lower(), concept or concepts or form))
-    asked = pairs[-1][1]
-    names = [entity, *sorted({name for pair in pairs for name in pair} - {entity} | {opposite(asked)})]
-    *edges, (_, one) = [(names.index(subject), names.index(what)) for subject, what in pairs]
-    reached, other = graph.distances(edges, 0), names.index(opposite(asked))
-    if (one in reached) == (other in reached) or row["answer"] != str(one in reached):
+    entity, asked = about[1], about[4]
+    pairs = [(x[1] if x[1] == entity else x[1].lower(), x[2] or x[3] or x[4]) for x in found]
+    names = [entity, *sorted({name for pair in pairs for name in pair} - {entity} | {asked, opposite(asked)})]
+    number = {name: v for v, name in enumerate(names)}
+    edges = [(number[subject], number[what]) for subject, what in pairs]
+    reached, (target, neg_target) = graph.distances(edges, 0), (number[asked], number[opposite(asked)])
+    if row["answer"] == "False":
+        target, neg_target = neg_target, target
+    if target not in reached or neg_target in reached or row["answer"] not in ("True", "False"):
         return None
-    target, neg_target = (one, other) if one in reached else (other, one)
-    return Ontology(names, dict(zip(edges, sentences, strict=True)), target, neg_target)
+    steps = " ".join(row["steps"])
+    needed = {*itertools.pairwise(graph.shortest_path(edges, reached, target, random.Random(0)))}
+    needed |= {edge for edge, fact in zip(edges, sentences, strict=True) if fact in steps or edge[1] == neg_target}
+    return Ontology(names, dict(zip(edges, sentences, strict=True)), target, neg_target, needed)
+
+
+def renamed(row: dict, rng: random.Random) -> dict:
+    """The row with its concepts' names exchanged at random, in all forms and with the articles that they need."""
+    old = sorted({match[2].lower() for match in CONCEPT.finditer(row["question"])})
+    new = dict(zip(old, rng.sample(old, len(old)), strict=True))
+
+    def other(match: re.Match) -> str:
+        name, (article, word, plural) = new.get(match[2].lower(), match[2]), match.groups(default="")
+        article = article and ("an " if name[0] in "aeiou" else "a ")
+        return article + (name.capitalize() if word[0].isupper() else name) + plural
+
+    question, *steps = (CONCEPT.sub(other, text) for text in (row["question"], *row["steps"]))
+    return row | {"question": question, "steps": steps}
 
 
 def twin(row: dict) -> dict | None:
-    """The row with its query negated, so that the answer flips; facts and steps stay. None for other tasks' rows."""
-    facts, asks, query = row["question"].partition(ASKS)
-    entity, _, asked = query.partition(" is ")
-    if not asks or row["answer"] not in ("True", "False"):
-        return None
-    other = {"True": "False", "False": "True"}[row["answer"]]
-    return row | {"question": f"{facts}{asks}{entity} is {opposite(asked)}", "answer": other}
+    """The row with its query negated, so that the answer flips; facts and steps stay. None if read() gives None."""
+    start, _, asked = row["question"].rpartition(" is ")
+    turned = {"question": f"{start} is {opposite(asked)}", "answer": str(row["answer"] == "False")}
+    return row | turned if read(row) else None
+
+
+def rule_points(row: dict) -> dict[str, float]:
+    """The probability that the best rule without a search is right, like graph.rule_points; {} if read() gives None."""
+    found = read(row)
+    if not found:
+        return {}
+    n_facts = Counter(node for edge in found.facts for node in edge)
+    holders = ([n_facts[a] for a, b in found.facts if b == form] for form in (found.target, found.neg_target))
+    right, wrong = (max(counts, default=0) for counts in holders)
+    return {"more often mentioned concept": 0.5 if right == wrong else float(right > wrong)}

@@ -24,6 +24,7 @@ from nanococonut.data import Dataset, Split, folder_of, write_atomically, write_
 from nanococonut.model import GPT, GPTConfig
 from nanococonut.settings import PRESETS, TrainConfig
 
+GONE = {"mix": 0.0, "taught_until": 1.0}  # options of earlier versions: a run goes on without them only
 FREE = ("preset", "name", "resume", "compile", "log_every", "eval_every", "save_every")  # may change on resuming
 
 
@@ -44,8 +45,8 @@ def open_run(c: TrainConfig, dataset: Dataset) -> tuple[Path, dict | None]:
 
 def load_same(path: Path, c: TrainConfig, dataset: Dataset) -> dict:
     """A checkpoint. Raises UserError if its settings or data differ; a setting that it lacks had its default."""
-    (state, _), asked = load_state(path), asdict(c) | {"stage_steps": c.schedule}
-    before = asdict(TrainConfig()) | state["config"]
+    (state, _), asked = load_state(path), asdict(c) | {"stage_steps": c.schedule} | GONE
+    before = asdict(TrainConfig()) | GONE | state["config"]
     differ = [k for k in asked if k not in FREE and asked[k] != before[k]]
     if differ:
         both = ", ".join(f"--{k}={written(before[k])} and not {written(asked[k])}" for k in differ)
@@ -81,17 +82,17 @@ def starting_model(c: TrainConfig, dataset: Dataset, n_positions: int) -> GPT:
 
 def fit_to_data(c: TrainConfig, problems: Split, tokenizer_name: str) -> TrainConfig:
     """The settings without a preset's options that need a graph if there is none. Raises UserError if one was typed."""
-    graphs = list(map(graph.has_graph, problems.rows))  # ProsQA's; ProntoQA's facts are about one entity's question
+    graphs = list(map(graph.has_graph, problems.rows))  # ProsQA's; of ProntoQA one question per graph is asked
     fits = {"grow": any(problems.told), "taught": any(problems.told), "reask": any(graphs), "questions": all(graphs)}
     preset, off = PRESETS.get(c.preset, {}), {}
     for name in [name for name, is_fit in fits.items() if not is_fit]:
         value, default = getattr(c, name), getattr(TrainConfig, name)
         if value not in (default, preset.get(name)):
             row = graphs.index(False)
-            raise UserError(f"--{name} should be {default:g}: the words of row {row} tell no graph like ProsQA's")
+            raise UserError(f"--{name} should be {default:g}: the words of row {row} do not tell the graph it needs")
         off |= {name: default} if value != default else {}
     if off:
-        print(f"the problems' words tell no graph like ProsQA's: the preset's {', '.join(off)} are off")
+        print(f"the problems' words do not tell the graph that they need: the preset's {', '.join(off)} are off")
     c = replace(c, **off)
     if c.taught and tokenizer_name != "words":
         raise UserError("--taught should be 0: a node is one token in words alone, so prepare with --tokenizer=words")

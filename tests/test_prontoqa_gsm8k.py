@@ -129,10 +129,70 @@ def test_an_ontology_is_read_by_hand():
     assert list(found.facts) == [(4, 2), (6, 5), (0, 3), (3, 4), (0, 1)]
     assert found.facts[3, 4] == "Every impus is a lempus." and found.facts[6, 5] == "Each rempus is not happy."
     assert (found.target, found.neg_target) == (2, 5)
-    assert found.needed() == {(0, 3), (3, 4), (4, 2), (6, 5)}, "all but what leads nowhere"
-    assert found.without_search() == 1.0, "lempus stands in two facts, rempus in one"
-    even = ontology.read(LEMPUS | {"question": "Rempuses are gorpuses. " + LEMPUS["question"]})
-    assert even.without_search() == 0.5
+    assert found.needed == {(0, 3), (3, 4), (4, 2), (6, 5)}, "all but what leads nowhere"
+    assert ontology.rule_points(LEMPUS) == {"more often mentioned concept": 1.0}, "lempus in two facts, rempus in one"
+    even = LEMPUS | {"question": "Rempuses are gorpuses. " + LEMPUS["question"]}
+    assert ontology.rule_points(even) == {"more often mentioned concept": 0.5}
+    two = ["Each rempus is happy. ", "Each lempus is happy. ", "Each lempus is a rempus. "]
+    for order in (two, two[::-1]):  # two concepts have what Max has: the order of facts is no matter
+        both = LEMPUS | {
+            "question": "".join(order) + "Gorpuses are not happy. Max is a lempus. True or false: Max is happy."
+        }
+        assert ontology.rule_points(both | {"answer": "True"}) == {"more often mentioned concept": 1.0}
+
+
+def test_a_chain_with_a_shorter_way_keeps_its_own_facts():
+    question = LEMPUS["question"].replace("Lempuses are happy.", "Lempuses are happy. Impuses are happy.")
+    found = ontology.read(LEMPUS | {"question": question})
+    said = {found.facts[edge] for edge in found.needed}
+    assert {"Impuses are happy.", "Every impus is a lempus.", "Lempuses are happy."} <= said
+
+
+def test_an_entity_whose_name_ends_in_es():
+    row = {field: text.replace("Max", "James") for field, text in LEMPUS.items() if field != "steps"}
+    found = ontology.read(row | {"steps": [step.replace("Max", "James") for step in LEMPUS["steps"]]})
+    assert found.names[0] == "James"
+
+
+def test_rows_of_two_tasks_have_no_common_rules(workspace):
+    run("prosqa", "--train=20", "--valid=4", "--test=4")
+    mixed = [*data.read_rows(Path("data/prosqa/test.json")), LEMPUS]
+    for rows in (mixed, mixed[::-1], [*mixed[-1:], {"question": "1 + 1?", "steps": [], "answer": "2"}]):
+        assert evaluate.rules([(row,) for row in rows]) == {}
+    assert evaluate.rules(evaluate.twins(mixed)) == {}
+
+
+def test_facts_in_any_order_fit_the_vocabulary_and_the_model(workspace):
+    entity_first = []
+    for n in range(30):
+        row = prepare.generate(prepare.PrepareConfig("prontoqa", train=1, valid=1, test=1, seed=n))["train"][0]
+        facts, asks, query = row["question"].partition(ontology.ASKS)
+        sentences = re.split(r"(?<=\.) ", facts)
+        entity_first.append(row | {"question": " ".join([*sentences[-2:], *sentences[:-2]]) + asks + query})
+    Path("own.json").write_text(json.dumps(entity_first))
+    run("prontoqa", "--source=own.json", "--name=own")
+    dataset = data.Dataset("own")
+    groups = dataset.split("train").draw(200, random.Random(0), True)
+    questions = [group.examples[0].question for group in groups]
+    assert max(map(len, questions)) <= dataset.meta["longest"]["question"]
+    single = {dataset.encoding.encode_single_token("\n")}
+    assert not any(i < 256 and i not in single for ids in questions for i in ids), "no fact falls to bytes"
+
+
+def test_a_node_that_is_no_token_cannot_be_taught(workspace):
+    run("prontoqa", "--train=20", "--valid=4", "--test=4")
+    with pytest.raises(UserError, match="'wug' is not a name that the data's vocabulary has"):
+        data.node_token(data.Dataset("prontoqa").encoding, "wug")
+
+
+def test_data_of_an_earlier_tokenizer_is_refused(workspace):
+    run("prontoqa", "--train=20", "--valid=4", "--test=4")
+    path = Path("data/prontoqa/meta.json")
+    meta = json.loads(path.read_text())
+    for other in ({"pattern": "[a-z]+"}, {}):
+        path.write_text(json.dumps({key: value for key, value in meta.items() if key != "pattern"} | other))
+        with pytest.raises(UserError, match="json is damaged or outdated; prepare the data again"):
+            data.Dataset("prontoqa")
 
 
 @pytest.mark.parametrize(
@@ -145,10 +205,14 @@ def test_an_ontology_is_read_by_hand():
         {"question": "It rains. " + LEMPUS["question"]},
         {"question": LEMPUS["question"].replace("True or false: ", "")},
         {"question": "How many?"},
+        {"question": LEMPUS["question"].replace("Max is not happy", "Max is a lempus")},
+        {"question": LEMPUS["question"].replace("Max is not happy", "Lempuses are happy")},
+        {"answer": "Yes"},
     ],
 )
 def test_words_that_tell_no_ontology(change):
-    assert ontology.read(LEMPUS | change) is None
+    row = LEMPUS | change
+    assert ontology.read(row) is None and ontology.twin(row) is None and ontology.rule_points(row) == {}
 
 
 def test_the_twin_is_negated_and_proved_by_other_code(workspace):
@@ -199,7 +263,8 @@ def test_each_thought_is_taught_the_frontier_of_the_entity(workspace):
     dataset = data.Dataset("prontoqa")
     (group,) = dataset.split("train").draw(1, random.Random(2), True, n_taught=7)
     question = dataset.encoding.decode(group.examples[0].question)
-    found = ontology.read({"question": question.rstrip("\n"), "answer": prove(question.rstrip("\n"))[0]})
+    question = question.rstrip("\n")
+    found = ontology.read({"question": question, "steps": [], "answer": prove(question)[0]})
     shown = [{dataset.encoding.decode([i]) for i in level} for level in group.examples[0].frontiers]
     levels = graph.frontiers(list(found.facts), 0, 7)
     assert shown[1:] == [{f"{found.names[v]}." for v in level} for level in levels[1:]]

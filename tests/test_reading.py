@@ -369,6 +369,10 @@ def test_own_words_are_told_anew(workspace, capsys):
     Path("mine.json").write_text(json.dumps(rows))
     prepares("prosqa", "--source=mine.json", "--name=mine")
     assert "--augment leaves" not in capsys.readouterr().out
+    rows = prepare.generate(prepare.PrepareConfig("prontoqa", train=20, valid=1, test=1))["train"]
+    Path("other.json").write_text(json.dumps(rows[:10] + graphs(10)))
+    prepares("prosqa", "--source=other.json", "--name=other")
+    assert "--augment leaves" not in capsys.readouterr().out, "ProntoQA's words tell a graph too"
 
 
 def named(row):
@@ -427,7 +431,7 @@ def test_one_row_without_a_graph_does_not_stop_the_others(workspace, capsys):
     assert runs.fit_to_data(TrainConfig(preset="smoke", grow=5, reask=0.5), train, "words").grow == 5, (
         "rows are told where they can be"
     )
-    with pytest.raises(UserError, match=r"--questions should be 1: the words of row 4 tell no graph"):
+    with pytest.raises(UserError, match=r"--questions should be 1: the words of row 4 do not tell the graph it needs"):
         runs.fit_to_data(TrainConfig(preset="smoke", questions=2), train, "words")
 
 
@@ -436,12 +440,12 @@ def test_graph_options_want_a_graph(workspace, capsys):
     prepares("prosqa", "--source=theirs", "--name=mine")
     said = "--augment leaves 20 of 20 problems as they are in the file, because their words tell no graph"
     assert said in capsys.readouterr().out
-    with pytest.raises(UserError, match="--reask should be 0: the words of row 0 tell no graph"):
+    with pytest.raises(UserError, match="--reask should be 0: the words of row 0 do not tell"):
         runs.fit_to_data(TrainConfig(preset="smoke", reask=0.5), data.Dataset("mine").split("train"), "words")
     rows = [row | {"answer": "Yes"} for row in graphs()]
     folder_of(rows[:20], rows[20:25], rows[25:])
     prepares("prosqa", "--source=theirs", "--name=mine")
-    with pytest.raises(UserError, match="--grow should be 0: the words of row 0 tell no graph"):
+    with pytest.raises(UserError, match="--grow should be 0: the words of row 0 do not tell"):
         runs.fit_to_data(TrainConfig(preset="smoke", grow=9), data.Dataset("mine").split("train"), "words")
 
 
@@ -482,6 +486,11 @@ def test_words_that_tell_no_graph(tmp_path, change):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps([TOM, TOM | GRAPH | change]))
     assert reading.read_rows(path) == [TOM | GRAPH, TOM | change], "a graph that contradicts the words is not kept"
+
+
+def test_a_name_that_ends_in_a_dot():
+    row = graph.read(json.loads(json.dumps(TOM).replace("rempus", "x9.")))
+    assert [row["idx_to_symbol"][v] for v in graph.chain_of(row)] == ["Tom", "lempus", "x9."]
 
 
 def test_neighbor_k_is_kept_and_ignored(workspace):

@@ -175,6 +175,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(workspace, monkeypatch):
         (["--batch_size=0"], "--batch_size=0 should be"),
         (["--n_head=5"], "--n_embd=32 should be a multiple of --n_head=5"),
         (["--decay=1.5"], "--decay=1.5 should be"),
+        (["--taught=1", "--augment=false"], "--taught=1.0 should be 0 with --augment=false"),
+        (["--grow=9", "--augment=false"], "--grow=9 should be 0 with --augment=false"),
         (["--lr=-1"], "--lr=-1.0 should be"),
         (["--dropout=1"], "--dropout=1.0 should be"),
     ],
@@ -245,7 +247,9 @@ def test_options_on_graphs_need_graphs(workspace, option):
     lines = [f"What is {n} + 2?||<<{n}+2={n + 2}>> #### {n + 2}" for n in range(30)]
     Path("some.txt").write_text("\n".join(lines))
     prepare.main(config.parse(prepare.PrepareConfig, ["gsm8k", "--source=some.txt"]))
-    with pytest.raises(UserError, match=rf"{option.split('=')[0]} should be [01]: the words of row 0 tell no graph"):
+    with pytest.raises(
+        UserError, match=rf"{option.split('=')[0]} should be [01]: the words of row 0 do not tell the graph"
+    ):
         trained("--task=gsm8k", option)
     assert not Path("runs").exists()
 
