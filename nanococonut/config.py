@@ -100,8 +100,8 @@ def help_text(config_class, choices) -> str:
 
 
 def print_resolved(c) -> None:
-    """Prints every setting of a run on its own line, and marks those that differ from the defaults."""
-    for field in dataclasses.fields(c):
-        value = getattr(c, field.name)
-        mark = "" if value == field.default else f"  * default {written(field.default) or 'empty'}"
-        print(f"  {field.name} = {written(value)}{mark}")
+    """Prints the settings of a run that differ from the defaults, as they would be typed."""
+    typed = [
+        f"--{x.name}={written(getattr(c, x.name))}" for x in dataclasses.fields(c) if getattr(c, x.name) != x.default
+    ]
+    print("settings:", *typed)

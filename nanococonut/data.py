@@ -3,8 +3,6 @@
 A problem is a row that reading.py reads; graph.py tells what else a row of ProsQA has. As tokens [Hao24]:
 
     question \\n      each step \\n      ### answer
-
-Training augments problems whose words tell a graph (--augment): facts get a new order, and nodes new names.
 """
 
 import functools
@@ -145,20 +143,16 @@ def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, di
         for what, found in (("question", question), ("chain", rest - answer), ("rest", rest)):
             longest[what] = max(longest.get(what, 0), int(found.max()))
     counts = {split: len(rows) for split, rows in splits.items()}
-    meta |= {"counts": counts, "longest": longest, "vocabulary": vocabulary, "sha256": digests}
-    meta |= {"pattern": tokenizer.PATTERN}
+    meta |= dict(counts=counts, longest=longest, vocabulary=vocabulary, sha256=digests, pattern=tokenizer.PATTERN)
     write_text(folder / "meta.json", json.dumps(meta, indent=1, ensure_ascii=False) + "\n")
     return folder, meta
 
 
-def node_token(encoding, name: str) -> int:
-    """The token with which a chain of ProsQA continues from a node (tokenizer.py), or ProntoQA's word for the node."""
+def node_token(encoding, name: str) -> int | None:
+    """The token with which a chain of ProsQA continues from a node (tokenizer.py), or the token of its name, or None."""
     start = graph.subject(name)
-    for text in (start if graph.is_person(name) else f"{name}.\n{start}", f"{name}."):
-        ids = encoding.encode_ordinary(text)
-        if len(ids) == 1:
-            return ids[0]
-    raise UserError(f"{name!r} is not a name that the data's vocabulary has, so no thought can be about it")
+    texts = [start if graph.is_person(name) else f"{name}.\n{start}", f"{name}."]
+    return next((ids[0] for ids in map(encoding.encode_ordinary, texts) if len(ids) == 1), None)
 
 
 class Group(NamedTuple):
@@ -216,9 +210,14 @@ class Split:
     def reordered(self, i: int, rng: random.Random, keep: float, n_taught: int) -> Group:
         """Problem i of ProntoQA with its facts in a new order, those about the entity last. For keep see draw()."""
         row, encode = ontology.renamed(self.rows[i], rng), self.encoding.encode_ordinary
-        if len(encode(row["question"])) >= self.lengths[i]:  # a small vocabulary may lack a name in one of its forms
-            row = self.rows[i]
         found = ontology.read(row)
+        facts = (
+            found.facts.values()
+        )  # a fact is two tokens at the start and later, unless a small vocabulary lacks a form
+        if (
+            len(encode("\t".join(facts)) + encode(" " + " ".join(facts))) != 5 * len(facts) - 1
+        ):  # with a tab between facts
+            row, found = self.rows[i], self.ontologies(i)
         edges = rng.sample(list(found.facts), len(found.facts))
         edges = [edge for edge in edges if keep == 1 or edge in found.needed or rng.random() < keep]
         edges.sort(key=lambda edge: edge[0] == 0)  # otherwise the order stays: the sort is stable
@@ -235,8 +234,9 @@ class Split:
             if len(told) > 1:
                 facts, mark, asked = question.rpartition(" Is ")
                 context, question = encode(facts), mark + asked
+            tokens = [node_token(self.encoding, name) for name in row["idx_to_symbol"]] if n_taught else []
             nodes = graph.frontiers(edges, row["root"], n_taught)
-            frontiers = tuple([node_token(self.encoding, row["idx_to_symbol"][v]) for v in some] for some in nodes)
+            frontiers = tuple([tokens[v] for v in some if tokens[v] is not None] for some in nodes)
             examples.append(Example(encode(question), list(map(encode, rests)), frontiers))
         return Group(context, examples)
 

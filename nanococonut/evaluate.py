@@ -1,8 +1,7 @@
 """Measures how often a trained run answers correctly; the last line printed is JSON.
 
-Tokens are the thoughts and the text after them, without <eos> and pauses [Hao24 Table 1]. Baselines without a model are
-printed before the accuracy. A twin has the same facts and another answer. ProsQA's is about another person: a model
-that ignores the person gets one of the two wrong. ProntoQA's is negated. Guessing gets a quarter of the pairs right.
+Tokens are the thoughts and the text after them, without <eos> and pauses [Hao24 Table 1]. A twin has the same facts and
+another answer: ProsQA's asks about another person, ProntoQA's is negated. Guessing gets a quarter of the pairs right.
 """
 
 import json

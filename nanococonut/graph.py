@@ -88,8 +88,8 @@ def read(row: dict) -> dict:
         return row
     if neg_target in reached or neg_target is None or row["answer"] != fact(names, root, target):
         return row
-    ends = {"root": root, "target": target, "neg_target": neg_target}
-    return row | {"idx_to_symbol": names, "edges": list(map(list, edges))} | ends
+    ends = dict(root=root, target=target, neg_target=neg_target)
+    return row | dict(idx_to_symbol=names, edges=list(map(list, edges))) | ends
 
 
 def distances(edges: list[list[int]], *roots: int) -> dict[int, int]:
@@ -199,23 +199,11 @@ def twin(row: dict) -> dict | None:
     return row | told | {"root": root, "target": false, "neg_target": true}
 
 
-def on_shortest_paths(row: dict) -> set[int]:
-    """The nodes on the shortest paths from root to target."""
-    down = distances(row["edges"], row["root"])
-    up = distances(backwards(row["edges"]), row["target"])
-    return {v for v in up if v in down and down[v] + up[v] == down[row["target"]]}
-
-
-def heights(edges: list[list[int]]) -> dict[str, dict[int, int]]:
-    """The number of steps from each node to its nearest leaf ("shortest") and to its farthest leaf ("longest")."""
+def heights(edges: list[list[int]]) -> dict[int, int]:
+    """The height of each node: the number of steps to its nearest leaf."""
     nodes = {v for edge in edges for v in edge}
     up = distances(backwards(edges), *(nodes - {a for a, _ in edges}))
-    longest = dict.fromkeys(nodes, 0)
-    begins = nodes  # the nodes where paths of n steps begin
-    for n in range(1, len(nodes) + 1):  # longer paths exist only in cycles, which a graph from a file may have
-        begins = {a for a, b in edges if b in begins}
-        longest |= dict.fromkeys(begins, n)
-    return {"shortest": {v: up.get(v, 0) for v in nodes}, "longest": longest}
+    return {v: up.get(v, 0) for v in nodes}
 
 
 def judge_chain(steps: list[str], row: dict, hidden: bool) -> str:

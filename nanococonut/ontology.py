@@ -51,10 +51,10 @@ def read(row: dict) -> Ontology | None:
         target, neg_target = neg_target, target
     if target not in reached or neg_target in reached or row["answer"] not in ("True", "False"):
         return None
-    steps = " ".join(row["steps"])
+    facts, steps = dict(zip(edges, sentences, strict=True)), " ".join(row["steps"])
     needed = {*itertools.pairwise(graph.shortest_path(edges, reached, target, random.Random(0)))}
-    needed |= {edge for edge, fact in zip(edges, sentences, strict=True) if fact in steps or edge[1] == neg_target}
-    return Ontology(names, dict(zip(edges, sentences, strict=True)), target, neg_target, needed)
+    needed |= {edge for edge, fact in facts.items() if fact in steps or edge[1] == neg_target}
+    return Ontology(names, facts, target, neg_target, needed)
 
 
 def renamed(row: dict, rng: random.Random) -> dict:

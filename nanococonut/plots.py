@@ -53,6 +53,6 @@ def tree(row: dict, values, out: Path) -> None:
         style |= dict(connectionstyle=f"arc3,rad={0 if depth[b] == depth[a] + 1 else 0.3}", shrinkA=9, shrinkB=9)
         axes.annotate("", at[b], at[a], arrowprops=style)
     axes.set(xlim=(-half, half), ylim=(0.4 - n, 0.4), xticks=[], yticks=range(0, -n, -1), yticklabels=range(n))
-    about = "orange: the shortest chain; blue: the value of each node at its depth's thought"
+    about = "orange: the shortest chain; blue: a node's value at its depth's thought"
     axes.set(xlabel=about, ylabel="steps from the root")
     data.write_atomically(out, fig.savefig)

@@ -7,7 +7,6 @@ mass            the probability that the output head gives the search's nodes at
 readings        the most probable words when a thought is read through the output head
 """
 
-import itertools
 import json
 from collections import defaultdict
 from dataclasses import dataclass
@@ -31,15 +30,14 @@ class ProbeConfig:
 
 
 def groups(row: dict, i: int) -> dict[str, set[int]]:
-    """Node groups at thought i: unreachable, within i steps, at BFS depth i - 1, at i, and at i on a shortest path."""
-    steps, optimal = graph.distances(row["edges"], row["root"]), graph.on_shortest_paths(row)
+    """Node groups at thought i: unreachable, within i steps, at BFS depth i - 1, and at i."""
+    steps = graph.distances(row["edges"], row["root"])
     behind, here = ({v for v, depth in steps.items() if depth == d} for d in (i - 1, i))
     return {
         "not reachable": set(range(len(row["idx_to_symbol"]))) - set(steps),
         "reachable": {v for v, depth in steps.items() if depth <= i},
         "one behind": behind,
         "frontier": here,
-        "optimal": here & optimal,
     }
 
 
@@ -70,7 +68,8 @@ def values(run: answers.Run, examples, names: list[list[str]], n_thoughts: int) 
 def leanings(run: answers.Run, row: dict, thoughts: torch.Tensor) -> np.ndarray:
     """(nodes, K): the probability that the output head gives each node of a problem at thoughts (K, C)."""
     tokens = [data.node_token(run.encoding, name) for name in row["idx_to_symbol"]]
-    return run.model.logits(thoughts).softmax(-1)[:, tokens].T.cpu().numpy()
+    shares = run.model.logits(thoughts).softmax(-1).cpu()
+    return torch.stack([0 * shares[:, 0] if t is None else shares[:, t] for t in tokens]).numpy()
 
 
 def means(cells: dict[tuple, list]) -> dict[str, list]:
@@ -108,9 +107,9 @@ def frontier(rows: list[dict], found: list[np.ndarray]) -> tuple[dict, dict, int
         for k in range(1, min(3, values.shape[1])):
             nodes = [v for v in depth if depth[v] == k]
             best[k].append(sorted([*values[nodes, k], 0, 0, 0], reverse=True)[:3])  # 0 for a missing node
-            for v, way in itertools.product(nodes, heights):
-                where = "correct" if v in correct else "wrong", heights[way][v]
-                cells[f"{way} way to a leaf (steps), thought {k}"][where].append(values[v, k])
+            for v in nodes:
+                where = "correct" if v in correct else "wrong", heights[v]
+                cells[f"steps to the nearest leaf, thought {k}"][where].append(values[v, k])
     percent, tops = np.linspace(0, 100, len(rows)).tolist(), {}
     for k, values in best.items():
         sums = np.sort(np.cumsum(values, axis=1), axis=0).T.tolist()  # (3, problems)

@@ -88,8 +88,9 @@ def fit_to_data(c: TrainConfig, problems: Split, tokenizer_name: str) -> TrainCo
     for name in [name for name, is_fit in fits.items() if not is_fit]:
         value, default = getattr(c, name), getattr(TrainConfig, name)
         if value not in (default, preset.get(name)):
-            row = graphs.index(False)
-            raise UserError(f"--{name} should be {default:g}: the words of row {row} do not tell the graph it needs")
+            raise UserError(
+                f"--{name} should be {default:g}: row {graphs.index(False)} does not tell the graph it needs"
+            )
         off |= {name: default} if value != default else {}
     if off:
         print(f"the problems' words do not tell the graph that they need: the preset's {', '.join(off)} are off")

@@ -35,21 +35,18 @@ def test_groups_of_a_hand_made_graph():
         "reachable": {0, 1, 3},
         "one behind": {0},
         "frontier": {1, 3},
-        "optimal": {1},
     }
     second = probe.groups(ROW, 2)
-    assert (second["frontier"], second["optimal"], second["one behind"]) == ({2, 4, 5}, {2}, {1, 3})
+    assert (second["frontier"], second["one behind"]) == ({2, 4, 5}, {1, 3})
     assert probe.groups(ROW, 5)["frontier"] == set()
 
 
 def test_heights_of_a_hand_made_graph():
     heights = graph.heights(ROW["edges"])
-    assert heights["shortest"] == {0: 2, 1: 1, 2: 0, 3: 1, 4: 1, 5: 0, 6: 1}
-    assert heights["longest"] == {0: 3, 1: 1, 2: 0, 3: 2, 4: 1, 5: 0, 6: 1}
-    assert graph.on_shortest_paths(ROW) == {0, 1, 2}
+    assert heights == {0: 2, 1: 1, 2: 0, 3: 1, 4: 1, 5: 0, 6: 1}
     round_trip = [[0, 1], [1, 0], [1, 2]]  # a foreign graph may have cycles
     assert graph.distances(round_trip, 0) == {0: 0, 1: 1, 2: 2}
-    assert graph.heights(round_trip)["longest"] == {0: 3, 1: 3, 2: 0}
+    assert graph.heights(round_trip) == {0: 2, 1: 1, 2: 0}
 
 
 def test_sums_and_means_of_known_values():
@@ -64,9 +61,9 @@ def test_sums_and_means_of_known_values():
     tops, heights, _ = probe.frontier([ROW] * 5, [x] * 5)
     np.testing.assert_allclose([y[0][1] for y in tops["problems, sorted (%), thought 2"].values()], [0.5, 0.8, 0.9])
     one = {"correct": [(0, 0.5, 0.5, 0.5), (1, 0.1, 0.1, 0.1)], "wrong": [(0, 0.3, 0.3, 0.3)]}
-    assert heights["shortest way to a leaf (steps), thought 2"] == one
-    assert [y[:2] for y in heights["longest way to a leaf (steps), thought 1"]["correct"]] == [(1, 0.2), (2, 0.7)]
-    assert [x.split()[0] + x[-1] for x in heights] == ["shortest1", "longest1", "shortest2", "longest2"]
+    assert heights["steps to the nearest leaf, thought 2"] == one
+    assert [y[:2] for y in heights["steps to the nearest leaf, thought 1"]["correct"]] == [(1, 0.45)]
+    assert [x[-1] for x in heights] == ["1", "2"]
 
 
 def test_means_have_the_textbooks_interval():

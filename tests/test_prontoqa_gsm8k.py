@@ -179,10 +179,13 @@ def test_facts_in_any_order_fit_the_vocabulary_and_the_model(workspace):
     assert not any(i < 256 and i not in single for ids in questions for i in ids), "no fact falls to bytes"
 
 
-def test_a_node_that_is_no_token_cannot_be_taught(workspace):
+def test_a_node_that_is_no_token_is_not_taught(workspace):
     run("prontoqa", "--train=20", "--valid=4", "--test=4")
-    with pytest.raises(UserError, match="'wug' is not a name that the data's vocabulary has"):
-        data.node_token(data.Dataset("prontoqa").encoding, "wug")
+    encoding = data.Dataset("prontoqa").encoding
+    assert data.node_token(encoding, "wug") is None, "not the first byte of it, which other names have too"
+    told = {"question": "Q", "steps": [], "answer": "True", "root": 0, "idx_to_symbol": ["Max", "wug", "lempus"]}
+    (example,) = data.Split(encoding, [told]).together([told], [(0, 1), (0, 2)], 2).examples
+    assert example.frontiers == ([data.node_token(encoding, "Max")], [data.node_token(encoding, "lempus")])
 
 
 def test_data_of_an_earlier_tokenizer_is_refused(workspace):
