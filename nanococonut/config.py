@@ -101,7 +101,5 @@ def help_text(config_class, choices) -> str:
 
 def print_resolved(c) -> None:
     """Prints the settings of a run that differ from the defaults, as they would be typed."""
-    typed = [
-        f"--{x.name}={written(getattr(c, x.name))}" for x in dataclasses.fields(c) if getattr(c, x.name) != x.default
-    ]
-    print("settings:", *typed)
+    values = [(field.name, getattr(c, field.name), field.default) for field in dataclasses.fields(c)]
+    print("settings:", *(f"--{name}={written(value)}" for name, value, default in values if value != default))

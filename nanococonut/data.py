@@ -149,7 +149,7 @@ def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, di
 
 
 def node_token(encoding, name: str) -> int | None:
-    """The token with which a chain of ProsQA continues from a node (tokenizer.py), or the token of its name, or None."""
+    """The token with which a chain of ProsQA continues from a node (tokenizer.py), or its name's token, or None."""
     start = graph.subject(name)
     texts = [start if graph.is_person(name) else f"{name}.\n{start}", f"{name}."]
     return next((ids[0] for ids in map(encoding.encode_ordinary, texts) if len(ids) == 1), None)
@@ -211,12 +211,8 @@ class Split:
         """Problem i of ProntoQA with its facts in a new order, those about the entity last. For keep see draw()."""
         row, encode = ontology.renamed(self.rows[i], rng), self.encoding.encode_ordinary
         found = ontology.read(row)
-        facts = (
-            found.facts.values()
-        )  # a fact is two tokens at the start and later, unless a small vocabulary lacks a form
-        if (
-            len(encode("\t".join(facts)) + encode(" " + " ".join(facts))) != 5 * len(facts) - 1
-        ):  # with a tab between facts
+        facts = found.facts.values()  # each is two tokens, first or later, unless a small vocabulary lacks a form
+        if len(encode("\t".join(facts)) + encode(" " + " ".join(facts))) != 5 * len(facts) - 1:  # a tab between two
             row, found = self.rows[i], self.ontologies(i)
         edges = rng.sample(list(found.facts), len(found.facts))
         edges = [edge for edge in edges if keep == 1 or edge in found.needed or rng.random() < keep]

@@ -89,7 +89,7 @@ def fit_to_data(c: TrainConfig, problems: Split, tokenizer_name: str) -> TrainCo
         value, default = getattr(c, name), getattr(TrainConfig, name)
         if value not in (default, preset.get(name)):
             raise UserError(
-                f"--{name} should be {default:g}: row {graphs.index(False)} does not tell the graph it needs"
+                f"--{name} should be {default:g}: row {graphs.index(False)} tells no graph that it could use"
             )
         off |= {name: default} if value != default else {}
     if off:

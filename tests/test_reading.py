@@ -431,7 +431,7 @@ def test_one_row_without_a_graph_does_not_stop_the_others(workspace, capsys):
     assert runs.fit_to_data(TrainConfig(preset="smoke", grow=5, reask=0.5), train, "words").grow == 5, (
         "rows are told where they can be"
     )
-    with pytest.raises(UserError, match=r"--questions should be 1: row 4 does not tell the graph it needs"):
+    with pytest.raises(UserError, match=r"--questions should be 1: row 4 tells no graph that it could use"):
         runs.fit_to_data(TrainConfig(preset="smoke", questions=2), train, "words")
 
 
@@ -440,12 +440,12 @@ def test_graph_options_want_a_graph(workspace, capsys):
     prepares("prosqa", "--source=theirs", "--name=mine")
     said = "--augment leaves 20 of 20 problems as they are in the file, because their words tell no graph"
     assert said in capsys.readouterr().out
-    with pytest.raises(UserError, match="--reask should be 0: row 0 does not tell"):
+    with pytest.raises(UserError, match="--reask should be 0: row 0 tells no graph"):
         runs.fit_to_data(TrainConfig(preset="smoke", reask=0.5), data.Dataset("mine").split("train"), "words")
     rows = [row | {"answer": "Yes"} for row in graphs()]
     folder_of(rows[:20], rows[20:25], rows[25:])
     prepares("prosqa", "--source=theirs", "--name=mine")
-    with pytest.raises(UserError, match="--grow should be 0: row 0 does not tell"):
+    with pytest.raises(UserError, match="--grow should be 0: row 0 tells no graph"):
         runs.fit_to_data(TrainConfig(preset="smoke", grow=9), data.Dataset("mine").split("train"), "words")
 
 
@@ -489,7 +489,8 @@ def test_words_that_tell_no_graph(tmp_path, change):
 
 
 def test_a_name_that_ends_in_a_dot():
-    row = graph.read(json.loads(json.dumps(TOM).replace("rempus", "x9.")))
+    turned = json.dumps(TOM).replace("rempus or impus", "impus or rempus")
+    row = graph.read(json.loads(turned.replace("rempus", "x9.")))
     assert [row["idx_to_symbol"][v] for v in graph.chain_of(row)] == ["Tom", "lempus", "x9."]
 
 
