@@ -152,6 +152,11 @@ def test_resume_goes_on_with_the_same_settings_only(workspace, capsys):
     before = state_of("run")["model"]
     trained("--name=run", "--resume=true")  # nothing left to do
     assert all(torch.equal(before[name], weight) for name, weight in state_of("run")["model"].items())
+    older = torch.load("runs/run/ckpt.pt", weights_only=True)
+    torch.save(older | {"config": older["config"] | {"mix": 0.3}}, "runs/run/ckpt.pt")
+    with pytest.raises(UserError, match=r"--mix=0.3 and not 0.0: it goes on with its own settings only"):
+        trained("--name=run", "--resume=true")  # an option of an earlier version, which is gone
+    torch.save(older, "runs/run/ckpt.pt")
     prepared("--seed=1")
     with pytest.raises(UserError, match="data/prosqa is not the data runs/run was trained on"):
         trained("--name=run", "--resume=true")
