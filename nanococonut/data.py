@@ -163,7 +163,7 @@ class Group(NamedTuple):
 
 
 class Split:
-    """The examples of one file as token ids: as written, or augmented where the words match the graph."""
+    """The examples of one file as token ids: as written, or augmented where the words tell a graph."""
 
     def __init__(self, encoding, rows: list[dict], arrays: dict[str, np.ndarray] | None = None):
         self.encoding, self.rows = encoding, rows
@@ -172,7 +172,7 @@ class Split:
         self.lengths = np.diff(arrays["texts"])[arrays["rows"][:-1]].tolist()  # of the questions
         self.ontologies = functools.cache(lambda i: ontology.read(rows[i]))
         self.askers = functools.cache(lambda i: graph.askers(rows[i]))
-        self.graphs = all(map(graph.has_graph, rows))
+        self.graphs = all(map(graph.has_graph, rows))  # whether all are problems of ProsQA
         self.pool = graph.names_of(list(filter(graph.has_graph, rows)))  # the names that augmented problems may use
 
     def __len__(self) -> int:

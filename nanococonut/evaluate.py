@@ -76,11 +76,11 @@ def twins(rows: list[dict]) -> list[tuple[dict, dict]]:
 
 def rules(asked: list[tuple[dict, ...]]) -> dict[str, float]:
     """How often chance and each rule get all of (problem,) or (problem, its twin) right; {} if they differ."""
-    found = [[(graph if graph.has_graph(row) else ontology).rule_points(row) for row in rows] for rows in asked]
-    names = {tuple(points) for rows in found for points in rows}
+    points_of = [[(graph if graph.has_graph(row) else ontology).rule_points(row) for row in rows] for rows in asked]
+    names = {tuple(points) for rows in points_of for points in rows}
     if len(names) != 1 or names == {()}:
         return {}
-    n_right = {rule: sum(math.prod(points[rule] for points in rows) for rows in found) for rule in names.pop()}
+    n_right = {rule: sum(math.prod(points[rule] for points in rows) for rows in points_of) for rule in names.pop()}
     return {"chance": 0.5 ** len(asked[0])} | {rule: n / len(asked) for rule, n in n_right.items()}
 
 
@@ -125,15 +125,14 @@ def main(c: EvaluateConfig) -> None:
     rows, pairs = examples.rows, twins(examples.rows)
     without, without_both = rules([(row,) for row in rows]), rules(pairs)
     plans = [run.plan_for(n_thoughts) for n_thoughts in c.latent or (None,)]
-    found = {
-        p: measure(run, examples, p, c.intervene) for p in sorted(plans, reverse=True)
-    }  # the most thoughts may not fit
+    most_first = sorted(plans, reverse=True)  # if the most thoughts do not fit, nothing is printed
+    measured = {p: measure(run, examples, p, c.intervene) for p in most_first}
     print(f"{run.folder.name} ({run.config['method']}, stage {run.stage}) on {name}, {len(rows)} questions")
     for rule, share in without.items():
         both = f"question and twin both right {without_both[rule]:.1%}, accuracy " if pairs else ""
         print(f"  without a model, {rule}: {both}{share:.1%}")
     for p in plans:
-        result, texts = found[p]
+        result, texts = measured[p]
         about = "" if p == run.plan else f" instead of the {run.plan.n_thoughts} of training"
         shown = "question and twin both right {both:.1%} ({both_low:.1%} to {both_high:.1%}); "
         both = shown.format(**result) if pairs else ""

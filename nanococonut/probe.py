@@ -153,7 +153,7 @@ def main(c: ProbeConfig) -> None:
     figures["interventions"] = [("thoughts", "accuracy", curves), ("thoughts", "share of answers that flip", flips)]
     figures["mass"] = [("thought", what, by) for what, by in numbers["mass"].items()]
     if not examples.graphs:
-        print("these problems have no graph: groups of nodes, parallelism, height and tree are left out")
+        print("these problems are not all ProsQA's: groups of nodes, parallelism, height and tree are left out")
     else:
         if run.config["taught"]:  # such a run may never have learned to write chains, but its thoughts name the nodes
             found = [leanings(run, rows[i], run.thoughts(examples.example(i), K)) for i in range(n)]

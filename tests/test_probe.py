@@ -213,7 +213,9 @@ def test_a_run_without_graphs_gets_what_makes_sense(workspace, capsys):
     trained("--task=prontoqa")
     probe.main(probe.ProbeConfig())
     printed = capsys.readouterr().out
-    assert "these problems have no graph: groups of nodes, parallelism, height and tree are left out\n" in printed
+    assert (
+        "these problems are not all ProsQA's: groups of nodes, parallelism, height and tree are left out\n" in printed
+    )
     made_files = {path.name for path in Path("runs/run/probe").iterdir()}
     assert made_files == {"k.png", "interventions.png", "mass.png", "probe.json"}
     numbers = json.loads(Path("runs/run/probe/probe.json").read_text())
