@@ -247,7 +247,9 @@ def test_options_on_graphs_need_graphs(workspace, option):
     lines = [f"What is {n} + 2?||<<{n}+2={n + 2}>> #### {n + 2}" for n in range(30)]
     Path("some.txt").write_text("\n".join(lines))
     prepare.main(config.parse(prepare.PrepareConfig, ["gsm8k", "--source=some.txt"]))
-    with pytest.raises(UserError, match=rf"{option.split('=')[0]} should be [01]: row 0 tells no graph the graph"):
+    with pytest.raises(
+        UserError, match=rf"{option.split('=')[0]} should be [01]: row 0 tells no graph that it could use"
+    ):
         trained("--task=gsm8k", option)
     assert not Path("runs").exists()
 
