@@ -208,7 +208,7 @@ class Split:
         return self.together([graph.tell(asked, rng, names, edges) for asked in rows], edges, n_taught)
 
     def reordered(self, i: int, rng: random.Random, keep: float, n_taught: int) -> Group:
-        """Problem i of ProntoQA with its facts in a new order, those about the entity last. For keep see draw()."""
+        """Problem i of ProntoQA with other names and another order of facts, the entity's last. For keep see draw()."""
         row, encode = ontology.renamed(self.rows[i], rng), self.encoding.encode_ordinary
         found = ontology.read(row)
         facts = found.facts.values()  # each is two tokens, first or later, unless a small vocabulary lacks a form
@@ -225,12 +225,12 @@ class Split:
         """One group of questions about the same facts. A single question keeps the facts in its text."""
         encode = self.encoding.encode_ordinary
         context, examples = [], []
+        tokens = [node_token(self.encoding, name) for name in told[0]["idx_to_symbol"]] if n_taught else []
         for row in told:
             question, *rests = texts_of(row)
             if len(told) > 1:
                 facts, mark, asked = question.rpartition(" Is ")
                 context, question = encode(facts), mark + asked
-            tokens = [node_token(self.encoding, name) for name in row["idx_to_symbol"]] if n_taught else []
             nodes = graph.frontiers(edges, row["root"], n_taught)
             frontiers = tuple([tokens[v] for v in some if tokens[v] is not None] for some in nodes)
             examples.append(Example(encode(question), list(map(encode, rests)), frontiers))
