@@ -3,27 +3,55 @@
 import math
 
 import torch
+from torch import Tensor
 
-from nanococonut.config import UserError
 from nanococonut.model import GPT
 from nanococonut.settings import TrainConfig
 
 
+def orthogonal(x: Tensor, n_steps: int = 5) -> Tensor:
+    """A matrix with the singular vectors of x and singular values of about 1, by Newton-Schulz steps [Jordan 2024]."""
+    if x.size(0) > x.size(1):
+        return orthogonal(x.mT, n_steps).mT
+    y = x.bfloat16() if x.is_cuda else x  # 8 bits suffice, but many CPUs have no fast bfloat16
+    y = y / y.norm().clamp(min=1e-7)
+    for _ in range(n_steps):
+        square = y @ y.mT
+        y = 3.4445 * y + (2.0315 * square @ square - 4.7750 * square) @ y
+    return y.to(x.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum with orthogonal steps, for matrices: torch.optim.Muon, for earlier versions of torch and all CPUs."""
+
+    def __init__(self, params, lr: float, weight_decay: float, momentum: float = 0.95):
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            lr, momentum = group["lr"], group["momentum"]
+            for p in [p for p in group["params"] if p.grad is not None]:
+                mean = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                mean.lerp_(p.grad, 1 - momentum)
+                step = orthogonal(p.grad.lerp(mean, momentum))  # Nesterov's: one step of the momentum ahead
+                p.mul_(1 - lr * group["weight_decay"])
+                p.add_(step, alpha=-lr * math.sqrt(max(1, p.size(0) / p.size(1))))
+
+
 def make(model: GPT, c: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW; with muon_lr, Muon for the blocks' matrices and AdamW for all other parameters. Raises UserError."""
-    if c.muon_lr and not hasattr(torch.optim, "Muon"):
-        raise UserError(f"--muon_lr needs torch 2.9 or later, this is {torch.__version__}; or use --muon_lr=0")
+    """AdamW; with muon_lr, Muon for the blocks' matrices and AdamW for all other parameters."""
     # Differs from the paper: Muon [Jordan 2024]; docs/results.md compares it with AdamW alone.
     matrices = [p for p in model.h.parameters() if p.dim() == 2] if c.muon_lr else []
     taken = set(map(id, matrices))
     rest = [p for p in model.parameters() if id(p) not in taken]
     optimizers = [torch.optim.AdamW(rest, c.lr, (0.9, c.beta2), weight_decay=c.weight_decay, fused=True)]
     if matrices:
-        optimizers.append(torch.optim.Muon(matrices, c.muon_lr, weight_decay=c.weight_decay))
+        optimizers.append(Muon(matrices, c.muon_lr, weight_decay=c.weight_decay))
     return optimizers
 
 
-def update(model: GPT, optimizers: list, c: TrainConfig, factor: float) -> torch.Tensor:
+def update(model: GPT, optimizers: list, c: TrainConfig, factor: float) -> Tensor:
     """One step of the optimizers at factor times their learning rates; returns the gradient norm before clipping."""
     length = torch.nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip or math.inf)
     for optimizer, rate in zip(optimizers, (c.lr, c.muon_lr), strict=False):  # without Muon there is one optimizer
