@@ -11,6 +11,7 @@ A ProsQA problem is a graph of made-up concepts and persons, and asks which of t
 Sources: [Hao24 A.2] and the released files. The algorithm is fitted to these files; tests/test_prepare.py compares.
 """
 
+import contextlib
 import itertools
 import math
 import random
@@ -25,21 +26,17 @@ from nanococonut import config, data, graph, ontology, reading
 from nanococonut.curriculum import layout
 
 PERSONS = "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren".split()
-CONCEPTS = (
-    "bompus boompus brimpus chorpus dumpus felpus fompus gerpus gorpus grimpus gwompus hilpus impus jelpus jompus "
-    "kerpus lempus lorpus numpus quimpus rempus rompus rorpus scrompus shumpus sterpus storpus terpus timpus tumpus "
-    "vumpus worpus wumpus yerpus yimpus yumpus zhorpus zumpus"
-).split()
+CONCEPTS = """bompus boompus brimpus chorpus dumpus felpus fompus gerpus gorpus grimpus gwompus hilpus impus jelpus
+jompus kerpus lempus lorpus numpus quimpus rempus rompus rorpus scrompus shumpus sterpus storpus terpus timpus tumpus
+vumpus worpus wumpus yerpus yimpus yumpus zhorpus zumpus""".split()
 RELEASED = {"prosqa": (17886, 300, 500), "prontoqa": (9000, 200, 800)}  # number of problems in train, valid, test
 # GSM8k-Aug [Deng23], at the commit the paper's code fetches; train.txt is in Git LFS. No checksums are published.
 GSM8K = "https://{}/da03/Internalize_CoT_Step_by_Step/e06a32ee5e4cd117171daeb4755d2a97ece62761/data/gsm8k/{}.txt"
 HOSTS = {"train": "media.githubusercontent.com/media"} | dict.fromkeys(("valid", "test"), "raw.githubusercontent.com")
 # ProntoQA's words: entities, concepts, and families of properties. A problem uses one property of a family.
 ENTITIES = "Alex Fae Max Polly Rex Sally Sam Stella Wren".split()
-KINDS = (
-    "brimpus dumpus gorpus grimpus impus jompus lempus lorpus numpus rompus shumpus sterpus tumpus vumpus wumpus "
-    "yumpus zumpus"
-).split()
+KINDS = """brimpus dumpus gorpus grimpus impus jompus lempus lorpus numpus rompus shumpus sterpus tumpus vumpus wumpus
+yumpus zumpus""".split()
 FAMILIES = """large/small bright/dull transparent/opaque slow/fast/moderate hot/cold/temperate floral/fruity/earthy
 red/blue/brown/orange sour/sweet/bitter/spicy loud/muffled wooden/metallic/liquid luminous nervous/happy/feisty/shy
 melodic/discordant snowy/overcast/sunny/rainy/windy kind/mean/angry/amenable/aggressive""".split()
@@ -69,20 +66,18 @@ class PrepareConfig:
 def draw_graph(n_nodes: int, rng: random.Random) -> list[list[int]]:
     """Edges of a random graph grown from two roots, 0 and 1. Every edge goes from a lower to a higher node."""
     # Differs from the paper: thresholds and candidates of the printed Algorithm 1 do not give the released graphs.
-    reached_by, depth, edges = [1, 2], [0, 0], []  # reached_by: 1 = node 0, 2 = node 1, 3 = both, 0 = neither
+    roots, depth, edges = [{0}, {1}], [0, 0], []  # roots: those that reach each node
     for node in range(2, n_nodes):
         r = rng.random()
-        only = 1 if r <= 0.35 else 2 if r <= 0.80 else None  # which root's own nodes may be parents; None: any node
-        candidates = [v for v in range(node) if only is None or reached_by[v] == only]
+        only = {0} if r <= 0.35 else {1} if r <= 0.80 else None  # which root's own nodes may be parents; None: any node
+        candidates = [v for v in range(node) if only in (None, roots[v])]
         n_parents, product = 0, rng.random()  # a Poisson sample with mean 1.5 (Knuth's method)
         while product > math.exp(-1.5):
             n_parents, product = n_parents + 1, product * rng.random()
         # Weighted sampling without replacement (Efraimidis and Spirakis 2006): deeper nodes are likelier parents.
         keys = {v: rng.random() ** (1 / (1.5 * depth[v] + 1)) for v in candidates}
         parents = sorted(candidates, key=keys.get)[max(0, len(candidates) - n_parents) :]
-        reached_by.append(0)
-        for parent in parents:
-            reached_by[node] |= reached_by[parent]
+        roots.append(set().union(*(roots[parent] for parent in parents)))
         depth.append(1 + min((depth[parent] for parent in parents), default=-1))
         edges += [[parent, node] for parent in parents]
     return edges
@@ -260,13 +255,10 @@ def file_of_split(c: PrepareConfig, split: str) -> Path:
     if split == "valid":
         stems += ["validation", f"{c.task}_validation"]
     base, mark, query = c.source.partition("?") if "://" in c.source else (c.source, "", "")
-    refusals = []
     for stem, suffix in itertools.product(stems, SUFFIXES):
-        try:
+        with contextlib.suppress(FileNotFoundError):
             return local(f"{base.rstrip('/')}/{stem}{suffix}{mark}{query}", c)
-        except FileNotFoundError as error:
-            refusals.append(error)
-    raise config.UserError(f"{refusals[0]}; nor is there {' or '.join(stems[1:])}, in {', '.join(SUFFIXES)}")
+    raise config.UserError(f"{c.source} has no {' nor '.join(stems)}, in {', '.join(SUFFIXES)}")
 
 
 def main(c: PrepareConfig) -> None:

@@ -18,7 +18,6 @@ class SampleConfig:
     split: str = "test"  # split that the question is taken from
     index: int = 0  # number of the question in the split, from 0
     latent: int = -1  # number of thoughts; -1: as many as in training
-    device: str = "auto"  # device to run on; auto: cuda, else mps, else cpu
 
 
 def outline(row: dict, values, v: int) -> list[str]:
@@ -30,7 +29,7 @@ def outline(row: dict, values, v: int) -> list[str]:
 
 
 def main(c: SampleConfig) -> None:
-    run = answers.Run(c.run, device=c.device)
+    run = answers.Run(c.run)
     row = {"question": c.question, "steps": [], "answer": "?"}  # the chain of a typed question is unknown
     if not c.question:
         rows = run.split(c.split).rows
@@ -50,12 +49,11 @@ def main(c: SampleConfig) -> None:
             print(f"  thought {k + 1}  {shown}   (norm {thoughts[k].norm():.1f})")
         print()
     if p.n_thoughts and graph.has_graph(row):
-        if run.config["taught"]:
-            values = probe.leanings(run, row, thoughts)
-            print("  how much thoughts 1, 2, ... lean to a node; * stands on the chain")
-        else:
+        values, about = probe.leanings(run, row, thoughts), "how much thoughts 1, 2, ... lean to a node"
+        if not run.config["taught"]:
             values = probe.values(run, [example], [row["idx_to_symbol"]], p.n_thoughts)[0][:, 1:]
-            print("  how likely the chain goes on from a node after 1, 2, ... thoughts; * stands on the chain")
+            about = "how likely the chain goes on from a node after 1, 2, ... thoughts"
+        print(f"  {about}; * stands on the chain")
         print(*outline(row, values, row["root"]), sep="\n", end="\n\n")
     text = run.encoding.decode(ids)
     print(text)

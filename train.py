@@ -3,32 +3,30 @@
     locate the stage, begin it if it is new, draw a batch, accumulate, update,
     and when due: look at the numbers, evaluate, save
 
-A batch depends on (seed, step) alone. So a run that was cut off goes on from its last checkpoint as
-if nothing had been (--resume=true), and `torchrun --nproc_per_node=N train.py` cuts the same
-batches into N parts.
+A batch depends on (seed, step) alone. So a run that was cut off resumes exactly (--resume=true),
+and `torchrun --nproc_per_node=N train.py` cuts the same batches into N parts.
 """
 
 import contextlib
-
-import torch
-from tqdm import tqdm
+import functools
 
 from nanococonut import batching, compiling, config, data, devices, optimizers, runs
 from nanococonut.coconut import Batch
 from nanococonut.config import UserError
 from nanococonut.devices import Machine
-from nanococonut.schedule import Schedule
 from nanococonut.settings import CHOICES, PRESETS, TrainConfig
+
+import torch  # isort: skip - after the package, which sets how torch's CPU threads wait
+from tqdm import tqdm  # isort: skip
 
 
 def accumulate(loss_module, batch: Batch, c: TrainConfig, machine: Machine):
     """Adds the gradient of this process's share of a batch to .grad.
 
-    Returns (3,): the loss on words, the loss that teaches thoughts, the thoughts' mean length.
-
     A part's mean loss is weighed by its share of the batch's supervised tokens. So parts add up to
     the mean over tokens, where a mean of means would favour short answers. The factor n_processes
     undoes the mean that DistributedDataParallel takes. Raises UserError without memory.
+    Returns (3,): the loss on words, the loss that teaches thoughts, the thoughts' mean length.
     """
     n_targets, n_taught = batch.n_supervised()
     most = c.micro_batch_size or c.batch_size  # examples of a part
@@ -65,19 +63,20 @@ def main(c: TrainConfig) -> None:
         raise UserError(f"--batch_size should be at least {machine.n_processes * c.questions} here")
     dataset = data.Dataset(c.task)
     problems, valid, special = dataset.split("train"), dataset.split("valid"), dataset.special
-    c = runs.fit_to_data(c, problems, dataset.meta["tokenizer"])
-    schedule = Schedule(c, dataset.meta["longest"])
+    runs.demand_graphs(c, problems, dataset.meta["tokenizer"])
+    schedule = batching.Schedule(c, dataset.meta["longest"])
     config.print_resolved(c)
     schedule.show()
+    batch_of = functools.partial(batching.draw_batch, c, problems, schedule, special)  # of a step
     model = runs.starting_model(c, dataset, schedule.n_positions).to(machine.device).train()
     phases = compiling.compiled() if machine.compiles(c.compile) else compiling.EAGER
     how = "eager" if phases is compiling.EAGER else "compiled"
     n = sum(p.numel() for p in model.parameters())
     print(f"{n:,} parameters on {machine.device}, {machine.dtype}, {how}")
-    # It calls coconut.forward: a module, so that DistributedDataParallel can wrap it.
     loss_module = machine.wrap(compiling.Loss(model, phases))
     run = runs.Writer(c, dataset, machine, model, schedule.max_new_tokens)
     step, opts = run.resume()
+    run.settle_threads(lambda: accumulate(loss_module, batch_of(schedule.total - 1), c, machine))
     progress = tqdm(total=schedule.total, initial=step, unit="step", disable=not machine.is_first)
 
     with progress, runs.stop_signals() as stop:
@@ -87,8 +86,7 @@ def main(c: TrainConfig) -> None:
                 # Differs from the released code, which starts the optimizer anew at every epoch.
                 opts = optimizers.make(model, c)
                 run.best = -1.0  # a stage is compared with itself alone
-            batch = batching.draw_batch(c, problems, schedule, special, step)
-            numbers = accumulate(loss_module, batch, c, machine)
+            numbers = accumulate(loss_module, batch_of(step), c, machine)
             factor = optimizers.factor(n_behind, schedule.n_steps[stage], c)
             gradient_norm = optimizers.update(model, opts, c, factor)
             run.note(numbers, gradient_norm)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from nanococonut import coconut, devices, tokenizer
+from nanococonut import coconut, devices, pretrained, tokenizer
 from nanococonut.config import UserError
 from nanococonut.curriculum import METHODS, Example, Plan, arrange, plan_of
-from nanococonut.data import Dataset, Split, is_right, starts_with_fact
+from nanococonut.data import Dataset, Split, is_right
 from nanococonut.model import GPT, GPTConfig
 from nanococonut.reading import read_rows
 from nanococonut.settings import TrainConfig
@@ -33,7 +33,7 @@ class Run:
             names = [path.name for path in there]
             near = difflib.get_close_matches(name, names, n=5) or names
             raise UserError(f"runs/{name} not found; there is: {', '.join(near) or 'none yet; run: python train.py'}")
-        self.folder = file.parent if file.name in ("best.pt", "ckpt.pt") else file.with_suffix("")
+        self.folder = file.parent if (file.parent / "config.json").exists() else file.with_suffix("")
         if file.name == "ckpt.pt":
             print(f"{self.folder.name} was stopped before its first evaluation: using its ckpt.pt")
         state, model = load_state(file)
@@ -51,7 +51,8 @@ class Run:
         if kept.exists() and not Path("data", self.config["task"]).exists():
             return Split(self.encoding, read_rows(kept))
         dataset = Dataset(self.config["task"])
-        dataset.demand_unchanged(f"runs/{self.folder.name}", self.data["sha256"])
+        if self.data["sha256"]:  # unknown for checkpoints of other code bases
+            dataset.demand_unchanged(f"runs/{self.folder.name}", self.data["sha256"])
         return dataset.split(name)
 
     def plan_for(self, n_thoughts: int | None) -> Plan:
@@ -122,24 +123,19 @@ def write(model: GPT, examples, plan: Plan, special, max_new_tokens: int, change
     return [written[i] for i in range(len(rows))]
 
 
-def accuracy(model: GPT, split: Split, plan: Plan, special, max_new_tokens: int) -> dict[str, float]:
-    """The accuracy on up to N_EVAL problems of a split, and the share whose first written step is a fact."""
+def accuracy(model: GPT, split: Split, plan: Plan, special, max_new_tokens: int) -> float:
+    """The share of right answers to up to N_EVAL problems of a split."""
     rows = split.rows[:N_EVAL]
     ids = write(model, [split.example(i) for i in range(len(rows))], plan, special, max_new_tokens)
-    texts = split.encoding.decode_batch(ids)
-    metrics = {"accuracy": sum(map(is_right, texts, rows)) / len(texts)}
-    shortest = min(len(row["steps"]) for row in rows)
-    if split.graphs and plan.n_removed < shortest and not plan.n_tokens:
-        metrics["first_step_is_fact"] = sum(map(starts_with_fact, texts, rows)) / len(texts)
-    return metrics
+    return sum(map(is_right, split.encoding.decode_batch(ids), rows)) / len(rows)
 
 
 def named(name: str) -> Path | None:
-    """The checkpoint that a name means: a run's name or path, or the path of a .pt file; None if there is none."""
+    """The checkpoint that a name means: a run's name or path, or the path of a file; None if there is none."""
     for path in (Path("runs") / name, Path(name)):
         if (path / "config.json").exists():
             return path / ("best.pt" if (path / "best.pt").exists() or not (path / "ckpt.pt").exists() else "ckpt.pt")
-        if path.suffix == ".pt" and path.exists():
+        if path.is_file():
             return path
     return None
 
@@ -147,7 +143,9 @@ def named(name: str) -> Path | None:
 def load_state(path: Path, **changes) -> tuple[dict, GPT]:
     """Loads a checkpoint without running code from it: its state, and its model with changes. Raises UserError."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = pretrained.read(path)
+        if "model_config" not in state:
+            state = pretrained.as_run(state)
         model = GPT(GPTConfig(**state["model_config"] | changes))
         model.load_state_dict(state["model"])
         # Damage should be found here, and not later where it is first used.
@@ -158,5 +156,5 @@ def load_state(path: Path, **changes) -> tuple[dict, GPT]:
         raise
     except Exception as error:  # torch.load raises many types for a truncated, foreign or malicious file
         kind, reason = type(error).__name__, str(error).partition("\n")[0][:80]
-        raise UserError(f"{path} is not a checkpoint of nanococonut ({kind}: {reason}); run: python train.py") from None
+        raise UserError(f"{path} holds neither a run nor GPT-2's weights ({kind}: {reason})") from None
     return state, model

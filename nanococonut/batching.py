@@ -1,22 +1,61 @@
-"""Makes the batch of a training step: draws problems, augments them, and pads them to a coconut.Batch.
+"""What a training step learns from: its stage in the schedule, and its problems, drawn, augmented and padded.
 
 The examples of a step, and their words, depend only on (seed, step).
 """
 
+import bisect
+import itertools
 import random
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from nanococonut import curriculum
+from nanococonut import curriculum, icot
 from nanococonut.coconut import NOTHING, Batch
 from nanococonut.data import Split
-from nanococonut.schedule import Schedule
 from nanococonut.settings import TrainConfig
 
+SLACK = 8  # extra tokens that an answer may have over the longest chain in the data
 # Minimum steps of --reask's questions until --short_from: with 1 from the start, no search was learned (ours).
 LEAST_HOPS = 3
+
+
+class Schedule:
+    """The stage that each training step belongs to, and what each stage does to an example."""
+
+    def __init__(self, c: TrainConfig, longest: dict[str, int]):
+        self.c = c
+        self.longest = longest  # lengths in tokens of the longest question, chain and rest
+        self.n_steps = c.schedule  # steps of each stage
+        self.ends = list(itertools.accumulate(self.n_steps))  # the step at which each stage ends
+        self.total = self.ends[-1]
+        self.plans = [self.plan(stage) for stage in range(len(self.n_steps))]  # at the start of each stage
+        self.max_new_tokens = longest["rest"] + SLACK
+        # The longest sequence of a run: a question, thoughts or pauses between two markers, and an answer.
+        n_fillers = max(plan.n_thoughts + plan.n_pauses for plan in self.plans)
+        self.n_positions = longest["question"] + n_fillers + 2 + self.max_new_tokens
+
+    def plan(self, stage: int, progress: float = 0.0) -> curriculum.Plan:
+        """The plan of a stage after a share `progress` of it."""
+        c, last = self.c, len(self.n_steps) - 1
+        plan = curriculum.plan_of(c.method, stage, last, c.c_thought, c.extra_stage)
+        if curriculum.METHODS[c.method].removes != "tokens":  # only icot's do
+            return plan
+        return plan._replace(n_tokens=icot.n_removed_tokens(stage, last, self.longest["chain"], progress))
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """The stage of a step, and the number of steps before it in that stage."""
+        stage = bisect.bisect_right(self.ends, step)
+        return stage, step - (self.ends[stage] - self.n_steps[stage])
+
+    def show(self) -> None:
+        """Prints one line per stage: its steps, thoughts, pauses and removed reasoning steps."""
+        print(f"{self.c.method}: {self.total} steps of {self.c.batch_size} examples")
+        print("stage  steps  thoughts  pauses  steps removed")
+        for stage, (n, plan) in enumerate(zip(self.n_steps, self.plans, strict=True)):
+            removed = "all" if plan.n_removed == curriculum.ALL else plan.n_removed
+            print(f"{stage:5}  {n:5}  {plan.n_thoughts:8}  {plan.n_pauses:6}  {removed:>13}")
 
 
 def draw_batch(c: TrainConfig, problems: Split, schedule: Schedule, special: dict[str, int], step: int) -> Batch:
@@ -55,11 +94,7 @@ def collate(pairs, n_thoughts: int, pad_id: int, contexts=(), frontiers=()) -> B
 def part(batch: Batch, which: slice) -> Batch:
     """The part of a batch with some of its prompts and the questions on top of them."""
     G = len(batch.prompt)
-
-    def rows(x):
-        return x.unflatten(0, (G, -1))[which].flatten(0, 1) if isinstance(x, Tensor) else x
-
-    return Batch(*map(rows, batch))
+    return Batch(*(x.unflatten(0, (G, -1))[which].flatten(0, 1) if isinstance(x, Tensor) else x for x in batch))
 
 
 def lengths(rows: list[list[int]]) -> Tensor:

@@ -15,7 +15,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nanococonut import coconut, compiling, config, data, devices
-from nanococonut.coconut import Batch
 from nanococonut.model import GPT, GPTConfig
 
 SIZES = {  # examples B (4 or more), prompt length P, suffix length S; the model
@@ -62,14 +61,14 @@ class Bench:
             marks.append(self.clock())
         return float(np.median(np.diff(marks)))
 
-    def batch(self, n_examples: int, n_thoughts: int) -> Batch:
+    def batch(self, n_examples: int, n_thoughts: int) -> coconut.Batch:
         """A batch of random tokens, with prompts of different lengths."""
         (_, P, S), V = self.sizes, self.model.config.vocab_size
         prompt, suffix, targets = (torch.randint(V, (n_examples, n), device=self.device) for n in (P, S, S))
         length = torch.randint(P * 4 // 5, P + 1, (n_examples,), device=self.device)
-        return Batch(prompt, length, suffix, targets, n_thoughts)
+        return coconut.Batch(prompt, length, suffix, targets, n_thoughts)
 
-    def step(self, batch: Batch, clock=lambda: None) -> list:
+    def step(self, batch: coconut.Batch, clock=lambda: None) -> list:
         """Runs a training step; returns clock() before it, between its PHASES and after it."""
         (prefill, think), marks = self.phases, [clock()]
         with self.machine.autocast():
@@ -87,7 +86,7 @@ class Bench:
         self.optimizer.zero_grad()
         return [*marks, clock()]
 
-    def flops(self, batch: Batch) -> int:
+    def flops(self, batch: coconut.Batch) -> int:
         """Floating-point operations of one step's matrix products, as executed; attention counts full squares."""
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             self.step(batch)

@@ -44,12 +44,6 @@ def is_right(text: str, row: dict) -> bool:
     return final_answer(text) == final_answer(row["answer"])
 
 
-def starts_with_fact(text: str, row: dict) -> bool:
-    """Whether the first step written is a fact of the question: a model that looks edges up can do this."""
-    first = text.partition("\n")[0]
-    return first.endswith(".") and f" {first} " in f" {row['question']} "
-
-
 def write_atomically(path: Path, write) -> None:
     """Calls write(file) on a temporary file, flushes it to disk and renames it to path. Raises UserError."""
     temporary = path.with_name(path.name + ".tmp")
@@ -60,8 +54,9 @@ def write_atomically(path: Path, write) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of the OSError of a full disk
+        cause = error if isinstance(error, OSError) else error.__context__
+        raise UserError(f"cannot write {path}: {getattr(cause, 'strerror', error)}") from None
     finally:
         if temporary.exists():
             temporary.unlink()
@@ -121,12 +116,10 @@ def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, di
     folder, vocabulary = folder_of("data", name), []
     if meta["tokenizer"] == "words":
         texts = [text for row in splits["train"] for text in texts_of(row)]
-        told = list(filter(graph.has_graph, splits["train"]))
-        if told:  # every name in every place, because augmentation can put it there
-            persons, concepts = graph.names_of(told)
-            facts = [(graph.subject(p), graph.subject(c), c, p) for p in persons for c in concepts]
-            texts += [f"{one}{c}. {one}{c}. {every}{c}. Is {p} a {c} or {c}?\n" for one, every, c, p in facts]
-            texts += [f"{every}{c}.\n{every}{c}.\n### {one}{c}." for one, every, c, p in facts]
+        persons, concepts = graph.names_of(splits["train"])  # each in every place: augmentation can put it there
+        facts = [(graph.subject(p), graph.subject(c), c, p) for p in persons for c in concepts]
+        texts += [f"{one}{c}. {one}{c}. {every}{c}. Is {p} a {c} or {c}?\n" for one, every, c, p in facts]
+        texts += [f"{every}{c}.\n{every}{c}.\n### {one}{c}." for one, every, c, p in facts]
         for found in filter(None, map(ontology.read, splits["train"])):  # a fact may come to stand first, or later
             texts += [gap + fact for fact in found.facts.values() for gap in ("", " ")]
         vocabulary = tokenizer.fit(texts)
@@ -170,10 +163,10 @@ class Split:
         arrays = arrays or tokenized(encoding, rows)
         self.tokens, self.texts, self.begins = arrays["tokens"], arrays["texts"].tolist(), arrays["rows"].tolist()
         self.lengths = np.diff(arrays["texts"])[arrays["rows"][:-1]].tolist()  # of the questions
+        self.node_token = functools.cache(lambda name: node_token(encoding, name))
         self.ontologies = functools.cache(lambda i: ontology.read(rows[i]))
         self.askers = functools.cache(lambda i: graph.askers(rows[i]))
-        self.graphs = all(map(graph.has_graph, rows))  # whether all are problems of ProsQA
-        self.pool = graph.names_of(list(filter(graph.has_graph, rows)))  # the names that augmented problems may use
+        self.pool = graph.names_of(rows)  # the names that augmented problems may use
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -192,17 +185,14 @@ class Split:
         """Problem i augmented: in a new order and with new names. For the options see draw()."""
         if self.ontologies(i):
             return self.reordered(i, rng, keep, n_taught)
-        row, names = self.rows[i], self.rows[i]["idx_to_symbol"]
-        rows = [row] * questions  # each may be replaced by a new question
-        for k in range(questions):
-            if reask and rng.random() < reask:
-                rows[k] = graph.ask(row, self.askers(i), rng, least)
+        row, names, askers = self.rows[i], self.rows[i]["idx_to_symbol"], self.askers(i)
+        rows = [graph.ask(row, askers, rng, least) if reask and rng.random() < reask else row for _ in range(questions)]
         # Differs from the paper: its texts are fixed, but its weights are pretrained. From scratch, 17,886 are few.
         persons, concepts = self.pool
         n_persons = len(graph.persons_of(row))
         persons, concepts = iter(rng.sample(persons, n_persons)), iter(rng.sample(concepts, len(names) - n_persons))
         names = [next(persons if graph.is_person(name) else concepts) for name in names]
-        always = set().union(*(graph.both_chains(asked, self.askers(i), rng) for asked in rows if keep < 1))
+        always = set().union(*(graph.both_chains(asked, askers, rng) for asked in rows if keep < 1))
         edges = map(tuple, rng.sample(row["edges"], len(row["edges"])))
         edges = [edge for edge in edges if keep == 1 or edge in always or rng.random() < keep]
         return self.together([graph.tell(asked, rng, names, edges) for asked in rows], edges, n_taught)
@@ -225,7 +215,7 @@ class Split:
         """One group of questions about the same facts. A single question keeps the facts in its text."""
         encode = self.encoding.encode_ordinary
         context, examples = [], []
-        tokens = [node_token(self.encoding, name) for name in told[0]["idx_to_symbol"]] if n_taught else []
+        tokens = list(map(self.node_token, told[0]["idx_to_symbol"])) if n_taught else []
         for row in told:
             question, *rests = texts_of(row)
             if len(told) > 1:
@@ -237,13 +227,10 @@ class Split:
         return Group(context, examples)
 
     def draw(self, n: int, rng: random.Random, augment: bool, questions: int = 1, **how) -> list[Group]:
-        """n questions about problems drawn with replacement, in groups that share their facts.
+        """n questions about problems drawn with replacement, in groups of `questions` that share their facts.
 
-        augment    retell each problem with new names and a new order of facts and options
-        questions  number of questions about each graph
-        reask      probability that a question is replaced by one of `least` steps or more about the same graph
-        keep       probability of keeping a fact that is not part of a chain
-        n_taught   number of thoughts that are taught the frontier of the search
+        If augmented, a question is replaced by one of `least` steps or more with probability `reask`, a fact off the
+        chains is kept with probability `keep`, and n_taught thoughts are taught the frontier of the search.
         """
         n_groups = n // questions
         # Takes one eighth of 8 n sorted by length: neighbours need little padding, and all problems are equally likely.

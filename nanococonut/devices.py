@@ -8,6 +8,7 @@ import ctypes
 import os
 import shutil
 import sys
+import timeit
 from dataclasses import dataclass
 
 import torch
@@ -57,17 +58,23 @@ class Machine:
             raise UserError("--compile=true needs a C++ compiler: install g++, or use --compile=false")
         return wanted == "true" or (wanted == "auto" and self.device.type == "cuda" and has_triton())
 
-    def agree(self, stop: list[int]) -> int:
-        """A signal that any process has received, so that all stop at the same step; 0 if none has."""
-        number = torch.tensor(stop[0] if stop else 0)
-        if self.n_processes > 1:
-            number = number.to(self.device)
-            distributed.all_reduce(number, distributed.ReduceOp.MAX)
-        return int(number)
+    def fastest_threads(self, work) -> int:
+        """The number of CPU threads with which work() is fastest: fewer than all, if other processes need them too."""
+        most, seconds = torch.get_num_threads(), {}
+        if most == 1 or "OMP_NUM_THREADS" in os.environ or self.device.type != "cpu" or self.n_processes > 1:
+            return most
+        for n in [most, *(n for n in (16, 8, 4, 2, 1) if n < most)]:
+            torch.set_num_threads(n)
+            seconds[n] = timeit.timeit(work, number=5) / 5
+            if seconds[n] > 2:
+                return most  # a large model gains from every thread, and trying fewer takes too long
+        print("seconds per step by CPU threads:", ", ".join(f"{n}: {s:.3f}" for n, s in seconds.items()))
+        return min(seconds, key=seconds.get)
 
     def add_up(self, x: Tensor) -> Tensor:
-        """The sum of x over all processes, in place."""
+        """The sum of x over all processes."""
         if self.n_processes > 1:
+            x = x.to(self.device)
             distributed.all_reduce(x)
         return x
 

@@ -13,7 +13,6 @@ import torch
 
 from nanococonut import answers, config, data, graph, ontology
 from nanococonut.curriculum import METHODS, Plan
-from nanococonut.data import is_right
 
 
 def permute(thoughts: torch.Tensor) -> torch.Tensor:
@@ -61,11 +60,10 @@ def wilson(n_right: int, n: int) -> tuple[float, float]:
 
 def verdict(text: str, row: dict, hidden: bool) -> str:
     """Which of the six VERDICTS [Hao24 5.1] a text gets: its steps decide (graph.judge_chain), else its answer does."""
-    head, mark, tail = text.rpartition("###")
-    steps = (head if mark else tail).strip()
+    steps = text.rsplit("###", maxsplit=1)[0].strip()
     if steps:
         return graph.judge_chain(steps.split("\n"), row, hidden)
-    return "correct_label" if is_right(text, row) else "incorrect_label"
+    return "correct_label" if data.is_right(text, row) else "incorrect_label"
 
 
 def twins(rows: list[dict]) -> list[tuple[dict, dict]]:
@@ -87,7 +85,7 @@ def rules(asked: list[tuple[dict, ...]]) -> dict[str, float]:
 def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts: int, hidden: bool) -> dict:
     """Accuracy with confidence interval, mean number of tokens, [right, questions] per number of hops, and verdicts."""
     n_hops, n, verdicts = [len(row["steps"]) for row in rows], len(rows), {}
-    won = [k for k, text, row in zip(n_hops, texts, rows, strict=True) if is_right(text, row)]
+    won = [k for k, text, row in zip(n_hops, texts, rows, strict=True) if data.is_right(text, row)]
     hops = {str(k): [won.count(k), n_hops.count(k)] for k in sorted(set(n_hops))}
     if all(map(graph.has_graph, rows)):
         found = [verdict(text, row, hidden) for text, row in zip(texts, rows, strict=True)]
@@ -110,8 +108,8 @@ def measure(run: answers.Run, examples: data.Split, plan: Plan, intervene="none"
     pairs = [(text, *pair) for text, row in zip(texts, examples.rows, strict=True) for pair in twins([row])]
     if pairs:
         others = data.Split(run.encoding, [twin for _, _, twin in pairs])
-        twin_right = list(map(is_right, run.encoding.decode_batch(answer(others)), others.rows))
-        right = [is_right(text, row) for text, row, _ in pairs]
+        twin_right = list(map(data.is_right, run.encoding.decode_batch(answer(others)), others.rows))
+        right = [data.is_right(text, row) for text, row, _ in pairs]
         n, n_both = len(pairs), list(zip(right, twin_right, strict=True)).count((True, True))
         low, high = wilson(n_both, n)
         result |= dict(twins=n, twin=sum(twin_right) / n, both=n_both / n, both_low=low, both_high=high)
@@ -143,7 +141,7 @@ def main(c: EvaluateConfig) -> None:
         if verdicts:
             print(f"  verdicts: {', '.join(verdicts)}")
         results.append({"latent": p.n_thoughts, "intervene": c.intervene, **result})
-    for i in [i for i, row in enumerate(rows) if not is_right(texts[i], row)][:5]:
+    for i in [i for i, row in enumerate(rows) if not data.is_right(texts[i], row)][:5]:
         print(f"wrong, {i}: {rows[i]['question'][-60:]}  expected: {rows[i]['answer']}  written: {texts[i]!r}")
     line = {"run": run.folder.name, "data": name, "n": len(rows), "chance": without.pop("chance", None)}
     line |= {"chance_both": without_both.pop("chance", None), "shortcuts": without, "shortcuts_both": without_both}

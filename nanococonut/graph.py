@@ -33,8 +33,8 @@ def persons_of(row: dict) -> list[int]:
 
 
 def names_of(rows: list[dict]) -> tuple[list[str], list[str]]:
-    """The names of the persons and of the concepts in some rows, sorted."""
-    used = sorted({name for row in rows for name in row["idx_to_symbol"]})
+    """The names of the persons and of the concepts in the graphs of some rows, sorted."""
+    used = sorted({name for row in filter(has_graph, rows) for name in row["idx_to_symbol"]})
     return list(filter(is_person, used)), list(itertools.filterfalse(is_person, used))
 
 
@@ -77,19 +77,16 @@ def read(row: dict) -> dict:
         return row
     names = list(dict.fromkeys(name for match in found for name in match.groups()))
     number = {name: v for v, name in enumerate(names)}
-    edges = [(number[match[1]], number[match[2]]) for match in found]
+    edges = [[number[match[1]], number[match[2]]] for match in found]
     root, *options = map(number.get, asked.groups())
     reached = distances(edges, root)
     target, neg_target = sorted(options, key=lambda v: v not in reached)
-    told = {fact(names, *edge): edge for edge in edges}
-    chain = [told.get(step) for step in row["steps"]]
-    is_chain = chain and all(chain) and chain[0][0] == root and chain[-1][1] == target
-    if not is_chain or any(a[1] != b[0] for a, b in itertools.pairwise(chain)) or not told.keys() >= set(facts):
+    told = row | dict(idx_to_symbol=names, edges=edges, root=root, target=target, neg_target=neg_target)
+    if facts != [fact(names, *edge) for edge in edges] or neg_target in reached or neg_target is None:
         return row
-    if neg_target in reached or neg_target is None or row["answer"] != fact(names, root, target):
+    if not row["steps"] or not judge_chain(row["steps"], told, hidden=False).endswith("path"):
         return row
-    ends = dict(root=root, target=target, neg_target=neg_target)
-    return row | dict(idx_to_symbol=names, edges=list(map(list, edges))) | ends
+    return told if row["answer"] == fact(names, root, target) else row
 
 
 def distances(edges: list[list[int]], *roots: int) -> dict[int, int]:
@@ -114,19 +111,14 @@ def backwards(edges: list[list[int]]) -> list[list[int]]:
     return [[b, a] for a, b in edges]
 
 
-def before(edges: list[list[int]], distance: dict[int, int], node: int) -> list[int]:
-    """The predecessors of a node on shortest paths; distance is from the start of these paths."""
-    return [a for a, b in edges if b == node and distance.get(a) == distance[node] - 1]
-
-
 def shortest_path(edges: list[list[int]], distance: dict[int, int], target: int, rng: random.Random) -> list[int]:
     """A random shortest path to target, all equally likely; distance is from the root."""
+    before = {v: [a for a, b in edges if b == v and distance.get(a) == d - 1] for v, d in distance.items()}
     n_paths = {}
     for v in distance:  # nearest first
-        n_paths[v] = sum(n_paths[a] for a in before(edges, distance, v)) or 1
+        n_paths[v] = sum(n_paths[a] for a in before[v]) or 1
     path = [target]
-    while distance[path[0]] > 0:
-        options = before(edges, distance, path[0])
+    while options := before[path[0]]:  # only the root has none
         path = rng.choices(options, [n_paths[a] for a in options]) + path
     return path
 
@@ -134,14 +126,6 @@ def shortest_path(edges: list[list[int]], distance: dict[int, int], target: int,
 def others_than(row: dict, reached: dict[int, int]) -> list[int]:
     """The concepts that are not among the nodes reached."""
     return [v for v, name in enumerate(row["idx_to_symbol"]) if v not in reached and not is_person(name)]
-
-
-def farthest(row: dict, reached: dict[int, int]) -> list[int]:
-    """Of the concepts not reached, those farthest from the nearest person; [] if no person reaches any of them."""
-    far = distances(row["edges"], *persons_of(row))
-    found = [v for v in others_than(row, reached) if v in far]
-    most = max((far[v] for v in found), default=0)
-    return [v for v in found if far[v] == most]
 
 
 def askers(row: dict) -> dict[int, dict[int, int]]:
@@ -152,16 +136,17 @@ def askers(row: dict) -> dict[int, dict[int, int]]:
 
 def ask(row: dict, people: dict[int, dict[int, int]], rng: random.Random, least: int) -> dict:
     """The row with a random question of `least` steps or more, to be worded by tell(); unchanged if there is none."""
-    fit = [root for root, reached in people.items() if max(reached.values()) >= least]
+    fit = [(root, reached) for root, reached in people.items() if max(reached.values()) >= least]
     if not fit:
         return row
-    root = rng.choice(fit)
-    reached = people[root]
+    root, reached = rng.choice(fit)
     n_steps = rng.randint(least, max(reached.values()))
     target = rng.choice([v for v, d in reached.items() if d == n_steps])
     options = others_than(row, reached)
     if rng.random() < 0.5:  # a harder false option: the true one is mostly farther from persons
-        options = farthest(row, reached) or options
+        far = distances(row["edges"], *persons_of(row))
+        most = max(far.get(v, 0) for v in options)
+        options = [v for v in options if far.get(v, 0) == most]
     asked = {"root": root, "target": target, "neg_target": rng.choice(options)}
     path = itertools.pairwise(shortest_path(row["edges"], reached, target, rng))
     return row | asked | {"steps": [fact(row["idx_to_symbol"], *edge) for edge in path]}
@@ -187,13 +172,12 @@ def frontiers(edges: list[tuple[int, int]], root: int, n: int) -> list[list[int]
 def twin(row: dict) -> dict | None:
     """The row asked about the nearest person who reaches the false option but not the true one; None if nobody does."""
     names, true, false = row["idx_to_symbol"], row["target"], row["neg_target"]
-    above_true, above_false = (distances(backwards(row["edges"]), option) for option in (true, false))
-    others = [v for v in persons_of(row) if v in above_false and v not in above_true]
+    others = {v: reached for v, reached in askers(row).items() if false in reached and true not in reached}
     start, asked, options = row["question"].rpartition(f"Is {names[row['root']]} a ")
     if not others or not asked:
         return None
-    root = min(others, key=above_false.get)
-    path = shortest_path(row["edges"], distances(row["edges"], root), false, random.Random(0))
+    root = min(others, key=lambda v: others[v][false])
+    path = shortest_path(row["edges"], others[root], false, random.Random(0))
     told = {"question": f"{start}Is {names[root]} a {options}", "answer": fact(names, root, false)}
     told["steps"] = [fact(names, *edge) for edge in itertools.pairwise(path)]
     return row | told | {"root": root, "target": false, "neg_target": true}

@@ -1,7 +1,6 @@
-"""Reads and writes a run's log.csv (`step,stage,split,metric,value`, one number per line), and draws curves.png."""
+"""Reads and writes a run's log.csv (`step,stage,split,metric,value`, one number per line), and draws curves."""
 
 import csv
-import math
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -16,21 +15,18 @@ LINE = re.compile(r"(\d{1,9}),\d{1,9},\w+,\w+,-?[\d.]+(e[-+]\d+)?\n")
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # Okabe and Ito's palette, safe for colour-blind readers
 matplotlib.rcParams.update({"figure.constrained_layout.use": True, "savefig.dpi": 120, "legend.frameon": False})
 matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "savefig.format": "png"})
+COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GREY, "black")
 
 
 def append(path: Path, step: int, stage: int, split: str, metrics: dict[str, float]) -> None:
-    """Appends one line per metric to log.csv."""
+    """Appends one line per metric to a log.csv that cut() has made."""
     with open(path, "a", encoding="utf-8") as file:
-        if file.tell() == 0:
-            file.write(HEADER)
         file.writelines(f"{step},{stage},{split},{metric},{value:.6g}\n" for metric, value in metrics.items())
 
 
 def cut(path: Path, step: int) -> None:
-    """Removes damaged lines, and the lines after a step, which a resumed run writes again."""
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    """Makes log.csv, or removes its damaged lines and the lines after a step, which a resumed run writes again."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
     whole = [match for match in map(LINE.fullmatch, lines) if match]
     data.write_text(path, HEADER + "".join(match[0] for match in whole if int(match[1]) <= step))
 
@@ -43,21 +39,30 @@ def read(path: Path) -> dict[tuple[str, str], list[tuple[int, int, float]]]:
     return series
 
 
-def draw_curves(path: Path, out: Path) -> None:
-    """Draws the training loss and, below it, the shares on valid over steps; grey lines mark where stages begin."""
-    series, fig = read(path), Figure(figsize=(7.5, 5))
-    top, bottom = fig.subplots(2, 1, sharex=True)
-    curves = {(top, BLUE): ("train", "loss"), (bottom, BLUE): ("valid", "accuracy")}
-    curves[bottom, ORANGE] = "valid", "first_step_is_fact"
-    for (axes, colour), key in curves.items():
-        points = [(step, value) for step, _, value in series[key]] or [(math.nan, math.nan)]
-        axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=2, linewidth=1.3, label=key[1])
-    top.set(ylabel="training loss (nats per token)", yscale="log")
-    bottom.set(xlabel="optimizer step", ylabel="share of valid", ylim=(0, 1.02))
-    bottom.legend(loc="lower right")
-    begins = {stage: step for step, stage, _ in reversed(series["train", "loss"])}  # first logged step of each stage
-    for stage, step in begins.items():
-        for axes in (top, bottom):
-            axes.axvline(step, color=GREY, linewidth=0.6, alpha=0.6)
-        top.annotate(f" {stage}", (step, 1.01), xycoords=("data", "axes fraction"), fontsize=8, color=GREY)
+def lines(panels: list[tuple[str, str, dict]], out: Path) -> None:
+    """Saves a panel per (x label, y label, {label: [(x, y) or (x, y, low, high)]}), and one legend for all of them."""
+    width = min(2 + len(panels) % 2, len(panels))
+    height = -(-len(panels) // width)
+    fig, known, handles = Figure(figsize=(7.5, 3 * height + 0.5)), {}, {}
+    for axes, (xlabel, ylabel, curves) in zip(fig.subplots(height, width, squeeze=False).flat, panels, strict=True):
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        for label, points in curves.items():
+            i = known.setdefault(label, len(known)) % len(COLOURS)
+            x, y, *band = zip(*points, strict=True) if points else ((), ())
+            marker = "osD^vPX*"[i] if len(x) < 20 else None
+            axes.plot(x, y, color=COLOURS[i], label=label, linewidth=1.3, marker=marker, markersize=4)
+            axes.fill_between(x, *(band or (y, y)), color=COLOURS[i], alpha=0.12, lw=0)
+        handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    fits = max(1, min(5, 120 // (6 + max(map(len, known), default=0))))  # labels per line of the legend
+    fig.legend(handles.values(), handles, loc="outside lower center", ncols=fits, fontsize=8)
     data.write_atomically(out, fig.savefig)
+
+
+def curves(series: dict[tuple[str, str], list[tuple[int, int, float]]], out: Path) -> None:
+    """Saves the losses, the accuracy on valid and the stage over the steps of a run; series as from log.read()."""
+    found = {name: [(step, value) for step, _, value in points] for (_, name), points in series.items()}
+    losses = {name: found[name] for name in ("loss", "teaching_loss") if name in found}
+    stages = {"stage": [(step, stage) for step, stage, _ in series["train", "loss"]]}
+    panels = {"loss (nats)": losses, "accuracy on valid": {"accuracy": found.get("accuracy", [])}, "stage": stages}
+    lines([("optimizer step", label, by) for label, by in panels.items()], out)

@@ -1,57 +1,104 @@
-"""Pretrained weights to start from: GPT-2's released ones, or a file in the same format."""
+"""Weights of other code bases: GPT-2 as released, checkpoints of the paper's code and of nanoGPT, and safetensors.
 
+Names differ in prefixes, and GPT-2's released files store projections as (in, out). main() writes these files.
+"""
+
+import json
 import re
-from dataclasses import replace
+import zipfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from nanococonut.config import UserError
-from nanococonut.data import Dataset, fetch
+from nanococonut import config, tokenizer
+from nanococonut.data import fetch, write_atomically
 from nanococonut.model import GPT, GPTConfig
+from nanococonut.settings import PRESETS, TrainConfig
 
 ADDRESS = "https://huggingface.co/openai-community/gpt2/resolve/main/pytorch_model.bin"
 SHA256 = "7c5d3f4b8b76583b422fcb9189ad6c89d5d97a094541ce8932dce3ecabde1421"
-# A released file stores these as (in, out). It may have masks and a prefix. Its output head is the token embedding.
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+COCONUT = "base_causallm."  # before each name in a checkpoint of the paper's code [ref coconut.py]
+PREFIXES = re.compile(rf"^(_orig_mod\.|module\.|transformer\.|{re.escape(COCONUT)})+")
+NOT_NEEDED = re.compile(r"^lm_head\.weight$|\.attn\.(masked_)?bias$|^embedding\.weight$")  # the head, masks, a copy
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def from_state_dict(state: dict[str, Tensor], n_head: int) -> GPT:
-    """A GPT with the weights of a released GPT-2, in their dtype, without dropout. Tensor shapes give its sizes."""
-    weights = {}
-    for name, tensor in state.items():
-        if not re.search(r"^lm_head\.weight$|\.attn\.(masked_)?bias$", name):
-            weights[name.removeprefix("transformer.")] = tensor.t() if name.endswith(TRANSPOSED) else tensor
+def released() -> Path:
+    """The file of GPT-2's released weights, fetched on first use. Raises UserError."""
+    path = Path("data/pretrained/gpt2.bin")
+    return path if path.exists() else fetch(ADDRESS, path, "init_from", SHA256)
+
+
+def read(path: Path) -> dict:
+    """What a file of torch.save or in the safetensors format holds; no code from it is run. Raises many types."""
+    if path.suffix != ".safetensors":
+        if zipfile.is_zipfile(path):  # all but very old files; torch.load does not look at their checksums
+            with zipfile.ZipFile(path) as file:
+                assert not file.testzip(), "it is damaged: wrong checksum"
+        return torch.load(path, map_location="cpu", weights_only=True)
+    content, found = path.read_bytes(), {}
+    start = 8 + int.from_bytes(content[:8], "little")  # a length, as much JSON, and then the numbers
+    for name, about in json.loads(content[8:start]).items():
+        if name != "__metadata__" and about["dtype"] in DTYPES:  # the masks have other types
+            begin, end = about["data_offsets"]
+            numbers = bytearray(content[start + begin : start + end])
+            found[name] = torch.frombuffer(numbers, dtype=DTYPES[about["dtype"]]).view(about["shape"])
+    return found
+
+
+def from_state_dict(state: dict, n_head: int = 0) -> GPT:
+    """A GPT with the weights of a GPT-2, in their dtype, without dropout. Tensor shapes give its sizes.
+
+    n_head: 0 means heads of 64 channels, as in every GPT-2. If there are no biases, as in nanoGPT, they are zeros.
+    """
+    named = {PREFIXES.sub("", name): tensor for name, tensor in state.get("model", state).items()}
+    weights = {name: tensor for name, tensor in named.items() if not NOT_NEEDED.search(name)}
     (vocab_size, n_embd), block_size = weights["wte.weight"].shape, len(weights["wpe.weight"])
     n_layer = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("h."))
-    model = GPT(GPTConfig(vocab_size, block_size, n_layer, n_head, n_embd, dropout=0.0))
+    if len(weights["h.0.attn.c_attn.weight"]) == n_embd:  # (in, out)
+        weights = {name: x.t() if name.endswith(TRANSPOSED) else x for name, x in weights.items()}
+    model = GPT(GPTConfig(vocab_size, block_size, n_layer, n_head or n_embd // 64, n_embd, dropout=0.0))
+    if not any(name.endswith("bias") for name in weights):
+        weights |= {name: torch.zeros_like(p) for name, p in model.state_dict().items() if name.endswith("bias")}
     model.to(weights["wte.weight"].dtype).load_state_dict(weights)
     return model
 
 
-def start(name: str, n_head: int, dropout: float, dataset: Dataset) -> GPT:
-    """A GPT with the weights that --init_from names, the dataset's vocabulary, and n_head heads. Raises UserError."""
-    if dataset.meta["tokenizer"] != "gpt2":
-        raise UserError(f"--init_from={name} needs data in GPT-2's tokens; prepare it with --tokenizer=gpt2")
-    path = Path("data/pretrained/gpt2.bin" if name == "gpt2" else name)
-    fresh = name == "gpt2" and not path.exists()
-    if fresh:
-        fetch(ADDRESS, path, "init_from", SHA256)
+def as_run(state: dict) -> dict:
+    """Weights of others as a checkpoint of ours: tokens of GPT-2, and the method and last stage of preset gpt2."""
+    model, encoding = from_state_dict(state).float(), tokenizer.gpt2()
+    wte, n_new = model.wte.weight.detach(), len(tokenizer.SPECIAL) - 1  # all but <eos>, which GPT-2 has
+    if len(wte) != encoding.n_vocab:  # GPT-2's own vocabulary, perhaps padded: new tokens start as "<<" [ref run.py]
+        known = wte[: encoding.n_vocab - n_new]
+        wte = torch.cat([known, wte[encoding.encode_single_token(b"<<")].expand(n_new, -1)])
+    method = "coconut" if any(COCONUT in name for name in state) else "cot"
+    c = TrainConfig(**PRESETS["gpt2"], preset="gpt2", method=method)
+    data = dict(task=c.task, tokenizer="gpt2", vocabulary=[], sha256={}, max_new_tokens=128)
+    about = dict(config=asdict(c) | {"stage_steps": c.schedule}, data=data, stage=len(c.schedule) - 1)
+    about["model_config"] = asdict(model.config) | {"vocab_size": len(wte)}
+    return about | {"model": model.state_dict() | {"wte.weight": wte}}
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """python -m nanococonut.pretrained FILE [--out=FILE.pt]: writes a run's weights in the layout of released GPT-2."""
+
+    source: str = "runs/prosqa-coconut/best.pt"  # checkpoint of a run
+    out: str = "gpt2.pt"  # file to write, for torch.load
+
+
+def main(c: ExportConfig) -> None:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)  # runs no code from the file
+        state = read(Path(c.source))["model"]
+        weights = {f"transformer.{n}": x.t() if n.endswith(TRANSPOSED) else x for n, x in state.items()}
+        weights["lm_head.weight"] = state["wte.weight"]
     except Exception as error:  # torch.load raises many types for a truncated, foreign or malicious file
-        if fresh:
-            path.unlink()
-        wanted = f"{type(error).__name__}); expected gpt2, a run or a file"
-        raise UserError(f"--init_from: {path} is not a weight file ({wanted}") from None
-    try:
-        source = from_state_dict(state, 12 if name == "gpt2" else n_head).float()
-    except (KeyError, ValueError, RuntimeError, AttributeError, AssertionError, TypeError) as error:
-        raise UserError(f"{name} does not hold GPT-2's weights ({type(error).__name__}: {str(error)[:80]})") from None
-    n_vocab, wte = dataset.encoding.n_vocab, source.wte.weight.detach()
-    # New tokens start from the embedding of "<<" [ref run.py].
-    new = wte[dataset.encoding.encode_single_token(b"<<")].expand(n_vocab - len(wte), -1)
-    model = GPT(replace(source.config, vocab_size=n_vocab, dropout=dropout))
-    model.load_state_dict(source.state_dict() | {"wte.weight": torch.cat([wte, new])})
-    return model
+        raise config.UserError(f"{c.source} is not the checkpoint of a run ({type(error).__name__})") from None
+    write_atomically(Path(c.out), lambda file: torch.save({n: x.contiguous() for n, x in weights.items()}, file))
+    print(f"{c.out}: {len(weights)} tensors in GPT-2's layout, (in, out) projections")
+
+
+if __name__ == "__main__":
+    config.run(main, ExportConfig)

@@ -3,20 +3,23 @@
 k               the same weights with 0, 1, 2, ... thoughts: accuracy, also on twins, and verdicts  [Hao24 5]
 interventions   accuracy and changed answers when thoughts are zeroed, swapped, permuted, ...: the controls
 values          <eot> is forced after k thoughts: the probability of "Every lempus is a ", not renormalised [Hao24 5]
-mass            the probability that the output head gives the search's nodes at each thought; norms of the thoughts
+mass            the probability that the output head gives the search's nodes at each thought
 readings        the most probable words when a thought is read through the output head
 """
 
 import json
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from nanococonut import answers, batching, coconut, config, data, evaluate, graph, plots
+from nanococonut import answers, batching, coconut, config, data, evaluate, graph, log
+from nanococonut.log import BLUE, GREY, ORANGE
 
 
 @dataclass(frozen=True)
@@ -26,18 +29,16 @@ class ProbeConfig:
     run: str = ""  # name or path of the run; default: the newest
     split: str = "test"  # split of the data that the run was trained on
     n: int = 300  # maximum number of problems
-    device: str = "auto"  # device to run on; auto: cuda, else mps, else cpu
 
 
 def groups(row: dict, i: int) -> dict[str, set[int]]:
     """Node groups at thought i: unreachable, within i steps, at BFS depth i - 1, and at i."""
     steps = graph.distances(row["edges"], row["root"])
-    behind, here = ({v for v, depth in steps.items() if depth == d} for d in (i - 1, i))
     return {
         "not reachable": set(range(len(row["idx_to_symbol"]))) - set(steps),
         "reachable": {v for v, depth in steps.items() if depth <= i},
-        "one behind": behind,
-        "frontier": here,
+        "one behind": {v for v, depth in steps.items() if depth == i - 1},
+        "frontier": {v for v, depth in steps.items() if depth == i},
     }
 
 
@@ -82,20 +83,14 @@ def means(cells: dict[tuple, list]) -> dict[str, list]:
     return curves
 
 
-def mass(run: answers.Run, examples: data.Split, n_thoughts: int) -> dict[str, dict]:
-    """quantity -> means() over problems by thought: the head's probability of each group of nodes, and the norms."""
-    cells = defaultdict(lambda: defaultdict(list))
-    for i in tqdm(range(len(examples.rows)), desc="mass", unit="problem", leave=False):
-        row, example = examples.rows[i], examples.example(i)
-        lengths = run.model.wte.weight.detach()[example.question].norm(dim=-1).tolist()
-        thoughts = run.thoughts(example, n_thoughts)
-        shares = leanings(run, row, thoughts) if examples.graphs else None
-        for k, thought in enumerate(thoughts, start=1):
-            cells["length"]["thought", k].append(float(thought.norm()))
-            cells["length"]["words of the question", k] += lengths
-            for group, nodes in groups(row, k).items() if examples.graphs else ():
-                cells["share of the head's distribution"][group, k].append(float(shares[list(nodes), k - 1].sum()))
-    return {what: means(by) for what, by in sorted(cells.items())}
+def mass(rows: list[dict], leaned: list[np.ndarray]) -> dict[str, list]:
+    """means() over problems, by thought: the sum of leanings() over each group of nodes."""
+    cells = defaultdict(list)
+    for row, shares in zip(rows, leaned, strict=True):
+        for k, at_thought in enumerate(shares.T, start=1):
+            for group, nodes in groups(row, k).items():
+                cells[group, k].append(float(at_thought[list(nodes)].sum()))
+    return means(cells)
 
 
 def frontier(rows: list[dict], found: list[np.ndarray]) -> tuple[dict, dict, int]:
@@ -132,15 +127,38 @@ def sweep(run: answers.Run, examples: data.Split, n_thoughts: int) -> list[dict]
     return rows
 
 
+def draw_tree(row: dict, values, out: Path) -> None:
+    """Saves a tree of what the root reaches: over a node at depth d its value after d thoughts; the chain is orange."""
+    depth, path = graph.distances(row["edges"], row["root"]), graph.chain_of(row)
+    levels = [[v for v in depth if depth[v] == d] for d in range(max(depth.values()) + 1)]
+    at = {v: (i - (len(level) - 1) / 2, -d) for d, level in enumerate(levels) for i, v in enumerate(level)}
+    half, n = max(map(len, levels)) / 2, len(levels)
+    axes = Figure(figsize=(7.5, 1 + 0.75 * n)).subplots()
+    for v, (x, y) in at.items():
+        box = dict(boxstyle="round,pad=0.25", facecolor="white", edgecolor=ORANGE if v in path else GREY)
+        axes.text(x, y, row["idx_to_symbol"][v], ha="center", va="center", bbox=box)
+        if 0 < depth[v] < values.shape[1]:
+            above = dict(ha="center", zorder=5, bbox=dict(facecolor="white", edgecolor="none", pad=0.5))
+            axes.text(x, y + 0.27, f"{values[v, depth[v]]:.2f}", color=BLUE, **above)
+    for a, b in (edge for edge in row["edges"] if edge[0] in depth):
+        style = dict(color=ORANGE if (a, b) in zip(path, path[1:], strict=False) else GREY, arrowstyle="-|>")
+        style |= dict(connectionstyle=f"arc3,rad={0 if depth[b] == depth[a] + 1 else 0.3}", shrinkA=9, shrinkB=9)
+        axes.annotate("", at[b], at[a], arrowprops=style)
+    axes.set(xlim=(-half, half), ylim=(0.4 - n, 0.4), xticks=[], yticks=range(0, -n, -1), yticklabels=range(n))
+    about = "orange: the shortest chain; blue: a node's value at its depth's thought"
+    axes.set(xlabel=about, ylabel="steps from the root")
+    data.write_atomically(out, axes.figure.savefig)
+
+
 def main(c: ProbeConfig) -> None:
-    run = answers.Run(c.run, device=c.device)
+    run = answers.Run(c.run)
     examples, folder, K = run.split(c.split), run.folder / "probe", run.plan.n_thoughts
     if not K:
         about = f"{run.folder.name} ({run.config['method']}, stage {run.stage})"
         raise config.UserError(f"{about} has no thoughts to probe")
     examples.rows = rows = examples.rows[: max(1, c.n)]
     n, shown = len(rows), 0
-    numbers = dict(n=n, interventions=sweep(run, examples, K), mass=mass(run, examples, K))
+    numbers = dict(n=n, interventions=sweep(run, examples, K))
     curves, flips, said = defaultdict(list), defaultdict(list), defaultdict(list)
     for x in numbers["interventions"]:
         name, k = x["intervene"], x["latent"]
@@ -151,22 +169,24 @@ def main(c: ProbeConfig) -> None:
     verdicts = [("thoughts", "share of problems", said)] if said else []
     figures = {"k": [*verdicts, ("thoughts", "accuracy", {"none": curves["none"]})]}
     figures["interventions"] = [("thoughts", "accuracy", curves), ("thoughts", "share of answers that flip", flips)]
-    figures["mass"] = [("thought", what, by) for what, by in numbers["mass"].items()]
-    if not examples.graphs:
+    if not all(map(graph.has_graph, rows)):
         print("these problems are not all ProsQA's: groups of nodes, parallelism, height and tree are left out")
     else:
-        if run.config["taught"]:  # such a run may never have learned to write chains, but its thoughts name the nodes
-            found = [leanings(run, rows[i], run.thoughts(examples.example(i), K)) for i in range(n)]
-        else:
-            found = values(run, list(map(examples.example, range(n))), [row["idx_to_symbol"] for row in rows], K)
+        asked, names = list(map(examples.example, range(n))), [row["idx_to_symbol"] for row in rows]
+        problems = tqdm(range(n), desc="mass", unit="problem", leave=False)
+        leaned = [leanings(run, rows[i], run.thoughts(asked[i], K)) for i in problems]
+        # A taught run may never have learned to write chains, but its thoughts name the nodes.
+        found = leaned if run.config["taught"] else values(run, asked, names, K)
+        numbers["mass"] = mass(rows, leaned)
+        figures["mass"] = [("thought", "share of the head's distribution", numbers["mass"])]
         tops, heights, shown = frontier(rows, found)
         figures["parallelism"] = [(x, "sum of the highest values", by) for x, by in tops.items()]
         figures["height"] = [(x, "mean value", by) for x, by in heights.items()]
-        plots.tree(rows[shown], found[shown], folder / "tree.png")
+        draw_tree(rows[shown], found[shown], folder / "tree.png")
         print(f"tree.png shows problem {shown}, whose second best first step has the highest value after one thought")
         numbers |= dict(parallelism=tops, height=heights, tree=found[shown].tolist())
     for name, panels in figures.items():
-        plots.lines(panels, folder / f"{name}.png")
+        log.lines(panels, folder / f"{name}.png")
     numbers |= dict(problem=shown, readings=run.words(run.thoughts(examples.example(shown), K), 4))
     data.write_text(folder / "probe.json", json.dumps(numbers, indent=1) + "\n")
     print(f"{folder}: " + ", ".join(sorted(path.name for path in folder.iterdir())))

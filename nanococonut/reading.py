@@ -66,8 +66,7 @@ def read_rows(path: Path) -> list[dict]:
         unit, first = "row {}: ", 0
         rows = [problem(row) for row in rows_in(read_json(path), path)]
     for number, row in enumerate(rows, start=first):
-        wrong = fault(row)
-        if wrong:
+        if wrong := fault(row):
             raise UserError(f"{path}: {unit.format(number)}{wrong}")
     return list(map(graph.read, rows))
 

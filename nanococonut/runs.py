@@ -10,7 +10,7 @@ import json
 import math
 import signal
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -22,10 +22,9 @@ from nanococonut.config import UserError, written
 from nanococonut.curriculum import Plan
 from nanococonut.data import Dataset, Split, folder_of, write_atomically, write_text
 from nanococonut.model import GPT, GPTConfig
-from nanococonut.settings import PRESETS, TrainConfig
+from nanococonut.settings import TrainConfig
 
-GONE = {"mix": 0.0, "taught_until": 1.0}  # options of earlier versions: a run goes on without them only
-FREE = ("preset", "name", "resume", "compile", "log_every", "eval_every", "save_every")  # may change on resuming
+FREE = "preset name resume threads compile log_every eval_every save_every".split()  # may change on resuming
 
 
 def open_run(c: TrainConfig, dataset: Dataset) -> tuple[Path, dict | None]:
@@ -45,12 +44,12 @@ def open_run(c: TrainConfig, dataset: Dataset) -> tuple[Path, dict | None]:
 
 def load_same(path: Path, c: TrainConfig, dataset: Dataset) -> dict:
     """A checkpoint. Raises UserError if its settings or data differ; a setting that it lacks had its default."""
-    (state, _), asked = load_state(path), asdict(c) | {"stage_steps": c.schedule} | GONE
-    before = asdict(TrainConfig()) | GONE | state["config"]
-    differ = [k for k in asked if k not in FREE and asked[k] != before[k]]
+    (state, _), asked = load_state(path), asdict(c) | {"stage_steps": c.schedule}
+    before = asdict(TrainConfig()) | state["config"]  # may have options that are gone
+    differ = [k for k in before if k not in FREE and asked.get(k) != before[k]]
     if differ:
-        both = ", ".join(f"--{k}={written(before[k])} and not {written(asked[k])}" for k in differ)
-        raise UserError(f"{path.parent} was trained with {both}: it goes on with its own settings only, else delete it")
+        had = " ".join(f"--{k}={written(before[k])}" for k in differ)
+        raise UserError(f"{path.parent} was trained with {had}: it goes on with its own settings only, else delete it")
     dataset.demand_unchanged(str(path.parent), state["data"]["sha256"])
     return state
 
@@ -61,16 +60,17 @@ def starting_model(c: TrainConfig, dataset: Dataset, n_positions: int) -> GPT:
         raise UserError(f"--block_size={c.block_size} is too short for data/{c.task}: it needs {n_positions}")
     torch.manual_seed(c.seed)
     if c.init_from:
-        file, state = named(c.init_from), None
-        with contextlib.suppress(UserError):  # a .pt file may also hold weights in GPT-2's layout
-            state, model = load_state(file or Path(), dropout=c.dropout)
-        if not state:
-            model = pretrained.start(str(file or c.init_from), c.n_head, c.dropout, dataset)
-        elif any(state["data"][key] != dataset.meta[key] for key in ("tokenizer", "vocabulary")):
-            raise UserError(f"{file} has another vocabulary than {dataset.folder}; train it on the same data")
-        there = model.config.block_size
-        if there < n_positions:
-            raise UserError(f"{c.init_from} has {there} positions, data/{c.task} needs {n_positions}")
+        file = named(c.init_from)
+        if not file and c.init_from != "gpt2":
+            raise UserError(f"--init_from={c.init_from} not found; expected gpt2, a run or a file")
+        if not file and dataset.meta["tokenizer"] != "gpt2":  # asked before anything is fetched
+            raise UserError("--init_from=gpt2 needs data in GPT-2's tokens; prepare it with --tokenizer=gpt2")
+        state, model = load_state(file or pretrained.released(), dropout=c.dropout)
+        if any(state["data"][key] != dataset.meta[key] for key in ("tokenizer", "vocabulary")):
+            tokens = f"--tokenizer={state['data']['tokenizer']}"
+            raise UserError(f"{file} has another vocabulary than {dataset.folder}; prepare its data, with {tokens}")
+        if model.config.block_size < n_positions:
+            raise UserError(f"{c.init_from} has fewer positions than the {n_positions} that data/{c.task} needs")
         return model
     block_size = c.block_size or compiling.round_up(n_positions, 64)  # some room for other files' longer questions
     shape = (dataset.encoding.n_vocab, block_size, c.n_layer, c.n_head, c.n_embd)
@@ -80,24 +80,16 @@ def starting_model(c: TrainConfig, dataset: Dataset, n_positions: int) -> GPT:
     return model
 
 
-def fit_to_data(c: TrainConfig, problems: Split, tokenizer_name: str) -> TrainConfig:
-    """The settings without a preset's options that need a graph if there is none. Raises UserError if one was typed."""
+def demand_graphs(c: TrainConfig, problems: Split, tokenizer_name: str) -> None:
+    """Raises UserError for options that need a graph, if the words of the problems do not tell it."""
     graphs = list(map(graph.has_graph, problems.rows))  # ProsQA's; of ProntoQA one question per graph is asked
     fits = {"grow": any(problems.told), "taught": any(problems.told), "reask": any(graphs), "questions": all(graphs)}
-    preset, off = PRESETS.get(c.preset, {}), {}
-    for name in [name for name, is_fit in fits.items() if not is_fit]:
-        value, default = getattr(c, name), getattr(TrainConfig, name)
-        if value not in (default, preset.get(name)):
-            raise UserError(
-                f"--{name} should be {default:g}: row {graphs.index(False)} tells no graph that it could use"
-            )
-        off |= {name: default} if value != default else {}
-    if off:
-        print(f"the problems' words do not tell the graph that they need: the preset's {', '.join(off)} are off")
-    c = replace(c, **off)
+    unfit = [name for name, is_fit in fits.items() if not is_fit and getattr(c, name) != getattr(TrainConfig, name)]
+    if unfit:
+        off = " ".join(f"--{name}={getattr(TrainConfig, name):g}" for name in unfit)
+        raise UserError(f"row {graphs.index(False)} of data/{c.task} tells no graph that they could use: add {off}")
     if c.taught and tokenizer_name != "words":
         raise UserError("--taught should be 0: a node is one token in words alone, so prepare with --tokenizer=words")
-    return c
 
 
 class Writer:
@@ -140,6 +132,19 @@ class Writer:
             log.cut(self.log, step)
         return step, held
 
+    def settle_threads(self, work) -> None:
+        """Sets the number of CPU threads: as typed, as before resuming, which rounds alike, or fastest for work()."""
+        before = self.state["config"].get("threads", 0) if self.state else 0
+        threads = self.c.threads or before
+        if not threads:
+            with torch.random.fork_rng(devices=[]):  # trials change neither the random state nor gradients
+                threads = self.machine.fastest_threads(work)
+            self.model.zero_grad()
+        torch.set_num_threads(threads)
+        self.settings["threads"] = threads
+        if self.machine.is_first:
+            write_text(self.folder / "config.json", json.dumps(self.settings, indent=1) + "\n")
+
     def note(self, numbers: torch.Tensor, gradient_norm: torch.Tensor) -> None:
         """Stores a step's numbers on the device: the (3,) of train.accumulate, and the gradient norm."""
         self.recent.append(torch.stack([*numbers, gradient_norm]))
@@ -148,7 +153,7 @@ class Writer:
         """Whether to log, to evaluate and to save, and the received signal to stop on, or 0."""
         logs = begins or ends or step % self.c.log_every == 0
         asks = logs or self.machine.n_processes == 1  # several processes have to communicate, which takes time
-        stops = self.machine.agree(stop) if asks else 0
+        stops = int(self.machine.add_up(torch.tensor(sum(stop)))) if asks else 0  # all stop if one is asked to
         evaluates = ends or (self.c.eval_every > 0 and step % self.c.eval_every == 0)
         return logs, evaluates, ends or step % self.c.save_every == 0 or stops > 0, stops
 
@@ -182,11 +187,11 @@ class Writer:
         if not self.machine.is_first:
             return
         with self.machine.autocast():
-            metrics = answers.accuracy(self.model, valid, plan, special, self.about_data["max_new_tokens"])
-        log.append(self.log, step, stage, "valid", metrics)
-        tqdm.write(f"step {step}, stage {stage}: " + ", ".join(f"{name} {x:.1%}" for name, x in metrics.items()))
-        if metrics["accuracy"] >= self.best:
-            self.best = metrics["accuracy"]
+            accuracy = answers.accuracy(self.model, valid, plan, special, self.about_data["max_new_tokens"])
+        log.append(self.log, step, stage, "valid", {"accuracy": accuracy})
+        tqdm.write(f"step {step}, stage {stage}: accuracy {accuracy:.1%}")
+        if accuracy >= self.best:
+            self.best = accuracy
             self.save("best.pt", step, stage)
 
     def save(self, file: str, step: int, stage: int, **more) -> None:
@@ -215,7 +220,7 @@ class Writer:
     def finish(self) -> None:
         """Draws the curves, and prints the result and the next command."""
         if self.machine.is_first:
-            log.draw_curves(self.log, self.folder / "curves.png")
+            log.curves(log.read(self.log), self.folder / "curves.png")
             result = f"{self.best:.1%} of valid right. Next: python sample.py {self.folder.name}"
             print(f"{self.folder} after {time.time() - self.began:.0f} s: {result}")
 

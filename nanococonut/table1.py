@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from nanococonut import answers, config, data, evaluate, log, runs
-from nanococonut.config import UserError, written
 from nanococonut.curriculum import METHODS
 from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
@@ -58,7 +57,7 @@ def start(row: TrainConfig, jobs: int) -> subprocess.Popen:
     folder = Path("runs") / row.name
     folder.parent.mkdir(exist_ok=True)
     settings = asdict(row) | {"resume": (folder / "config.json").exists()}
-    command = [sys.executable, "-u", "train.py", *(f"--{key}={written(value)}" for key, value in settings.items())]
+    command = [sys.executable, "-u", "train.py", *(f"--{key}={config.written(x)}" for key, x in settings.items())]
     environment = os.environ | ({"OMP_NUM_THREADS": "1"} if jobs > 1 else {})
     with open(f"{folder}.log", "ab") as file:
         return subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
@@ -71,8 +70,7 @@ def measured(label: str, row: TrainConfig) -> dict:
         run = answers.Run(row.name)
         result, _ = evaluate.measure(run, run.split("test"), run.plan)
         *_, (_, _, seconds) = log.read(path.with_name("log.csv"))["train", "seconds"]
-        found = dict(method=label, seed=row.seed, seconds=seconds, **result)
-        data.write_text(path, json.dumps(found) + "\n")
+        data.write_text(path, json.dumps(dict(method=label, seed=row.seed, seconds=seconds, **result)) + "\n")
     return data.read_json(path)
 
 
@@ -91,8 +89,7 @@ def write_results(c: Table1Config, rows: list[dict]) -> str:
     for method in dict.fromkeys(row["method"] for row in rows):
         mine = [row for row in rows if row["method"] == method]
         pairs = [row["both"] for row in mine if "both" in row]
-        cells = [method, percent([row["accuracy"] for row in mine])]
-        cells += [percent(pairs) if pairs else "-", f"{len(mine)}"]
+        cells = [method, percent([row["accuracy"] for row in mine]), percent(pairs) if pairs else "-", str(len(mine))]
         tokens, seconds = (statistics.mean(row[what] for row in mine) for what in ("tokens", "seconds"))
         cells += [f"{tokens:.1f}", f"{seconds:.0f}", *theirs.get(method, ["-", "-"])]
         lines.append(f"| {' | '.join(cells)} |")
@@ -133,7 +130,7 @@ def main(c: Table1Config) -> None:
                 if running.pop(row).returncode:
                     said = Path(f"runs/{row.name}.log")
                     last = said.read_text(encoding="utf-8").strip().splitlines()[-1:]
-                    raise UserError(f"{about} did not finish, see {said}: {''.join(last)}")
+                    raise config.UserError(f"{about} did not finish, see {said}: {''.join(last)}")
                 done.append(row)
                 print(f"[{len(done)}/{len(todo)}] {about}: {measured(todo[row], row)['accuracy']:.1%} of test right")
                 write_results(c, [measured(label, row) for row, label in todo.items() if row in done])

@@ -3,11 +3,15 @@ import os
 import sys
 from pathlib import Path
 
+# Two threads, so that two runs of a test round alike; before torch, which reads it when it is loaded.
+os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+
+from nanococonut import pretrained  # isort: split
+
 import numpy as np
 import pytest
 import torch
 
-from nanococonut import pretrained
 from nanococonut.batching import pad
 from nanococonut.coconut import Batch
 
@@ -22,11 +26,6 @@ def workspace(tmp_path, monkeypatch):
     """An empty folder to run the commands in: data/ and runs/ are relative to where one stands."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _threads():
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 
 @pytest.fixture(scope="session")

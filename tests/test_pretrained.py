@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import io
+import json
 import threading
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from nanococonut.config import UserError
 from nanococonut.model import GPT, GPTConfig
 from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
-N_VOCAB, N_HEAD = 259, 12  # bytes, "<<", " a", and the end of text
+N_VOCAB = 259  # bytes, "<<", " a", and the end of text
+N_HEAD = 2  # of 64 channels each
 
 
 def made_up_encoding():
@@ -32,7 +34,7 @@ def made_up_encoding():
 def released():
     """A tiny GPT-2 as the released files hold it: (in, out) projections, masks, the prefix; and the model itself."""
     torch.manual_seed(0)
-    model = GPT(GPTConfig(N_VOCAB, block_size=1024, n_layer=2, n_head=N_HEAD, n_embd=24, dropout=0.0))
+    model = GPT(GPTConfig(N_VOCAB, block_size=1024, n_layer=2, n_head=N_HEAD, n_embd=64 * N_HEAD, dropout=0.0))
     state = {}
     for name, tensor in model.state_dict().items():
         state[f"transformer.{name}"] = tensor.t().contiguous() if name.endswith(pretrained.TRANSPOSED) else tensor
@@ -104,8 +106,8 @@ def test_downloaded_once_resized_trained_and_asked(task, served, released, capsy
     [
         (dict(status=404), "404"),
         (dict(sha256="0" * 64), "invalid hash value"),
-        (dict(length=10**7), "is not a weight file|IncompleteRead|cannot fetch"),
-        (dict(content=b"<html>"), "is not a weight file"),
+        (dict(length=10**7), "IncompleteRead|cannot fetch"),
+        (dict(content=b"<html>", sha256="0" * 64), "invalid hash value"),
     ],
 )
 def test_a_download_that_fails_leaves_nothing(task, served, released, answer, message):
@@ -126,24 +128,107 @@ def test_a_file_and_a_run_to_start_from(task, released):
     assert b["model_config"]["dropout"] == 0.1 and b["stage"] == 2
 
 
+def save_safetensors(state, path):
+    """As the safetensors library writes them: a length, JSON, and the numbers."""
+    header, content = {"__metadata__": {"format": "pt"}}, b""
+    for name, tensor in state.items():
+        kinds = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL"}
+        numbers = bytes(tensor.contiguous().flatten().view(torch.uint8).tolist())
+        offsets = [len(content), len(content) + len(numbers)]
+        header[name] = {"dtype": kinds[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+        content += numbers
+    text = json.dumps(header).encode()
+    Path(path).write_bytes(len(text).to_bytes(8, "little") + text + content)
+
+
+def written_by(author: str, model: GPT, path: str) -> None:
+    """The model's weights in a file as an author's code writes it."""
+    ours = model.state_dict()
+    theirs = {name: x.t().contiguous() if name.endswith(pretrained.TRANSPOSED) else x for name, x in ours.items()}
+    if author == "nanogpt":  # (out, in), and in a checkpoint with other things
+        state = {f"_orig_mod.transformer.{name}": x for name, x in ours.items()}
+        state["_orig_mod.lm_head.weight"] = ours["wte.weight"]
+        torch.save({"model": state, "model_args": {"n_layer": 2}, "iter_num": 3, "config": {"device": "cuda"}}, path)
+    elif author == "coconut":  # the paper's code
+        state = {f"base_causallm.transformer.{name}": x for name, x in theirs.items()}
+        state |= {"base_causallm.lm_head.weight": ours["wte.weight"], "embedding.weight": ours["wte.weight"]}
+        state["base_causallm.transformer.h.0.attn.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+        torch.save(state, path)
+    else:  # Hugging Face
+        save_safetensors(theirs | {"h.0.attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool)}, path)
+
+
+@pytest.mark.parametrize(
+    ("author", "file"), [("nanogpt", "ckpt.pt"), ("coconut", "checkpoint_33"), ("safetensors", "model.safetensors")]
+)
+def test_checkpoints_of_others_are_taken_by_init_from_and_evaluate(task, capsys, author, file):
+    torch.manual_seed(1)
+    n_vocab = {"nanogpt": 264, "coconut": 262, "safetensors": N_VOCAB}[author]  # padded; three tokens more; GPT-2's own
+    model = GPT(GPTConfig(n_vocab, block_size=1024, n_layer=2, n_head=N_HEAD, n_embd=64 * N_HEAD, dropout=0.0))
+    written_by(author, model, file)
+    trained(f"--init_from={file}", "--name=run", "--stage_steps=1", "--max_stage=0", "--lr=0")
+    for loaded in (answers.Run("run"), answers.Run(file)):
+        assert loaded.model.config.n_head == N_HEAD
+        for name, weight in model.state_dict().items():
+            mine = loaded.model.state_dict()[name]
+            if name == "wte.weight" and author != "coconut":
+                assert torch.equal(mine[259:], weight[256].expand(3, -1)), "new tokens start as <<"
+                mine, weight = mine[:259], weight[:259]
+            assert torch.equal(mine, weight), name
+    assert loaded.config["method"] == ("coconut" if author == "coconut" else "cot")
+    assert loaded.plan.n_thoughts == (6 if author == "coconut" else 0)
+    Path("data/prosqa").rename("data/prosqa-gpt2")  # the data that preset gpt2 trains on
+    for options in ({}, {"data": "data/prosqa-gpt2/test.json"}):
+        capsys.readouterr()
+        evaluate.main(evaluate.EvaluateConfig(file, **options))
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["n"] == 5
+
+
+def test_a_nanogpt_without_biases_has_zeros(task):
+    torch.manual_seed(1)
+    model = GPT(GPTConfig(N_VOCAB, block_size=1024, n_layer=1, n_head=N_HEAD, n_embd=64 * N_HEAD, dropout=0.0))
+    weights = {name: x for name, x in model.state_dict().items() if not name.endswith("bias")}
+    found = pretrained.from_state_dict({"model": weights}).state_dict()
+    for name, weight in found.items():
+        assert torch.equal(weight, weights.get(name, torch.zeros_like(weight))), name
+    del weights["h.0.attn.c_attn.weight"]
+    with pytest.raises(KeyError):
+        pretrained.from_state_dict({"model": weights})
+
+
+def test_a_run_leaves_in_gpt2s_layout(task, released, capsys):
+    trained("--name=run", "--stage_steps=1", "--max_stage=0", "--n_embd=128", "--n_head=2")
+    pretrained.main(pretrained.ExportConfig("runs/run/best.pt", "out.pt"))
+    state = torch.load("out.pt", weights_only=True)
+    assert set(state) == set(torch.load(io.BytesIO(released[1]), weights_only=True)) - {"transformer.h.0.attn.bias"}
+    assert state["transformer.h.0.attn.c_attn.weight"].shape == (128, 3 * 128)
+    back, mine = pretrained.from_state_dict(state), answers.Run("run").model
+    assert all(torch.equal(mine.state_dict()[name], weight) for name, weight in back.state_dict().items())
+    for wrong in ("out.pt", "nowhere.pt", "runs/run/log.csv"):
+        with pytest.raises(UserError, match="is not the checkpoint of a run"):
+            pretrained.main(pretrained.ExportConfig(wrong, "other.pt"))
+    assert not Path("other.pt").exists()
+
+
 def test_mistakes(task, released, monkeypatch):
     with pytest.raises(
         UserError,
-        match=r"nowhere is not a weight file \(FileNotFoundError\); expected gpt2, a run or a file",
+        match="--init_from=nowhere not found; expected gpt2, a run or a file",
     ):
         trained("--init_from=nowhere")
     Path("other.bin").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"other\.bin is not a weight file"):
+    with pytest.raises(UserError, match=r"other\.bin holds neither a run nor GPT-2's weights"):
         trained("--init_from=other.bin")
     torch.save({"weight": torch.zeros(2)}, "linear.pt")
-    with pytest.raises(UserError, match=r"linear\.pt does not hold GPT-2's weights"):
+    with pytest.raises(UserError, match=r"linear\.pt holds neither a run nor GPT-2's weights \(KeyError"):
         trained("--init_from=linear.pt")
     Path("weights.bin").write_bytes(released[1])
     prepare.main(prepare.PrepareConfig(name="words", train=30, valid=5, test=5, n_nodes=8, min_hops=2, max_hops=3))
     monkeypatch.setattr(pretrained, "fetch", lambda *a: pytest.fail("asks the network, although the data do not fit"))
-    for weights in ("weights.bin", "gpt2"):
-        with pytest.raises(UserError, match=r"needs data in GPT-2's tokens; prepare it with --tokenizer=gpt2"):
-            trained(f"--init_from={weights}", "--task=words")
+    with pytest.raises(UserError, match="needs data in GPT-2's tokens; prepare it with --tokenizer=gpt2"):
+        trained("--init_from=gpt2", "--task=words")
+    with pytest.raises(UserError, match=r"weights.bin has another vocabulary than data/words; .* --tokenizer=gpt2"):
+        trained("--init_from=weights.bin", "--task=words")
     trained("--init_from=weights.bin", "--name=a", "--stage_steps=1")
     with pytest.raises(UserError, match="has another vocabulary than data/words"):
         trained("--init_from=a", "--task=words")

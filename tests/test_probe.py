@@ -166,7 +166,7 @@ def test_the_command_makes_every_figure(workspace, capsys):
     assert all(x["both_low"] <= x["both"] <= x["both_high"] for x in cells.values())
     assert cells["none", 2]["flipped"] == cells["permute", 1]["flipped"] == 0
     assert cells["permute", 1]["accuracy"] == cells["none", 1]["accuracy"]
-    assert set(numbers["mass"]) == {"length", "share of the head's distribution"}
+    assert set(numbers["mass"]) == {"not reachable", "reachable", "one behind", "frontier"}
     assert list(map(len, numbers["readings"])) == [4, 4]
     assert 0 <= numbers["problem"] < 8
 
@@ -217,9 +217,9 @@ def test_a_run_without_graphs_gets_what_makes_sense(workspace, capsys):
         "these problems are not all ProsQA's: groups of nodes, parallelism, height and tree are left out\n" in printed
     )
     made_files = {path.name for path in Path("runs/run/probe").iterdir()}
-    assert made_files == {"k.png", "interventions.png", "mass.png", "probe.json"}
+    assert made_files == {"k.png", "interventions.png", "probe.json"}
     numbers = json.loads(Path("runs/run/probe/probe.json").read_text())
-    assert set(numbers["mass"]) == {"length"} and len(numbers["readings"]) == 2
+    assert "mass" not in numbers and len(numbers["readings"]) == 2
 
 
 def test_a_run_without_thoughts_is_refused(workspace):

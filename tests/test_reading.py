@@ -237,7 +237,7 @@ def test_the_splits_of_a_folder_are_found(workspace, task, names):
 def test_a_split_that_is_missing_is_named(workspace):
     Path("theirs").mkdir()
     Path("theirs/train.json").write_text(json.dumps(ROWS))
-    with pytest.raises(UserError, match=r"cannot read theirs/valid.json: .* or validation or .*\.jsonl"):
+    with pytest.raises(UserError, match=r"theirs has no valid nor .* nor validation nor .*jsonl"):
         prepares("gsm8k", "--source=theirs")
 
 
@@ -295,7 +295,7 @@ def test_a_base_address_that_answers_anything_is_refused(workspace, content):
 def test_addresses_with_nothing_behind_them(workspace):
     with serving({}) as (address, _):
         for source in (address, f"{address}/x.json", f"{address}/?a=b"):
-            with pytest.raises((UserError, FileNotFoundError), match=r"cannot fetch .*404"):
+            with pytest.raises((UserError, FileNotFoundError), match=r"cannot fetch .*404|has no train nor"):
                 prepares("prosqa", f"--source={source}")
     for source in ("http://[::1", "https://[x/train.json", "https:///train.json", "ftp://host/x.json"):
         with pytest.raises(UserError):
@@ -428,11 +428,9 @@ def test_one_row_without_a_graph_does_not_stop_the_others(workspace, capsys):
     assert said in capsys.readouterr().out
     train = data.Dataset("mine").split("train")
     assert [i for i in range(20) if not train.told[i]] == [4]
-    assert runs.fit_to_data(TrainConfig(preset="smoke", grow=5, reask=0.5), train, "words").grow == 5, (
-        "rows are told where they can be"
-    )
-    with pytest.raises(UserError, match=r"--questions should be 1: row 4 tells no graph that it could use"):
-        runs.fit_to_data(TrainConfig(preset="smoke", questions=2), train, "words")
+    runs.demand_graphs(TrainConfig(preset="smoke", grow=5, reask=0.5), train, "words")  # used on the other rows
+    with pytest.raises(UserError, match=r"row 4 of data/prosqa tells no graph .* add --questions=1"):
+        runs.demand_graphs(TrainConfig(preset="smoke", questions=2), train, "words")
 
 
 def test_graph_options_want_a_graph(workspace, capsys):
@@ -440,13 +438,13 @@ def test_graph_options_want_a_graph(workspace, capsys):
     prepares("prosqa", "--source=theirs", "--name=mine")
     said = "--augment leaves 20 of 20 problems as they are in the file, because their words tell no graph"
     assert said in capsys.readouterr().out
-    with pytest.raises(UserError, match="--reask should be 0: row 0 tells no graph"):
-        runs.fit_to_data(TrainConfig(preset="smoke", reask=0.5), data.Dataset("mine").split("train"), "words")
+    with pytest.raises(UserError, match=r"row 0 of data/prosqa tells no graph .* add --reask=0"):
+        runs.demand_graphs(TrainConfig(preset="smoke", reask=0.5), data.Dataset("mine").split("train"), "words")
     rows = [row | {"answer": "Yes"} for row in graphs()]
     folder_of(rows[:20], rows[20:25], rows[25:])
     prepares("prosqa", "--source=theirs", "--name=mine")
-    with pytest.raises(UserError, match="--grow should be 0: row 0 tells no graph"):
-        runs.fit_to_data(TrainConfig(preset="smoke", grow=9), data.Dataset("mine").split("train"), "words")
+    with pytest.raises(UserError, match=r"row 0 of data/prosqa tells no graph .* add --grow=0"):
+        runs.demand_graphs(TrainConfig(preset="smoke", grow=9), data.Dataset("mine").split("train"), "words")
 
 
 TOM = {"question": "Max is a impus. Tom is a lempus. Every lempus is a rempus. Is Tom a rempus or impus?"}

@@ -70,9 +70,7 @@ def test_an_interrupted_row_goes_on(small):
 def test_a_finished_row_of_other_options_or_data_is_refused(small):
     run("--methods=cot", "--seeds=0", "--options=--stage_steps=2")
     run("--methods=cot", "--seeds=0", "--options=--stage_steps=2,2,2 --save_every=1")  # said otherwise, the same run
-    with pytest.raises(
-        UserError, match=r"runs/table1.*-cot-0 was trained with --stage_steps=2,2,2 and not 3,3,3, --lr"
-    ):
+    with pytest.raises(UserError, match=r"table1.*-cot-0 was trained with --stage_steps=2,2,2 --lr=0.001: it goes"):
         run("--methods=cot", "--seeds=0", "--options=--stage_steps=3 --lr=0.5")
     prepare.main(prepare.PrepareConfig(seed=1, train=32, valid=10, test=10, n_nodes=8, min_hops=2, max_hops=3))
     with pytest.raises(UserError, match=r"data/prosqa is not the data runs/table1-prosqa-smoke-cot-0 was trained on"):

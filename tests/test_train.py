@@ -68,7 +68,7 @@ def test_a_run_leaves_what_the_readme_promises(workspace, capsys):
     assert list(rows[0]) == ["step", "stage", "split", "metric", "value"]
     losses = [r for r in rows if r["metric"] == "loss"]
     assert [(r["step"], r["stage"]) for r in losses] == [(str(i + 1), s) for i, s in enumerate("0001122")]
-    assert {r["metric"] for r in rows if r["split"] == "valid"} == {"accuracy", "first_step_is_fact"}
+    assert {r["metric"] for r in rows if r["split"] == "valid"} == {"accuracy"}
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     state = torch.load(folder / "ckpt.pt", weights_only=True)
     assert (state["step"], state["stage"]) == (7, 2)
@@ -210,10 +210,10 @@ def test_mistakes_of_evaluate_and_sample(workspace, capsys):
     state = torch.load("runs/a/best.pt", weights_only=True)
     state["config"]["aligned"] = True  # it had one thought more than today's plan would give it
     torch.save(state, "old.pt")
-    with pytest.raises(UserError, match=r"old\.pt is not a checkpoint .* it needs --aligned, an option of earlier"):
+    with pytest.raises(UserError, match=r"old\.pt holds neither .* it needs --aligned, an option of earlier"):
         answers.Run("old.pt")
     Path("runs/a/best.pt").write_bytes(Path("runs/a/best.pt").read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"best\.pt is not a checkpoint of nanococonut"):
+    with pytest.raises(UserError, match=r"best\.pt holds neither a run nor GPT-2"):
         answers.Run("a")
 
 
@@ -247,9 +247,8 @@ def test_options_on_graphs_need_graphs(workspace, option):
     lines = [f"What is {n} + 2?||<<{n}+2={n + 2}>> #### {n + 2}" for n in range(30)]
     Path("some.txt").write_text("\n".join(lines))
     prepare.main(config.parse(prepare.PrepareConfig, ["gsm8k", "--source=some.txt"]))
-    with pytest.raises(
-        UserError, match=rf"{option.split('=')[0]} should be [01]: row 0 tells no graph that it could use"
-    ):
+    off = option.partition("=")[0] + ("=1" if "questions" in option else "=0")
+    with pytest.raises(UserError, match=f"row 0 of data/gsm8k tells no graph that they could use: add {off}$"):
         trained("--task=gsm8k", option)
     assert not Path("runs").exists()
 
@@ -281,13 +280,16 @@ def test_longer_chains_than_any_in_training_get_room(workspace, capsys):
     assert "1 of 2 answers are cut: their chains are longer than the model has positions for" in capsys.readouterr().out
 
 
-def test_a_presets_options_on_graphs_are_off_without_graphs(workspace, capsys):
+def test_a_presets_options_for_prosqa_are_refused_on_prontoqa(workspace):
     prepare.main(config.parse(prepare.PrepareConfig, ["prontoqa", "--train=20", "--valid=4", "--test=4"]))
     words = ["laptop", "--task=prontoqa", "--stage_steps=1", "--max_stage=1", "--batch_size=4", "--name=a"]
-    train.main(config.parse(TrainConfig, words, PRESETS, CHOICES))
-    assert "the preset's reask, questions are off" in capsys.readouterr().out, "but ProntoQA's thoughts can be taught"
-    train.main(config.parse(TrainConfig, [*words, "--resume=true"], PRESETS, CHOICES))
-    assert json.loads(Path("runs/a/config.json").read_text())["taught"] == 1
+    off = ["--reask=0", "--questions=1"]
+    with pytest.raises(
+        UserError, match=f"row 0 of data/prontoqa tells no graph that they could use: add {' '.join(off)}"
+    ):
+        train.main(config.parse(TrainConfig, words, PRESETS, CHOICES))
+    train.main(config.parse(TrainConfig, [*words, *off], PRESETS, CHOICES))
+    assert json.loads(Path("runs/a/config.json").read_text())["taught"] == 1, "ProntoQA's thoughts can be taught"
 
 
 class Evil:
@@ -299,7 +301,7 @@ def test_a_checkpoint_that_carries_code_is_refused_and_does_not_run(workspace):
     prepared()
     trained("--name=a")
     torch.save({"model": Evil()}, "runs/a/best.pt")
-    with pytest.raises(UserError, match="is not a checkpoint of nanococonut"):
+    with pytest.raises(UserError, match="holds neither a run nor GPT-2"):
         answers.Run("a")
     assert not Path("owned").exists()
 
@@ -319,7 +321,5 @@ def test_scoring():
     assert data.is_right("Tom is a lempus.\n### Tom is a rempus.", row)
     assert not data.is_right("### Tom is a lempus.", row)
     assert data.is_right("### 1,000", {"answer": "1000"})
-    assert data.starts_with_fact("Tom is a lempus.\n###", row)
-    assert not data.starts_with_fact("Tom is a rempus.\n###", row)
     low, high = evaluate.wilson(0, 50)
     assert low == 0 < high < 0.08
