@@ -5,7 +5,7 @@ python sample.py --question="Tom is a lempus. Every lempus is a rempus. Max is a
 
 from dataclasses import dataclass
 
-from nanococonut import answers, config, data, graph, probe
+from nanococonut import answers, config, data, graph, probe, tokenizer
 from nanococonut.curriculum import tokenize
 
 
@@ -41,6 +41,9 @@ def main(c: SampleConfig) -> None:
     instead = "" if p is run.plan else f" instead of the {run.plan.n_thoughts} of training"
     about = f"{run.config['method']}, stage {run.stage}, {p.n_thoughts} thoughts{instead}"
     print(f"{run.folder.name}: {about}\n{run.about}\n{row['question']}\n")
+    unknown = {text for text in tokenizer.pieces(row["question"]) if len(text) > 1} - set(run.data["vocabulary"])
+    if run.data["tokenizer"] == "words" and unknown:
+        print(f"never seen in training, and read byte by byte: {', '.join(map(repr, sorted(unknown)))}\n")
     (ids,) = run.answer([example], p)
     if p.n_thoughts:
         thoughts = run.thoughts(example, p.n_thoughts)  # computed again, this time to show them

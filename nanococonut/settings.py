@@ -84,9 +84,9 @@ PRESETS = {
     "smoke": SHAPE | dict(task="prosqa", stage_steps=(4,), max_stage=2, n_head=2, n_embd=32, batch_size=8, lr=1e-3),
     # two CPU cores, 9 minutes with set-up: test accuracy 94.6 to 96.6 % on data/prosqa-small, fair problems of 16 nodes
     "laptop": FROM_SCRATCH | dict(task="prosqa-small", stage_steps=(0,) * 6 + (6000,), grow=1000),
-    # the default, the same at the released size, 28 minutes of one core: 97.8 % of test, both right 96.7 %
+    # the default, the same at the released size, 28 minutes of one core: 97.8 % of test, 97.9 % of the released file
     "prosqa": RELEASED_SIZE,
-    # ProntoQA, 18 minutes of one core: 100.0 % of test; its fair form, --task=prontoqa-fair: 99.6 %; one seed each
+    # ProntoQA, 16 minutes of one core: 99.6 % of test; its fair form, --task=prontoqa-fair: 99.8 %; one seed each
     "prontoqa": FROM_SCRATCH | PRONTOQA,
     # one CUDA GPU, the same recipe with a wider model and four times the batch: not measured on a GPU yet
     "gpu": RELEASED_SIZE | dict(n_head=8, n_embd=256, init_std=0.06, batch_size=256),

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import prepare
+import sample
 from nanococonut import answers, config, curriculum, data, evaluate
 from nanococonut.settings import PRESETS
 
@@ -80,6 +81,14 @@ def test_evaluate_probe_and_training_take_it_by_its_path(bare, capsys):
     assert found["n"] == 20 and found["results"][0]["accuracy"] >= 0.9
     file = answers.named("models/prosqa.pt")
     assert file == Path("models/prosqa.pt") and answers.named("models/other.pt") is None
+
+
+def test_words_that_the_model_has_never_seen_are_named(capsys):
+    question = "Tom is a lempus. Every lempus is a rempus. Max is a impus. Is Tom a impus or rempus?"
+    sample.main(sample.SampleConfig(str(MODEL), question=question))
+    assert "never seen" not in capsys.readouterr().out
+    sample.main(sample.SampleConfig(str(MODEL), question=question.replace("lempus", "foopus")))
+    assert "read byte by byte: ' Every foopus is a ', 'foopus.'" in capsys.readouterr().out
 
 
 def test_a_question_walks_through_five_files():
