@@ -18,7 +18,6 @@ from nanococonut.settings import TrainConfig
 
 AT_ONCE = 250  # questions answered in one batch
 SHIPPED = Path("models/prosqa.pt")  # a trained model that comes with the project
-N_EVAL = 300  # maximum questions of valid used during training: ProsQA's whole split
 
 
 class Run:
@@ -33,8 +32,9 @@ class Run:
             names = [path.name for path in there]
             near = difflib.get_close_matches(name, names, n=5) or names
             raise UserError(f"runs/{name} not found; there is: {', '.join(near) or 'none yet; run: python train.py'}")
-        self.folder = file.parent if (file.parent / "config.json").exists() else file.with_suffix("")
-        if file.name == "ckpt.pt":
+        is_run = (file.parent / "config.json").exists()
+        self.folder = file.parent if is_run else file.with_suffix("" if file.suffix else ".run")
+        if is_run and file.name == "ckpt.pt":
             print(f"{self.folder.name} was stopped before its first evaluation: using its ckpt.pt")
         state, model = load_state(file)
         self.about = state.get("about", "")  # where a model that is part of the project comes from
@@ -124,8 +124,8 @@ def write(model: GPT, examples, plan: Plan, special, max_new_tokens: int, change
 
 
 def accuracy(model: GPT, split: Split, plan: Plan, special, max_new_tokens: int) -> float:
-    """The share of right answers to up to N_EVAL problems of a split."""
-    rows = split.rows[:N_EVAL]
+    """The share of right answers to up to 300 problems of a split: all of ProsQA's valid."""
+    rows = split.rows[:300]
     ids = write(model, [split.example(i) for i in range(len(rows))], plan, special, max_new_tokens)
     return sum(map(is_right, split.encoding.decode_batch(ids), rows)) / len(rows)
 

@@ -16,10 +16,6 @@ from nanococonut.coconut import NOTHING, Batch
 from nanococonut.data import Split
 from nanococonut.settings import TrainConfig
 
-SLACK = 8  # extra tokens that an answer may have over the longest chain in the data
-# Minimum steps of --reask's questions until --short_from: with 1 from the start, no search was learned (ours).
-LEAST_HOPS = 3
-
 
 class Schedule:
     """The stage that each training step belongs to, and what each stage does to an example."""
@@ -31,7 +27,7 @@ class Schedule:
         self.ends = list(itertools.accumulate(self.n_steps))  # the step at which each stage ends
         self.total = self.ends[-1]
         self.plans = [self.plan(stage) for stage in range(len(self.n_steps))]  # at the start of each stage
-        self.max_new_tokens = longest["rest"] + SLACK
+        self.max_new_tokens = longest["rest"] + 8  # an answer may be longer than those in the data
         # The longest sequence of a run: a question, thoughts or pauses between two markers, and an answer.
         n_fillers = max(plan.n_thoughts + plan.n_pauses for plan in self.plans)
         self.n_positions = longest["question"] + n_fillers + 2 + self.max_new_tokens
@@ -65,7 +61,8 @@ def draw_batch(c: TrainConfig, problems: Split, schedule: Schedule, special: dic
     plan = schedule.plan(stage, progress=n_behind / schedule.n_steps[stage])
     keep = min(1.0, step / c.grow) if c.grow else 1.0
     how = dict(reask=c.reask, keep=keep, n_taught=plan.n_thoughts if c.taught else 0)
-    how["least"] = 1 if 0 < c.short_from <= step else LEAST_HOPS
+    # With random questions of one or two steps from the start, no search was learned (ours).
+    how["least"] = 1 if 0 < c.short_from <= step else 3
     groups = problems.draw(c.batch_size, rng, c.augment, c.questions, **how)
     examples = [example for group in groups for example in group.examples]
     pairs = [curriculum.arrange(example, plan, special, rng) for example in examples]

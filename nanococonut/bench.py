@@ -111,11 +111,10 @@ def main(c: BenchConfig) -> None:
         print(", ".join(f"{name} {value:.4f}" for name, value in rows[-1].items()))
     few = bench.batch(4, c.max_thoughts)
     reference = B / 4 * bench.seconds(1, lambda: coconut.forward_reference(bench.model, few).loss.backward())
-    found |= dict(last_over_first=step / rows[0]["step"], reference_step=reference)
+    found |= dict(rows=rows, last_over_first=step / rows[0]["step"], reference_step=reference)
     bench.phases, bench.n_slots = compiling.compiled(), compiling.round_up(c.max_thoughts, compiling.THOUGHT_BUCKET)
     found["compiled_first"] = bench.seconds(c.repeats, bench.step, batches[0])
     found["compiled_last"] = bench.seconds(c.repeats, bench.step, batches[-1])
-    found["rows"] = rows
     data.write_text(Path("results") / f"bench-{c.preset}-{device.type}.json", json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))
 

@@ -56,7 +56,9 @@ def write_atomically(path: Path, write) -> None:
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of the OSError of a full disk
         cause = error if isinstance(error, OSError) else error.__context__
-        raise UserError(f"cannot write {path}: {getattr(cause, 'strerror', error)}") from None
+        if not isinstance(cause, OSError):
+            raise
+        raise UserError(f"cannot write {path}: {cause.strerror}") from None
     finally:
         if temporary.exists():
             temporary.unlink()

@@ -63,11 +63,11 @@ class Machine:
         most, seconds = torch.get_num_threads(), {}
         if most == 1 or "OMP_NUM_THREADS" in os.environ or self.device.type != "cpu" or self.n_processes > 1:
             return most
+        if timeit.timeit(work, number=1) > 2:
+            return most  # a large model gains from every thread, and trying fewer takes too long
         for n in [most, *(n for n in (16, 8, 4, 2, 1) if n < most)]:
             torch.set_num_threads(n)
             seconds[n] = timeit.timeit(work, number=5) / 5
-            if seconds[n] > 2:
-                return most  # a large model gains from every thread, and trying fewer takes too long
         print("seconds per step by CPU threads:", ", ".join(f"{n}: {s:.3f}" for n, s in seconds.items()))
         return min(seconds, key=seconds.get)
 

@@ -3,8 +3,6 @@
 import math
 import random
 
-SMOOTHING = 4.0  # the probability of removing j more tokens is proportional to exp(-SMOOTHING * j) [Deng24]
-
 
 def n_removed_tokens(stage: int, max_stage: int, longest_chain: int, progress: float) -> int:
     """Tokens removed after a share `progress` (0 to 1) of a stage; the last stage removes all steps instead.
@@ -27,5 +25,5 @@ def remove(rest: list[int], n_tokens: int, n_answer: int, rng: random.Random | N
     ([3, 4, 5], [3])
     """
     if n_tokens and rng:
-        n_tokens += math.floor(rng.expovariate(SMOOTHING))
+        n_tokens += math.floor(rng.expovariate(4.0))  # j more with probability proportional to exp(-4 j) [Deng24]
     return rest[min(n_tokens, len(rest) - n_answer) :]

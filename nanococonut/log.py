@@ -62,7 +62,6 @@ def lines(panels: list[tuple[str, str, dict]], out: Path) -> None:
 def curves(series: dict[tuple[str, str], list[tuple[int, int, float]]], out: Path) -> None:
     """Saves the losses, the accuracy on valid and the stage over the steps of a run; series as from log.read()."""
     found = {name: [(step, value) for step, _, value in points] for (_, name), points in series.items()}
-    losses = {name: found[name] for name in ("loss", "teaching_loss") if name in found}
-    stages = {"stage": [(step, stage) for step, stage, _ in series["train", "loss"]]}
-    panels = {"loss (nats)": losses, "accuracy on valid": {"accuracy": found.get("accuracy", [])}, "stage": stages}
-    lines([("optimizer step", label, by) for label, by in panels.items()], out)
+    found["stage"] = [(step, stage) for step, stage, _ in series["train", "loss"]]
+    panels = [("loss (nats)", ["loss", "teaching_loss"]), ("accuracy on valid", ["accuracy"]), ("stage", ["stage"])]
+    lines([("optimizer step", y, {name: found[name] for name in names if name in found}) for y, names in panels], out)

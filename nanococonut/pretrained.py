@@ -51,7 +51,7 @@ def read(path: Path) -> dict:
 def from_state_dict(state: dict, n_head: int = 0) -> GPT:
     """A GPT with the weights of a GPT-2, in their dtype, without dropout. Tensor shapes give its sizes.
 
-    n_head: 0 means heads of 64 channels, as in every GPT-2. If there are no biases, as in nanoGPT, they are zeros.
+    n_head: 0 means nanoGPT's, else heads of 64 channels, as in GPT-2. Where no biases are, as in nanoGPT, they are 0.
     """
     named = {PREFIXES.sub("", name): tensor for name, tensor in state.get("model", state).items()}
     weights = {name: tensor for name, tensor in named.items() if not NOT_NEEDED.search(name)}
@@ -59,7 +59,8 @@ def from_state_dict(state: dict, n_head: int = 0) -> GPT:
     n_layer = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("h."))
     if len(weights["h.0.attn.c_attn.weight"]) == n_embd:  # (in, out)
         weights = {name: x.t() if name.endswith(TRANSPOSED) else x for name, x in weights.items()}
-    model = GPT(GPTConfig(vocab_size, block_size, n_layer, n_head or n_embd // 64, n_embd, dropout=0.0))
+    n_head = n_head or state.get("model_args", {}).get("n_head") or n_embd // 64
+    model = GPT(GPTConfig(vocab_size, block_size, n_layer, n_head, n_embd, dropout=0.0))
     if not any(name.endswith("bias") for name in weights):
         weights |= {name: torch.zeros_like(p) for name, p in model.state_dict().items() if name.endswith("bias")}
     model.to(weights["wte.weight"].dtype).load_state_dict(weights)
@@ -72,6 +73,7 @@ def as_run(state: dict) -> dict:
     wte, n_new = model.wte.weight.detach(), len(tokenizer.SPECIAL) - 1  # all but <eos>, which GPT-2 has
     if len(wte) != encoding.n_vocab:  # GPT-2's own vocabulary, perhaps padded: new tokens start as "<<" [ref run.py]
         known = wte[: encoding.n_vocab - n_new]
+        assert len(known) == encoding.n_vocab - n_new, "its vocabulary is smaller than GPT-2's"
         wte = torch.cat([known, wte[encoding.encode_single_token(b"<<")].expand(n_new, -1)])
     method = "coconut" if any(COCONUT in name for name in state) else "cot"
     c = TrainConfig(**PRESETS["gpt2"], preset="gpt2", method=method)
@@ -90,14 +92,15 @@ class ExportConfig:
 
 
 def main(c: ExportConfig) -> None:
+    config.demand(c, "out", lambda path: not Path(path).exists(), "a new file")
     try:
-        state = read(Path(c.source))["model"]
+        state, sizes = (read(Path(c.source))[key] for key in ("model", "model_config"))
         weights = {f"transformer.{n}": x.t() if n.endswith(TRANSPOSED) else x for n, x in state.items()}
         weights["lm_head.weight"] = state["wte.weight"]
     except Exception as error:  # torch.load raises many types for a truncated, foreign or malicious file
         raise config.UserError(f"{c.source} is not the checkpoint of a run ({type(error).__name__})") from None
     write_atomically(Path(c.out), lambda file: torch.save({n: x.contiguous() for n, x in weights.items()}, file))
-    print(f"{c.out}: {len(weights)} tensors in GPT-2's layout, (in, out) projections")
+    print(f"{c.out}: GPT-2's layout, which does not tell the number of heads: {sizes['n_head']}")
 
 
 if __name__ == "__main__":

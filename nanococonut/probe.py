@@ -173,8 +173,7 @@ def main(c: ProbeConfig) -> None:
         print("these problems are not all ProsQA's: groups of nodes, parallelism, height and tree are left out")
     else:
         asked, names = list(map(examples.example, range(n))), [row["idx_to_symbol"] for row in rows]
-        problems = tqdm(range(n), desc="mass", unit="problem", leave=False)
-        leaned = [leanings(run, rows[i], run.thoughts(asked[i], K)) for i in problems]
+        leaned = [leanings(run, rows[i], run.thoughts(asked[i], K)) for i in range(n)]
         # A taught run may never have learned to write chains, but its thoughts name the nodes.
         found = leaned if run.config["taught"] else values(run, asked, names, K)
         numbers["mass"] = mass(rows, leaned)

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import json
 import math
+import os
 import signal
 import time
 from dataclasses import asdict
@@ -45,8 +46,8 @@ def open_run(c: TrainConfig, dataset: Dataset) -> tuple[Path, dict | None]:
 def load_same(path: Path, c: TrainConfig, dataset: Dataset) -> dict:
     """A checkpoint. Raises UserError if its settings or data differ; a setting that it lacks had its default."""
     (state, _), asked = load_state(path), asdict(c) | {"stage_steps": c.schedule}
-    before = asdict(TrainConfig()) | state["config"]  # may have options that are gone
-    differ = [k for k in before if k not in FREE and asked.get(k) != before[k]]
+    before = asdict(TrainConfig()) | state["config"]  # may have options that are gone: fine if they were 0
+    differ = [k for k in before if k not in FREE and asked.get(k, 0) != before[k]]
     if differ:
         had = " ".join(f"--{k}={written(before[k])}" for k in differ)
         raise UserError(f"{path.parent} was trained with {had}: it goes on with its own settings only, else delete it")
@@ -134,8 +135,9 @@ class Writer:
 
     def settle_threads(self, work) -> None:
         """Sets the number of CPU threads: as typed, as before resuming, which rounds alike, or fastest for work()."""
-        before = self.state["config"].get("threads", 0) if self.state else 0
-        threads = self.c.threads or before
+        threads = self.c.threads
+        if self.state and "OMP_NUM_THREADS" not in os.environ:
+            threads = threads or self.state["config"].get("threads", 0)
         if not threads:
             with torch.random.fork_rng(devices=[]):  # trials change neither the random state nor gradients
                 threads = self.machine.fastest_threads(work)
@@ -153,7 +155,8 @@ class Writer:
         """Whether to log, to evaluate and to save, and the received signal to stop on, or 0."""
         logs = begins or ends or step % self.c.log_every == 0
         asks = logs or self.machine.n_processes == 1  # several processes have to communicate, which takes time
-        stops = int(self.machine.add_up(torch.tensor(sum(stop)))) if asks else 0  # all stop if one is asked to
+        n_signals = self.machine.add_up(torch.tensor(len(stop))) if asks else 0
+        stops = (stop or [signal.SIGTERM])[0] if n_signals else 0  # all processes stop if one is asked to
         evaluates = ends or (self.c.eval_every > 0 and step % self.c.eval_every == 0)
         return logs, evaluates, ends or step % self.c.save_every == 0 or stops > 0, stops
 

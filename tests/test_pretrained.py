@@ -191,6 +191,10 @@ def test_a_nanogpt_without_biases_has_zeros(task):
     found = pretrained.from_state_dict({"model": weights}).state_dict()
     for name, weight in found.items():
         assert torch.equal(weight, weights.get(name, torch.zeros_like(weight))), name
+    assert pretrained.from_state_dict({"model": weights, "model_args": {"n_head": 4}}).config.n_head == 4
+    torch.save({"model": weights | {"wte.weight": weights["wte.weight"][:200]}}, "small.pt")
+    with pytest.raises(UserError, match="its vocabulary is smaller than GPT-2's"):
+        answers.Run("small.pt")
     del weights["h.0.attn.c_attn.weight"]
     with pytest.raises(KeyError):
         pretrained.from_state_dict({"model": weights})
@@ -199,6 +203,9 @@ def test_a_nanogpt_without_biases_has_zeros(task):
 def test_a_run_leaves_in_gpt2s_layout(task, released, capsys):
     trained("--name=run", "--stage_steps=1", "--max_stage=0", "--n_embd=128", "--n_head=2")
     pretrained.main(pretrained.ExportConfig("runs/run/best.pt", "out.pt"))
+    assert "the number of heads: 2\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"--out=out\.pt should be a new file"):
+        pretrained.main(pretrained.ExportConfig("runs/run/best.pt", "out.pt"))
     state = torch.load("out.pt", weights_only=True)
     assert set(state) == set(torch.load(io.BytesIO(released[1]), weights_only=True)) - {"transformer.h.0.attn.bias"}
     assert state["transformer.h.0.attn.c_attn.weight"].shape == (128, 3 * 128)
