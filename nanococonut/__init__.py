@@ -2,7 +2,6 @@
 
 import os
 
-# How long torch's CPU threads spin while they wait for each other; to be set before torch is loaded. With the default,
-# 300,000 turns, one other busy process slows two threads down 60 times (docs/results.md).
+# Turns that torch's CPU threads spin while they wait, set before it is loaded: 300,000 are slow beside other processes.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-    os.environ["GOMP_SPINCOUNT"] = "4000"
+    os.environ["GOMP_SPINCOUNT"] = "8000"

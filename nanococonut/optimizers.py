@@ -13,7 +13,8 @@ def orthogonal(x: Tensor, n_steps: int = 5) -> Tensor:
     """A matrix with the singular vectors of x and singular values of about 1, by Newton-Schulz steps [Jordan 2024]."""
     if x.size(0) > x.size(1):
         return orthogonal(x.mT, n_steps).mT
-    y = x.bfloat16() if x.is_cuda else x  # 8 bits suffice, but many CPUs have no fast bfloat16
+    has_amx = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16")
+    y = x.bfloat16() if x.is_cuda or has_amx else x  # bfloat16 suffices where it is fast
     y = y / y.norm().clamp(min=1e-7)
     for _ in range(n_steps):
         square = y @ y.mT
@@ -22,7 +23,7 @@ def orthogonal(x: Tensor, n_steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum with orthogonal steps, for matrices: torch.optim.Muon, for earlier versions of torch and all CPUs."""
+    """Momentum with orthogonal steps: as torch.optim.Muon, for earlier versions of torch and CPUs without bfloat16."""
 
     def __init__(self, params, lr: float, weight_decay: float, momentum: float = 0.95):
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))

@@ -5,7 +5,14 @@ import torch
 
 from nanococonut.optimizers import Muon, orthogonal
 
+pytestmark = pytest.mark.usefixtures("without_amx")
 SHAPES = [(24, 8), (8, 24), (16, 16), (1, 8)]
+
+
+@pytest.fixture
+def without_amx(monkeypatch):
+    """A CPU that has no fast bfloat16, as most have none."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -22,6 +29,14 @@ def test_it_computes_in_float32_on_the_cpu():
     x = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
     exact = orthogonal(x.double())
     assert (orthogonal(x) - exact).abs().max() < 1e-5  # in bfloat16 0.01
+    assert orthogonal(x).dtype == torch.float32
+
+
+def test_it_computes_in_bfloat16_where_the_cpu_does_so_fast(monkeypatch):
+    x = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
+    exact = orthogonal(x)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    assert 1e-4 < (orthogonal(x) - exact).abs().max() < 0.05
     assert orthogonal(x).dtype == torch.float32
 
 

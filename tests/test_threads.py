@@ -77,7 +77,7 @@ def test_what_the_user_sets_is_kept(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("given", "spins"), [({}, "4000"), ({SPIN: "7"}, "7"), ({POLICY: "passive"}, ""), ({POLICY: "active"}, "")]
+    ("given", "spins"), [({}, "8000"), ({SPIN: "7"}, "7"), ({POLICY: "passive"}, ""), ({POLICY: "active"}, "")]
 )
 def test_how_threads_wait(given, spins):
     environment = {name: value for name, value in os.environ.items() if name not in (SPIN, POLICY)} | given
