@@ -283,7 +283,7 @@ def main(c: PrepareConfig) -> None:
     print(shown[0])
     print("steps in a chain (train):", ", ".join(f"{k}: {n}" for k, n in sorted(lengths.items())))
     print(f"{folder}: {meta['counts']}, {len(meta['vocabulary'])} words, see {folder}/preview.txt")
-    kept = [i for i, row in enumerate(splits["train"]) if not graph.has_graph(row) and not ontology.read(row)]
+    kept = [i for i, row in enumerate(splits["train"]) if not graph.is_prosqa(row) and not ontology.read(row)]
     if kept and c.task != "gsm8k":
         how_many = f"--augment leaves {len(kept)} of {len(splits['train'])} problems as they are in the file"
         print(f"{folder}/train.json: {how_many}, because their words tell no graph; the first is row {kept[0]}")

@@ -51,7 +51,7 @@ def main(c: SampleConfig) -> None:
             shown = ", ".join(f"{word} {value:.2f}" for word, value in words if value >= 0.01)
             print(f"  thought {k + 1}  {shown}   (norm {thoughts[k].norm():.1f})")
         print()
-    if p.n_thoughts and graph.has_graph(row):
+    if p.n_thoughts and graph.is_prosqa(row):
         values, about = probe.leanings(run, row, thoughts), "how much thoughts 1, 2, ... lean to a node"
         if not run.config["taught"]:
             values = probe.values(run, [example], [row["idx_to_symbol"]], p.n_thoughts)[0][:, 1:]

@@ -181,10 +181,10 @@ class Split:
     @functools.cached_property
     def told(self) -> list[bool]:
         """For each row, whether its words tell a graph: such rows can be augmented."""
-        return [graph.has_graph(row) or self.ontologies(i) is not None for i, row in enumerate(self.rows)]
+        return [graph.is_prosqa(row) or self.ontologies(i) is not None for i, row in enumerate(self.rows)]
 
     def retold(self, i: int, rng: random.Random, questions=1, reask=0.0, least=1, keep=1.0, n_taught=0) -> Group:
-        """Problem i augmented: in a new order and with new names. For the options see draw()."""
+        """Problem i in a new order and with new names; reordered() does it for ProntoQA. For the options see draw()."""
         if self.ontologies(i):
             return self.reordered(i, rng, keep, n_taught)
         row, names, askers = self.rows[i], self.rows[i]["idx_to_symbol"], self.askers(i)
@@ -197,7 +197,7 @@ class Split:
         always = set().union(*(graph.both_chains(asked, askers, rng) for asked in rows if keep < 1))
         edges = map(tuple, rng.sample(row["edges"], len(row["edges"])))
         edges = [edge for edge in edges if keep == 1 or edge in always or rng.random() < keep]
-        return self.together([graph.tell(asked, rng, names, edges) for asked in rows], edges, n_taught)
+        return self.together([graph.tell(asked, rng, names, edges) for asked in rows], names, edges, n_taught)
 
     def reordered(self, i: int, rng: random.Random, keep: float, n_taught: int) -> Group:
         """Problem i of ProntoQA with other names and another order of facts, the entity's last. For keep see draw()."""
@@ -211,19 +211,19 @@ class Split:
         edges.sort(key=lambda edge: edge[0] == 0)  # otherwise the order stays: the sort is stable
         _, asks, query = row["question"].partition(ontology.ASKS)
         told = {"question": " ".join(found.facts[edge] for edge in edges) + asks + query}
-        return self.together([row | told | {"root": 0, "idx_to_symbol": found.names}], edges, n_taught)
+        return self.together([row | told], found.names, edges, n_taught)
 
-    def together(self, told: list[dict], edges: list[tuple[int, int]], n_taught: int) -> Group:
+    def together(self, told: list[dict], names: list[str], edges: list[tuple[int, int]], n_taught: int) -> Group:
         """One group of questions about the same facts. A single question keeps the facts in its text."""
         encode = self.encoding.encode_ordinary
         context, examples = [], []
-        tokens = list(map(self.node_token, told[0]["idx_to_symbol"])) if n_taught else []
+        tokens = list(map(self.node_token, names)) if n_taught else []
         for row in told:
             question, *rests = texts_of(row)
             if len(told) > 1:
                 facts, mark, asked = question.rpartition(" Is ")
                 context, question = encode(facts), mark + asked
-            nodes = graph.frontiers(edges, row["root"], n_taught)
+            nodes = graph.frontiers(edges, row.get("root", 0), n_taught)  # 0: ProntoQA's entity
             frontiers = tuple([tokens[v] for v in some if tokens[v] is not None] for some in nodes)
             examples.append(Example(encode(question), list(map(encode, rests)), frontiers))
         return Group(context, examples)

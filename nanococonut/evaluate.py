@@ -68,13 +68,13 @@ def verdict(text: str, row: dict, hidden: bool) -> str:
 
 def twins(rows: list[dict]) -> list[tuple[dict, dict]]:
     """Pairs of a row and its twin, for all rows that have one."""
-    pairs = [(row, graph.twin(row) if graph.has_graph(row) else ontology.twin(row)) for row in rows]
+    pairs = [(row, graph.twin(row) if graph.is_prosqa(row) else ontology.twin(row)) for row in rows]
     return [(row, other) for row, other in pairs if other]
 
 
 def rules(asked: list[tuple[dict, ...]]) -> dict[str, float]:
     """How often chance and each rule get all of (problem,) or (problem, its twin) right; {} if they differ."""
-    points_of = [[(graph if graph.has_graph(row) else ontology).rule_points(row) for row in rows] for rows in asked]
+    points_of = [[(graph if graph.is_prosqa(row) else ontology).rule_points(row) for row in rows] for rows in asked]
     names = {tuple(points) for rows in points_of for points in rows}
     if len(names) != 1 or names == {()}:
         return {}
@@ -87,7 +87,7 @@ def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts:
     n_hops, n, verdicts = [len(row["steps"]) for row in rows], len(rows), {}
     won = [k for k, text, row in zip(n_hops, texts, rows, strict=True) if data.is_right(text, row)]
     hops = {str(k): [won.count(k), n_hops.count(k)] for k in sorted(set(n_hops))}
-    if all(map(graph.has_graph, rows)):
+    if all(map(graph.is_prosqa, rows)):
         found = [verdict(text, row, hidden) for text, row in zip(texts, rows, strict=True)]
         verdicts = {name: found.count(name) for name in VERDICTS}
     (low, high), tokens = wilson(len(won), n), sum(n_tokens) / n + n_thoughts

@@ -17,8 +17,8 @@ FACT = re.compile(r"(?:Every )?(\S+) is a (\S+)\.")
 FIELDS = ("idx_to_symbol", "edges", "root", "target", "neg_target")
 
 
-def has_graph(row: dict) -> bool:
-    """Whether a row holds its graph."""
+def is_prosqa(row: dict) -> bool:
+    """Whether a row is a problem of ProsQA, in whose words read() has found the graph."""
     return all(field in row for field in FIELDS)
 
 
@@ -34,7 +34,7 @@ def persons_of(row: dict) -> list[int]:
 
 def names_of(rows: list[dict]) -> tuple[list[str], list[str]]:
     """The names of the persons and of the concepts in the graphs of some rows, sorted."""
-    used = sorted({name for row in filter(has_graph, rows) for name in row["idx_to_symbol"]})
+    used = sorted({name for row in filter(is_prosqa, rows) for name in row["idx_to_symbol"]})
     return list(filter(is_person, used)), list(itertools.filterfalse(is_person, used))
 
 

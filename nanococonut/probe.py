@@ -169,7 +169,7 @@ def main(c: ProbeConfig) -> None:
     verdicts = [("thoughts", "share of problems", said)] if said else []
     figures = {"k": [*verdicts, ("thoughts", "accuracy", {"none": curves["none"]})]}
     figures["interventions"] = [("thoughts", "accuracy", curves), ("thoughts", "share of answers that flip", flips)]
-    if not all(map(graph.has_graph, rows)):
+    if not all(map(graph.is_prosqa, rows)):
         print("these problems are not all ProsQA's: groups of nodes, parallelism, height and tree are left out")
     else:
         asked, names = list(map(examples.example, range(n))), [row["idx_to_symbol"] for row in rows]

@@ -83,7 +83,7 @@ def starting_model(c: TrainConfig, dataset: Dataset, n_positions: int) -> GPT:
 
 def demand_graphs(c: TrainConfig, problems: Split, tokenizer_name: str) -> None:
     """Raises UserError for options that need a graph, if the words of the problems do not tell it."""
-    graphs = list(map(graph.has_graph, problems.rows))  # ProsQA's; of ProntoQA one question per graph is asked
+    graphs = list(map(graph.is_prosqa, problems.rows))  # ProsQA's; of ProntoQA one question per graph is asked
     fits = {"grow": any(problems.told), "taught": any(problems.told), "reask": any(graphs), "questions": all(graphs)}
     unfit = [name for name, is_fit in fits.items() if not is_fit and getattr(c, name) != getattr(TrainConfig, name)]
     if unfit:

@@ -183,8 +183,8 @@ def test_a_node_that_is_no_token_is_not_taught(workspace):
     run("prontoqa", "--train=20", "--valid=4", "--test=4")
     encoding = data.Dataset("prontoqa").encoding
     assert data.node_token(encoding, "wug") is None, "not the first byte of it, which other names have too"
-    told = {"question": "Q", "steps": [], "answer": "True", "root": 0, "idx_to_symbol": ["Max", "wug", "lempus"]}
-    (example,) = data.Split(encoding, [told]).together([told], [(0, 1), (0, 2)], 2).examples
+    told, names = {"question": "Q", "steps": [], "answer": "True"}, ["Max", "wug", "lempus"]
+    (example,) = data.Split(encoding, [told]).together([told], names, [(0, 1), (0, 2)], 2).examples
     assert example.frontiers == ([data.node_token(encoding, "Max")], [data.node_token(encoding, "lempus")])
 
 

@@ -363,7 +363,7 @@ def test_own_words_are_told_anew(workspace, capsys):
     rows = graphs()
     for row in rows:
         told = graph.read(row)
-        assert graph.has_graph(told) and {**told, **{field: row[field] for field in graph.FIELDS}} == row
+        assert graph.is_prosqa(told) and {**told, **{field: row[field] for field in graph.FIELDS}} == row
         again = graph.read(graph.tell(told, random.Random(1)))
         assert sorted(named(again)) == sorted(named(told)), "facts and options in another order"
     Path("mine.json").write_text(json.dumps(rows))

@@ -152,7 +152,7 @@ def test_a_tiny_run_memorises_32_problems(workspace, capsys):
     assert loss[-1] < 0.02 < 3 < loss[0]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(workspace, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run(workspace, monkeypatch, capsys):
     prepared()
     real = coconut.forward
     monkeypatch.setattr(coconut, "forward", lambda m, b: real(m, b)._replace(loss=real(m, b).loss * math.nan))
@@ -160,6 +160,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(workspace, monkeypatch):
         UserError, match=r"loss is nan and the gradient norm nan at step 1, stage 0, lr 0.001; .*no checkpoint yet"
     ):
         trained()
+    assert capsys.readouterr().err.endswith("\n"), "the bar is closed, so the message gets a line of its own"
 
 
 @pytest.mark.parametrize(
