@@ -44,7 +44,7 @@ class TrainConfig:
     init_std: float = 0.02  # standard deviation of the initial weights
     device: str = "auto"  # device to train on; auto: cuda, else mps, else cpu
     dtype: str = "auto"  # precision of arithmetic; parameters stay float32. auto: bfloat16 on cuda, float32 elsewhere
-    threads: int = 0  # CPU threads; 0: the number that is fastest in the first steps, or OMP_NUM_THREADS
+    threads: int = 0  # CPU threads; 0: the number that is fastest when tried before training, or OMP_NUM_THREADS
     compile: str = "auto"  # whether to use torch.compile for the latent loop; auto: on cuda with a working Triton
     log_every: int = 20  # steps between entries in log.csv
     eval_every: int = 0  # steps between evaluations on valid; 0: only at the end of each stage
@@ -76,7 +76,7 @@ SHAPE = dict(n_layer=2, n_head=4, n_embd=128, dropout=0.0)
 SMALL = SHAPE | dict(init="lookup", init_std=0.08, batch_size=64)
 RATES = dict(lr=3e-3, muon_lr=5e-3, beta2=0.99, warmup=100, decay=0.8, grad_clip=1.0)
 TAUGHT = dict(taught=1.0, questions=4, reask=0.5, eval_every=500)
-FROM_SCRATCH = SMALL | RATES | TAUGHT  # used with 0 steps in all stages but the last: all thoughts from the start
+FROM_SCRATCH = SMALL | RATES | TAUGHT  # taught thoughts need no curriculum: most presets train in the last stage alone
 RELEASED_SIZE = FROM_SCRATCH | dict(task="prosqa", stage_steps=(0,) * 7 + (12000,), grow=2000, short_from=8000)
 PRONTOQA = dict(task="prontoqa", stage_steps=(300,) * 7 + (2300,), grow=2000, questions=1, reask=0.0)
 PRESETS = {

@@ -88,11 +88,14 @@ def test_how_threads_wait(given, spins):
 
 @pytest.mark.parametrize("script", ["train.py", "sample.py", "prepare.py"])
 def test_scripts_import_the_package_before_torch(script):
-    tree = ast.parse((ROOT / script).read_text())
-    names = [node.names[0].name for node in tree.body if isinstance(node, ast.Import)]
-    lines = {node.names[0].name: node.lineno for node in tree.body if isinstance(node, ast.Import)}
-    package = min(n.lineno for n in tree.body if isinstance(n, ast.ImportFrom) and n.module.startswith("nanococonut"))
-    assert "torch" not in names or package < lines["torch"]
+    modules = []  # in the order in which they are imported
+    for node in ast.parse((ROOT / script).read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            modules.append(node.module.partition(".")[0])
+        if isinstance(node, ast.Import):
+            modules += [alias.name.partition(".")[0] for alias in node.names]
+    assert "nanococonut" in modules
+    assert "torch" not in modules[: modules.index("nanococonut")]
 
 
 def trained(*words):
