@@ -59,9 +59,8 @@ class Run:
         """The run's own plan, or the same plan with another number of thoughts. Raises UserError."""
         if n_thoughts in (None, self.plan.n_thoughts):
             return self.plan
-        method = self.config["method"]
-        if n_thoughts < 0 or METHODS[method].filler != "thought":
-            about = f"{self.folder.name} was trained with method {method}"
+        if n_thoughts < 0 or METHODS[self.config["method"]].filler != "thought":
+            about = f"{self.folder.name} was trained with method {self.config['method']}"
             raise UserError(f"--latent={n_thoughts}: expected 0 or more, and a run with thoughts; {about}")
         return self.plan._replace(n_thoughts=n_thoughts)
 
@@ -108,8 +107,7 @@ def write(model: GPT, examples, plan: Plan, special, max_new_tokens: int, change
     eot, eos = special["eot"] if plan.markers else None, special["eos"]
     need = max(map(len, rows)) + plan.n_thoughts + plan.markers + max_new_tokens
     if need > model.config.block_size:
-        there = f"the model's {model.config.block_size} positions"
-        raise UserError(f"{need} tokens exceed {there}; train with --block_size={need}")
+        raise UserError(f"{need} tokens exceed the model's {model.config.block_size} positions, see --block_size")
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # similar lengths together: little padding
     written, was_training, device = {}, model.training, model.wte.weight.device
     model.eval()
@@ -133,10 +131,12 @@ def accuracy(model: GPT, split: Split, plan: Plan, special, max_new_tokens: int)
 def named(name: str) -> Path | None:
     """The checkpoint that a name means: a run's name or path, or the path of a file; None if there is none."""
     for path in (Path("runs") / name, Path(name)):
-        if (path / "config.json").exists():
-            return path / ("best.pt" if (path / "best.pt").exists() or not (path / "ckpt.pt").exists() else "ckpt.pt")
-        if path.is_file():
-            return path
+        is_run = (path / "config.json").exists()
+        for file in (path / "best.pt", path / "ckpt.pt") if is_run else (path,):
+            if file.is_file():
+                return file
+        if is_run:
+            raise UserError(f"{path} has no checkpoint yet; run: python train.py --name={path.name} --resume=true")
     return None
 
 

@@ -202,6 +202,10 @@ def test_mistakes_of_evaluate_and_sample(workspace, capsys):
         shutil.copytree("runs/a", f"runs/{name}")
     with pytest.raises(UserError, match=r"runs/coconut-laptob not found; there is: coconut-laptop, cot-laptop$"):
         answers.Run("coconut-laptob")
+    for file in ("best.pt", "ckpt.pt"):
+        Path("runs/z", file).unlink(missing_ok=True)
+    with pytest.raises(UserError, match="runs/z has no checkpoint yet; run: python train.py --name=z --resume=true"):
+        answers.Run("z")
     for name in ("coconut-laptop", "cot-laptop", "z"):
         shutil.rmtree(f"runs/{name}")
     with pytest.raises(UserError, match="test has questions 0 to 9"):
