@@ -60,11 +60,10 @@ def draw_batch(c: TrainConfig, problems: Split, schedule: Schedule, special: dic
     stage, n_behind = schedule.locate(step)
     plan = schedule.plan(stage, progress=n_behind / schedule.n_steps[stage])
     keep = min(1.0, step / c.grow) if c.grow else 1.0
-    questions = c.questions if keep == 1 else 1  # the chains of several questions are no small graph (ours)
     how = dict(reask=c.reask, keep=keep, n_taught=plan.n_thoughts if c.taught else 0)
     # With random questions of one or two steps from the start, no search was learned (ours).
     how["least"] = 1 if 0 < c.short_from <= step else 3
-    groups = problems.draw(c.batch_size, rng, c.augment, questions, **how)
+    groups = problems.draw(c.batch_size, rng, c.augment, c.questions if step >= c.questions_from else 1, **how)
     examples = [example for group in groups for example in group.examples]
     pairs = [curriculum.arrange(example, plan, special, rng) for example in examples]
     contexts = [group.context for group in groups if group.context]

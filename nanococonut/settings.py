@@ -22,7 +22,8 @@ class TrainConfig:
     augment: bool = True  # augment each problem drawn: new names, and a new order of facts and options
     reask: float = 0.0  # probability that a question is replaced by a random one about the same graph
     short_from: int = 0  # step from which such random questions may be of one or two steps; 0: never
-    questions: int = 1  # questions per graph, whose facts are read once for all; one question while facts are phased in
+    questions: int = 1  # questions per graph, whose facts are read once for all of them
+    questions_from: int = 0  # step from which a graph has several questions; before, it has one
     taught: float = 0.0  # weight of the loss that teaches thought k the nodes k - 1 facts from the person asked about
     grow: int = 0  # steps over which facts off the chains are phased in, from none to all; 0: all from the start
     batch_size: int = 128  # examples per optimizer step
@@ -61,7 +62,7 @@ class TrainConfig:
         demand(self, sizes, lambda n: 1 <= n <= 10**5, "from 1 to 100000")
         demand(self, "log_every save_every", lambda x: x >= 1, "at least 1")
         amounts = "seed micro_batch_size warmup grow short_from eval_every weight_decay grad_clip init_std taught"
-        demand(self, f"{amounts} threads lr muon_lr", lambda x: 0 <= x <= 1e9, "from 0 to 1e9")
+        demand(self, f"{amounts} questions_from threads lr muon_lr", lambda x: 0 <= x <= 1e9, "from 0 to 1e9")
         demand(self, "max_stage block_size", lambda x: 0 <= x <= 10**5, "from 0 to 100000")
         demand(self, "decay dropout beta2", lambda x: 0 <= x < 1, "at least 0 and below 1")
         demand(self, "reask", lambda x: 0 <= x <= 1, "from 0 to 1")
@@ -73,11 +74,11 @@ class TrainConfig:
 
 # The options that each preset changes. The accuracies measured are in docs/results.md.
 SHAPE = dict(n_layer=2, n_head=4, n_embd=128, dropout=0.0)
-SMALL = SHAPE | dict(init="lookup", init_std=0.08, batch_size=64)
 RATES = dict(lr=3e-3, muon_lr=5e-3, beta2=0.99, warmup=100, decay=0.8, grad_clip=1.0)
-TAUGHT = dict(taught=1.0, questions=4, reask=0.5, grow=2000, eval_every=500)
-FROM_SCRATCH = SMALL | RATES | TAUGHT  # taught thoughts need no curriculum: most presets train in the last stage alone
-RELEASED_SIZE = FROM_SCRATCH | dict(task="prosqa", stage_steps=(0,) * 7 + (12000,), n_head=2, short_from=8000)
+TAUGHT = dict(taught=1.0, questions=4, reask=0.5, grow=2000, eval_every=500)  # in the last stage alone, mostly
+FROM_SCRATCH = SHAPE | RATES | TAUGHT | dict(init="lookup", init_std=0.08, batch_size=64)
+SLOWLY = dict(grow=4000, questions_from=4000, short_from=6000)  # the answer is learned on small graphs, or not at all
+RELEASED_SIZE = FROM_SCRATCH | SLOWLY | dict(task="prosqa", stage_steps=(0,) * 7 + (9000,), n_head=2)
 PRESETS = {
     # for tests, on any machine, in a second: the model is too small to learn
     "smoke": SHAPE | dict(task="prosqa", stage_steps=(4,), max_stage=2, n_head=2, n_embd=32, batch_size=8, lr=1e-3),

@@ -26,6 +26,7 @@ VALUES = {
     "augment": ["true", "true", "false"],
     "reask": [0, 0.5, 1],
     "short_from": [0, 1],
+    "questions_from": [0, 2],
     "questions": [1, 2, 3],
     "taught": [0, 1],
     "grow": [0, 2],

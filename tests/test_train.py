@@ -247,11 +247,11 @@ def test_short_questions_come_late(workspace, monkeypatch):
     assert seen == [3, 3, 3, 3, 1, 1] + [3] * 6
 
 
-def test_a_graph_has_one_question_while_it_grows(workspace, monkeypatch):
+def test_several_questions_come_late(workspace, monkeypatch):
     prepared()
     seen, real = [], train.accumulate
     monkeypatch.setattr(train, "accumulate", lambda f, batch, *a: seen.append(batch) or real(f, batch, *a))
-    trained("--augment=true", "--stage_steps=6", "--max_stage=0", "--grow=4", "--questions=2")
+    trained("--augment=true", "--stage_steps=6", "--max_stage=0", "--questions_from=4", "--questions=2")
     counts = [(len(batch.prompt), len(batch.suffix)) for batch in seen[-6:]]
     assert counts == [(8, 8)] * 4 + [(4, 8)] * 2, "eight questions a step, from step 4 on two per graph"
 
