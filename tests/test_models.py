@@ -30,15 +30,13 @@ def test_the_file_is_small_and_holds_where_it_comes_from():
     assert MODEL.stat().st_size < 3_000_000
     state = torch.load(MODEL, weights_only=True)
     assert {"train.json", "train.npz", "test.json"} <= state["data"]["sha256"].keys()
-    assert state["config"]["seed"] == 1 and state["config"]["method"] == "coconut"
+    assert state["config"]["seed"] == 2 and state["config"]["method"] == "coconut"
     for fact in ("commit", "test: accuracy", "both right"):
         assert fact in state["about"]
 
 
 def test_the_default_preset_is_the_recipe_that_made_it():
     recipe = torch.load(MODEL, weights_only=True)["config"]
-    # It is one recipe older.
-    recipe |= dict(n_head=2, grow=4000, questions_from=4000, short_from=6000, stage_steps=[0] * 7 + [9000])
     preset = PRESETS["prosqa"] | {"stage_steps": list(PRESETS["prosqa"]["stage_steps"])}
     assert {name: recipe[name] for name in preset} == preset
 
@@ -46,13 +44,13 @@ def test_the_default_preset_is_the_recipe_that_made_it():
 def test_it_answers_problems_that_nobody_has_seen():
     rows = prepare.generate(prepare.PrepareConfig(train=300, valid=1, test=1, seed=12345))["train"]
     both, accuracy = both_and_accuracy(rows)
-    assert accuracy >= 0.97 and both >= 0.93
+    assert accuracy >= 0.985 and both >= 0.975
 
 
 @pytest.mark.skipif(not RELEASED.exists(), reason="the released files stand beside the project, not in it")
 def test_it_answers_the_released_validation_file():
     both, accuracy = both_and_accuracy(data.read_rows(RELEASED))
-    assert accuracy >= 0.965 and both >= 0.955
+    assert accuracy >= 0.99 and both >= 0.985
 
 
 @pytest.fixture
