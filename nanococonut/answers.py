@@ -107,7 +107,7 @@ def write(model: GPT, examples, plan: Plan, special, max_new_tokens: int, change
     eot, eos = special["eot"] if plan.markers else None, special["eos"]
     need = max(map(len, rows)) + plan.n_thoughts + plan.markers + max_new_tokens
     if need > model.config.block_size:
-        raise UserError(f"{need} tokens exceed the model's {model.config.block_size} positions, see --block_size")
+        raise UserError(f"{need} tokens, but {model.config.block_size} positions: train with --block_size={need}")
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # similar lengths together: little padding
     written, was_training, device = {}, model.training, model.wte.weight.device
     model.eval()
@@ -136,7 +136,7 @@ def named(name: str) -> Path | None:
             if file.is_file():
                 return file
         if is_run:
-            raise UserError(f"{path} has no checkpoint yet; run: python train.py --name={path.name} --resume=true")
+            raise UserError(f"{path} has no checkpoint yet: wait for one, or repeat its command with --resume=true")
     return None
 
 

@@ -234,7 +234,7 @@ class Split:
         If augmented, a question is replaced by one of `least` steps or more with probability `reask`, a fact off the
         chains is kept with probability `keep`, and n_taught thoughts are taught the frontier of the search.
         """
-        n_groups = n // questions
+        n_groups = n // questions if augment else n
         # Takes one eighth of 8 n sorted by length: neighbours need little padding, and all problems are equally likely.
         drawn = sorted(rng.choices(range(len(self)), k=8 * n_groups), key=self.lengths.__getitem__)
         start = n_groups * rng.randrange(8)

@@ -84,7 +84,7 @@ def test_the_number_of_thoughts_is_the_checkpoints_and_latent_overrides_it(works
     assert [r["latent"] for r in answered(capsys, "a")["results"]] == [4]
     assert [r["latent"] for r in answered(capsys, "a", "--latent=0,2,4")["results"]] == [0, 2, 4]
     capsys.readouterr()
-    with pytest.raises(UserError, match=r"tokens exceed the model's \d+ positions"):
+    with pytest.raises(UserError, match=r"\d+ tokens, but \d+ positions: train with --block_size="):
         evaluate.main(evaluate.EvaluateConfig("a", latent=(0, 1, 900)))
     assert capsys.readouterr().out == "", "refused before anything is printed"
     evaluate.main(evaluate.EvaluateConfig("a", latent=(1,)))
@@ -204,13 +204,13 @@ def test_mistakes_of_evaluate_and_sample(workspace, capsys):
         answers.Run("coconut-laptob")
     for file in ("best.pt", "ckpt.pt"):
         Path("runs/z", file).unlink(missing_ok=True)
-    with pytest.raises(UserError, match=r"runs/z has no checkpoint yet; run: .* --name=z --resume=true"):
+    with pytest.raises(UserError, match=r"runs/z has no checkpoint yet: wait for one, or .* --resume=true"):
         answers.Run("z")
     for name in ("coconut-laptop", "cot-laptop", "z"):
         shutil.rmtree(f"runs/{name}")
     with pytest.raises(UserError, match="test has questions 0 to 9"):
         sample.main(sample.SampleConfig(index=10))
-    with pytest.raises(UserError, match="exceed the model's"):
+    with pytest.raises(UserError, match=r"tokens, but \d+ positions"):
         sample.main(sample.SampleConfig(question="Tom is a lempus. " * 99))
     state = torch.load("runs/a/best.pt", weights_only=True)
     state["config"]["aligned"] = True  # it had one thought more than today's plan would give it
@@ -254,6 +254,8 @@ def test_several_questions_come_late(workspace, monkeypatch):
     trained("--augment=true", "--stage_steps=6", "--max_stage=0", "--questions_from=4", "--questions=2")
     counts = [(len(batch.prompt), len(batch.suffix)) for batch in seen[-6:]]
     assert counts == [(8, 8)] * 4 + [(4, 8)] * 2, "eight questions a step, from step 4 on two per graph"
+    trained("--augment=false", "--stage_steps=1", "--max_stage=0", "--questions=2", "--name=b")
+    assert len(seen[-1].suffix) == 8, "without augmentation questions do not share a graph, and are as many"
 
 
 @pytest.mark.parametrize("option", ["--taught=1", "--questions=4", "--reask=0.5", "--grow=5"])
