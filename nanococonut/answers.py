@@ -129,7 +129,7 @@ def accuracy(model: GPT, split: Split, plan: Plan, special, max_new_tokens: int)
 
 
 def named(name: str) -> Path | None:
-    """The checkpoint that a name means: a run's name or path, or the path of a file; None if there is none."""
+    """The checkpoint that a name means, a run's or a file's name or path; None if there is none. Raises UserError."""
     for path in (Path("runs") / name, Path(name)):
         is_run = (path / "config.json").exists()
         for file in (path / "best.pt", path / "ckpt.pt") if is_run else (path,):
