@@ -109,7 +109,7 @@ def mirror(edges: list[list[int]], root: int, target: int, n_nodes: int, rng: ra
     ([[0, 2], [1, 3], [0, 4], [1, 4], [2, 5], [3, 6]], 1, 6, 5)
     """
     parents, children = {a for a, _ in edges}, {b for _, b in edges}
-    above = sorted(graph.distances(graph.backwards(edges), target))  # root first, target last: edges ascend
+    above = sorted(graph.distances([[b, a] for a, b in edges], target))  # root first, target last: edges ascend
     free = [v for v in range(2, n_nodes) if v not in above]
     leaves = [v for v in free if v not in parents]
     if not children.issuperset(above[1:]) or len(free) < len(above) - 1 or not leaves:

@@ -106,11 +106,6 @@ def distances(edges: list[list[int]], *roots: int) -> dict[int, int]:
     return distance
 
 
-def backwards(edges: list[list[int]]) -> list[list[int]]:
-    """The edges reversed: distances() of these counts the steps up to each ancestor."""
-    return [[b, a] for a, b in edges]
-
-
 def shortest_path(edges: list[list[int]], distance: dict[int, int], target: int, rng: random.Random) -> list[int]:
     """A random shortest path to target, all equally likely; distance is from the root."""
     before = {v: [a for a, b in edges if b == v and distance.get(a) == d - 1] for v, d in distance.items()}
@@ -183,13 +178,6 @@ def twin(row: dict) -> dict | None:
     return row | told | {"root": root, "target": false, "neg_target": true}
 
 
-def heights(edges: list[list[int]]) -> dict[int, int]:
-    """The height of each node: the number of steps to its nearest leaf."""
-    nodes = {v for edge in edges for v in edge}
-    up = distances(backwards(edges), *(nodes - {a for a, _ in edges}))
-    return {v: up.get(v, 0) for v in nodes}
-
-
 def judge_chain(steps: list[str], row: dict, hidden: bool) -> str:
     """The verdict [Hao24 5.1] on a chain; if hidden, its unwritten first steps count as a shortest path."""
     facts = {fact(row["idx_to_symbol"], a, b): (a, b) for a, b in row["edges"]}
@@ -208,7 +196,7 @@ def judge_chain(steps: list[str], row: dict, hidden: bool) -> str:
 
 def rule_scores(row: dict, option: int) -> dict[str, float]:
     """The score that each rule without a path search gives an option. It picks the option with the higher score."""
-    above = distances(backwards(row["edges"]), option)  # steps from every ancestor
+    above = distances([[b, a] for a, b in row["edges"]], option)  # steps from every ancestor
     persons = {v: above[v] for v in persons_of(row) if v in above}
     return {
         "no other person within 2 steps back": all(d > 2 or v == row["root"] for v, d in persons.items()),

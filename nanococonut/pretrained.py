@@ -1,18 +1,18 @@
 """Weights of other code bases: GPT-2 as released, checkpoints of the paper's code and of nanoGPT, and safetensors.
 
-Names differ in prefixes, and GPT-2's released files store projections as (in, out). main() writes these files.
+Names differ in prefixes, and GPT-2's released files store projections as (in, out).
 """
 
 import json
 import re
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from nanococonut import config, tokenizer
-from nanococonut.data import fetch, write_atomically
+from nanococonut import tokenizer
+from nanococonut.data import fetch
 from nanococonut.model import GPT, GPTConfig
 from nanococonut.settings import PRESETS, TrainConfig
 
@@ -81,27 +81,3 @@ def as_run(state: dict) -> dict:
     about = dict(config=asdict(c) | {"stage_steps": c.schedule}, data=data, stage=len(c.schedule) - 1)
     about["model_config"] = asdict(model.config) | {"vocab_size": len(wte)}
     return about | {"model": model.state_dict() | {"wte.weight": wte}}
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """python -m nanococonut.pretrained FILE [--out=FILE.pt]: writes a run's weights in the layout of released GPT-2."""
-
-    source: str = "runs/prosqa-coconut/best.pt"  # checkpoint of a run
-    out: str = "gpt2.pt"  # file to write, for torch.load
-
-
-def main(c: ExportConfig) -> None:
-    config.demand(c, "out", lambda path: not Path(path).exists(), "a new file")
-    try:
-        state, sizes = (read(Path(c.source))[key] for key in ("model", "model_config"))
-        weights = {f"transformer.{n}": x.t() if n.endswith(TRANSPOSED) else x for n, x in state.items()}
-        weights["lm_head.weight"] = state["wte.weight"]
-    except Exception as error:  # torch.load raises many types for a truncated, foreign or malicious file
-        raise config.UserError(f"{c.source} is not the checkpoint of a run ({type(error).__name__})") from None
-    write_atomically(Path(c.out), lambda file: torch.save({n: x.contiguous() for n, x in weights.items()}, file))
-    print(f"{c.out}: GPT-2's layout, which does not tell the number of heads: {sizes['n_head']}")
-
-
-if __name__ == "__main__":
-    config.run(main, ExportConfig)

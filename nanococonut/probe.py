@@ -93,24 +93,20 @@ def mass(rows: list[dict], leaned: list[np.ndarray]) -> dict[str, list]:
     return means(cells)
 
 
-def frontier(rows: list[dict], found: list[np.ndarray]) -> tuple[dict, dict, int]:
-    """Of values at depth k after k = 1, 2 thoughts: top-3 sums, means() by height, problem with the best runner-up."""
-    best, cells = defaultdict(list), defaultdict(lambda: defaultdict(list))
+def parallelism(rows: list[dict], found: list[np.ndarray]) -> tuple[dict, int]:
+    """Sums of the three highest values at depth k after k = 1, 2 thoughts, and the problem with the best runner-up."""
+    best = defaultdict(list)
     for row, values in zip(rows, found, strict=True):
-        depth, heights = graph.distances(row["edges"], row["root"]), graph.heights(row["edges"])
-        correct = graph.distances(graph.backwards(row["edges"]), row["target"])  # nodes that lead to the target
+        depth = graph.distances(row["edges"], row["root"])
         for k in range(1, min(3, values.shape[1])):
             nodes = [v for v in depth if depth[v] == k]
             best[k].append(sorted([*values[nodes, k], 0, 0, 0], reverse=True)[:3])  # 0 for a missing node
-            for v in nodes:
-                where = "correct" if v in correct else "wrong", heights[v]
-                cells[f"steps to the nearest leaf, thought {k}"][where].append(values[v, k])
     percent, tops = np.linspace(0, 100, len(rows)).tolist(), {}
     for k, values in best.items():
         sums = np.sort(np.cumsum(values, axis=1), axis=0).T.tolist()  # (3, problems)
         curves = {f"top {j}": list(zip(percent, y, strict=True)) for j, y in enumerate(sums, start=1)}
         tops[f"problems, sorted (%), thought {k}"] = curves
-    return tops, {about: means(by) for about, by in cells.items()}, int(np.argmax([y for _, y, _ in best[1]]))
+    return tops, int(np.argmax([y for _, y, _ in best[1]]))
 
 
 def sweep(run: answers.Run, examples: data.Split, n_thoughts: int) -> list[dict]:
@@ -170,7 +166,7 @@ def main(c: ProbeConfig) -> None:
     figures = {"k": [*verdicts, ("thoughts", "accuracy", {"none": curves["none"]})]}
     figures["interventions"] = [("thoughts", "accuracy", curves), ("thoughts", "share of answers that flip", flips)]
     if not all(map(graph.is_prosqa, rows)):
-        print("these problems are not all ProsQA's: groups of nodes, parallelism, height and tree are left out")
+        print("these problems are not all ProsQA's: groups of nodes, parallelism and tree are left out")
     else:
         asked, names = list(map(examples.example, range(n))), [row["idx_to_symbol"] for row in rows]
         leaned = [leanings(run, rows[i], run.thoughts(asked[i], K)) for i in range(n)]
@@ -178,12 +174,11 @@ def main(c: ProbeConfig) -> None:
         found = leaned if run.config["taught"] else values(run, asked, names, K)
         numbers["mass"] = mass(rows, leaned)
         figures["mass"] = [("thought", "share of the head's distribution", numbers["mass"])]
-        tops, heights, shown = frontier(rows, found)
+        tops, shown = parallelism(rows, found)
         figures["parallelism"] = [(x, "sum of the highest values", by) for x, by in tops.items()]
-        figures["height"] = [(x, "mean value", by) for x, by in heights.items()]
         draw_tree(rows[shown], found[shown], folder / "tree.png")
         print(f"tree.png shows problem {shown}, whose second best first step has the highest value after one thought")
-        numbers |= dict(parallelism=tops, height=heights, tree=found[shown].tolist())
+        numbers |= dict(parallelism=tops, tree=found[shown].tolist())
     for name, panels in figures.items():
         log.lines(panels, folder / f"{name}.png")
     numbers |= dict(problem=shown, readings=run.words(run.thoughts(examples.example(shown), K), 4))

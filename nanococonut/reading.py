@@ -4,7 +4,6 @@ The schema is that of the field's files: {"question": text, "steps": [text], "an
 kept, but a graph is read from the words: graph.py. The formats, in UTF-8 with or without a byte order mark:
 
     [row, row]    {"data": [row, row]}    row, newline, row         JSON and JSON lines
-    {"question": [text, text], "steps": [...], "answer": [...]}     JSON by columns
     {"question": text, "cot": "<<4-2=2>> <<12/4=3>>", "answer": 3}  GSM8k-Aug on Hugging Face: steps as one text
     question||<<4-2=2>> <<12/4=3>> #### 3                           GSM8k-Aug's own lines [Deng23]
     {"example1": {"test_example": {"question", "query", "chain_of_thought", "answer"}}}     ProntoQA's generator
@@ -75,24 +74,13 @@ def rows_in(value, path: Path) -> list:
     """The rows in the content of a JSON file, not yet converted. Raises UserError."""
     if isinstance(value, dict) and "data" in value and "question" not in value:
         value = value["data"]
-    if isinstance(value, dict) and isinstance(value.get("question"), list):
-        value = from_columns(value, path)
-    elif isinstance(value, dict) and "question" in value:
+    if isinstance(value, dict) and "question" in value:
         value = [value]  # JSON lines with a single line
     elif isinstance(value, dict) and all(isinstance(row, dict) and "test_example" in row for row in value.values()):
         value = [row["test_example"] for row in value.values()]
     if not isinstance(value, list) or not value:
         raise UserError(f"{path} should hold a list of problems like {{question, steps, answer}}, and at least one")
     return value
-
-
-def from_columns(columns: dict, path: Path) -> list[dict]:
-    """The rows of a table stored by columns. A row lacks the field of an empty cell. Raises UserError."""
-    n = len(columns["question"])
-    for name, column in columns.items():
-        if not isinstance(column, list) or len(column) != n:
-            raise UserError(f"{path}: the column {name} is {SHORT.repr(column)}, not a list of {n} entries")
-    return [{name: cells[i] for name, cells in columns.items() if cells[i] is not None} for i in range(n)]
 
 
 def problem(row):

@@ -103,7 +103,7 @@ class Look:
         return found
 
     def above(self, v):
-        return graph.distances(graph.backwards(self.row["edges"]), v)
+        return graph.distances([[b, a] for a, b in self.row["edges"]], v)
 
 
 def sign(a, b):
@@ -152,7 +152,7 @@ def test_no_rule_without_a_path_is_right_more_often_than_a_coin(size):
 def counterparts(row):
     """A one-to-one map of what is above the target to what is above the other option, which keeps every edge there."""
     edges = set(map(tuple, row["edges"]))
-    above, copies = (sorted(graph.distances(graph.backwards(edges), row[end])) for end in ("target", "neg_target"))
+    above, copies = (sorted(graph.distances([[b, a] for a, b in edges], row[end])) for end in ("target", "neg_target"))
 
     def extend(pairs):
         if len(pairs) == len(above):

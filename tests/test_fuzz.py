@@ -147,10 +147,9 @@ def in_another_form(rng, content: bytes) -> bytes:
     changed = [changed_row(rng, row, kind) for row in rows]
     if rng.random() < 0.3:
         changed[-1] = changed_row(rng, rows[-1], rng.randrange(8))
-    columns = {field: [row.get(field) for row in changed] for field in changed[0]}
     lines = "\n".join(map(json.dumps, changed))
     example = {f"example{i}": {"test_example": row} for i, row in enumerate(changed)}
-    values = [changed, {"data": changed}, columns, {"data": columns}, example, changed[0]]
+    values = [changed, {"data": changed}, example, changed[0]]
     text = rng.choice([lines, *map(json.dumps, values)])
     if rng.random() < 0.3:
         text = text.replace("\n", "\r\n")

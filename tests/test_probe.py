@@ -41,29 +41,17 @@ def test_groups_of_a_hand_made_graph():
     assert probe.groups(ROW, 5)["frontier"] == set()
 
 
-def test_heights_of_a_hand_made_graph():
-    heights = graph.heights(ROW["edges"])
-    assert heights == {0: 2, 1: 1, 2: 0, 3: 1, 4: 1, 5: 0, 6: 1}
-    round_trip = [[0, 1], [1, 0], [1, 2]]  # a foreign graph may have cycles
-    assert graph.distances(round_trip, 0) == {0: 0, 1: 1, 2: 2}
-    assert graph.heights(round_trip) == {0: 2, 1: 1, 2: 0}
-
-
 def test_sums_and_means_of_known_values():
     x = np.zeros((7, 3))
     x[:, 1] = [9, 0.2, 9, 0.7, 9, 9, 9]  # after one thought only the nodes at depth 1 count, b and d
     x[:, 2] = [9, 9, 0.5, 9, 0.1, 0.3, 9]
-    tops, _, shown = probe.frontier([ROW, ROW], [x[:, :2] / 2, x[:, :2]])
+    tops, shown = probe.parallelism([ROW, ROW], [x[:, :2] / 2, x[:, :2]])
     tops = tops["problems, sorted (%), thought 1"]
     assert list(tops) == ["top 1", "top 2", "top 3"] and shown == 1
     assert tops["top 1"] == [(0, 0.35), (100, 0.7)]
     assert [round(y, 9) for _, y in tops["top 2"]] == [0.45, 0.9] == [round(y, 9) for _, y in tops["top 3"]]
-    tops, heights, _ = probe.frontier([ROW] * 5, [x] * 5)
+    tops, _ = probe.parallelism([ROW] * 5, [x] * 5)
     np.testing.assert_allclose([y[0][1] for y in tops["problems, sorted (%), thought 2"].values()], [0.5, 0.8, 0.9])
-    one = {"correct": [(0, 0.5, 0.5, 0.5), (1, 0.1, 0.1, 0.1)], "wrong": [(0, 0.3, 0.3, 0.3)]}
-    assert heights["steps to the nearest leaf, thought 2"] == one
-    assert [y[:2] for y in heights["steps to the nearest leaf, thought 1"]["correct"]] == [(1, 0.45)]
-    assert [x[-1] for x in heights] == ["1", "2"]
 
 
 def test_means_have_the_textbooks_interval():
@@ -155,7 +143,7 @@ def test_the_command_makes_every_figure(workspace, capsys):
     probe.main(probe.ProbeConfig())
     folder = Path("runs/run/probe")
     figures = {path.stem for path in folder.glob("*.png") if path.read_bytes().startswith(b"\x89PNG")}
-    assert figures == {"k", "interventions", "mass", "parallelism", "height", "tree"}
+    assert figures == {"k", "interventions", "mass", "parallelism", "tree"}
     numbers = json.loads((folder / "probe.json").read_text())
     cells = {(x["intervene"], x["latent"]): x for x in numbers["interventions"]}
     assert {k for name, k in cells if name == "none"} >= {0, 1, 2}, "and as many more as fit"
@@ -213,9 +201,7 @@ def test_a_run_without_graphs_gets_what_makes_sense(workspace, capsys):
     trained("--task=prontoqa")
     probe.main(probe.ProbeConfig())
     printed = capsys.readouterr().out
-    assert (
-        "these problems are not all ProsQA's: groups of nodes, parallelism, height and tree are left out\n" in printed
-    )
+    assert "these problems are not all ProsQA's: groups of nodes, parallelism and tree are left out\n" in printed
     made_files = {path.name for path in Path("runs/run/probe").iterdir()}
     assert made_files == {"k.png", "interventions.png", "probe.json"}
     numbers = json.loads(Path("runs/run/probe/probe.json").read_text())

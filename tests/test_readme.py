@@ -13,7 +13,7 @@ import torch
 
 import prepare
 import sample
-from nanococonut import bench, config, evaluate, pretrained, probe, settings, table1
+from nanococonut import bench, config, evaluate, probe, settings, table1
 
 ROOT = Path(__file__).parents[1]
 RELEASED = ROOT.parent / "shared/data/prosqa_valid_official.json"
@@ -23,7 +23,6 @@ PARSERS = {
     "sample.py": lambda words: config.parse(sample.SampleConfig, words),
     "nanococonut.table1": lambda words: config.parse(table1.Table1Config, words),
     "nanococonut.probe": lambda words: config.parse(probe.ProbeConfig, words),
-    "nanococonut.pretrained": lambda words: config.parse(pretrained.ExportConfig, words),
     "nanococonut.bench": lambda words: config.parse(bench.BenchConfig, words),
     "nanococonut.evaluate": lambda words: config.parse(evaluate.EvaluateConfig, words),
 }
