@@ -180,7 +180,8 @@ def step(model: GPT, x: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
     layers = zip(cache.prompt, cache.tail, strict=True)
     pasts = [Past(prompt, tail, slots, visible[:, None]) for prompt, tail in layers]
     hidden, tail = model(x, positions, pasts)
-    return hidden, cache._replace(tail=tail, n_filled=cache.n_filled + T)
+    # Not _replace: torch 2.6 cannot compile it, and 2.11 makes an empty tuple of it.
+    return hidden, Cache(cache.prompt, tail, cache.length, cache.n_pads, cache.n_filled + T)
 
 
 def think(model: GPT, hidden: Tensor, cache: Cache, n_thoughts: int, step=step):

@@ -47,7 +47,9 @@ class KV(NamedTuple):
 
     def write(self, slots: Tensor, k: Tensor, v: Tensor) -> "KV":
         """A copy with k and v at slots (T,). A copy, because autograd needs the old ones too."""
-        return KV(self.k.index_copy(2, slots, k), self.v.index_copy(2, slots, v))
+        new = KV(self.k.clone(), self.v.clone())  # torch 2.11 does not compile index_copy
+        new.k[:, :, slots], new.v[:, :, slots] = k, v
+        return new
 
 
 class Past(NamedTuple):
