@@ -1,6 +1,6 @@
 # make quickstart   set up, prepare, train on the CPU, measure, and let the model answer: under ten minutes on two cores
 # make test         set up, lint, format check and the tests that need no GPU, no network and no patience
-# make bench-gpu    on one CUDA GPU, with the PyTorch that is there: what the loop reaches. Never run on a GPU yet
+# make bench-gpu    on one CUDA GPU, with the PyTorch that is there: what the loop reaches
 # make headline     on one CUDA GPU: five rows of Table 1 at the released size, three seeds; goes on where it stopped
 PYTHON ?= python3
 BIN = .venv/bin
@@ -21,10 +21,10 @@ bench-gpu: # meant to take less than 8 minutes
 	$(PYTHON) -m nanococonut.bench gpt2 --device=cuda --repeats=10
 	$(PYTHON) -m nanococonut.bench cpu --device=cuda
 	$(PYTHON) prepare.py prosqa --name=bench-prosqa --train=2000
-	$(PYTHON) train.py gpu --task=bench-prosqa --device=cuda --stage_steps=40 --max_stage=6
+	$(PYTHON) train.py --task=bench-prosqa --device=cuda --stage_steps=40 --max_stage=6
 
 headline: data/prosqa/meta.json
-	$(PYTHON) -m nanococonut.table1 gpu --jobs=3 --methods=coconut,cot,no_cot,pause_as_thought,no_thought
+	$(PYTHON) -m nanococonut.table1 prosqa --jobs=3 --methods=coconut,cot,no_cot,pause_as_thought,no_thought
 
 data/prosqa/meta.json:
 	$(PYTHON) prepare.py prosqa

@@ -7,7 +7,6 @@ A batch depends on (seed, step) alone. So a run that was cut off resumes exactly
 and `torchrun --nproc_per_node=N train.py` cuts the same batches into N parts.
 """
 
-import contextlib
 import functools
 
 from nanococonut import batching, compiling, config, data, devices, optimizers, runs
@@ -20,13 +19,14 @@ import torch  # isort: skip - after the package, which sets how torch's CPU thre
 from tqdm import tqdm  # isort: skip
 
 
-def accumulate(loss_module, batch: Batch, c: TrainConfig, machine: Machine):
+def accumulate(gradients, batch: Batch, c: TrainConfig, machine: Machine):
     """Adds the gradient of this process's share of a batch to .grad.
 
     A part's mean loss is weighed by its share of the batch's supervised tokens. So parts add up to
-    the mean over tokens, where a mean of means would favour short answers. The factor n_processes
-    undoes the mean that DistributedDataParallel takes. Raises UserError without memory.
+    the mean over tokens, where a mean of means would favour short answers.
+    gradients  one forward and one backward pass over a part, see compiling.Gradients
     Returns (3,): the loss on words, the loss that teaches thoughts, the thoughts' mean length.
+    Raises UserError without memory.
     """
     n_targets, n_taught = batch.n_supervised()
     most = c.micro_batch_size or c.batch_size  # examples of a part
@@ -38,16 +38,8 @@ def accumulate(loss_module, batch: Batch, c: TrainConfig, machine: Machine):
         for start in starts:
             part = batching.part(mine, slice(start, start + size))
             n_words, n_thoughts = part.n_supervised()  # counted on the CPU: no wait for the device
-            part = machine.to_device(part)
-            is_last = start == starts[-1]
-            with contextlib.nullcontext() if is_last else machine.no_sync(loss_module):
-                with machine.autocast():
-                    loss, teaching_loss, norm = loss_module(part)
-                loss = loss * n_words / n_targets
-                teaching_loss = teaching_loss * n_thoughts / max(1, n_taught)
-                ((loss + c.taught * teaching_loss) * machine.n_processes).backward()
-            norm = norm / len(starts) / machine.n_processes
-            total += torch.stack([loss.detach(), teaching_loss.detach(), norm])
+            shares = [n_words / n_targets, n_thoughts / max(1, n_taught)]
+            total += gradients(part, [*shares, 1 / len(starts) / machine.n_processes])
     except RuntimeError as error:
         if "out of memory" in str(error) or "can't allocate memory" in str(error):
             fewer = f"--micro_batch_size={max(1, most // 2)}"
@@ -58,7 +50,7 @@ def accumulate(loss_module, batch: Batch, c: TrainConfig, machine: Machine):
 
 def main(c: TrainConfig) -> None:
     """Trains. Several processes take the same steps, each on its share; the first one writes."""
-    machine = devices.join(c.device, c.dtype)
+    machine = devices.join(c.device, c.dtype, c.n_embd)
     if c.batch_size // c.questions < machine.n_processes:
         raise UserError(f"--batch_size should be at least {machine.n_processes * c.questions} here")
     dataset = data.Dataset(c.task)
@@ -70,13 +62,14 @@ def main(c: TrainConfig) -> None:
     batch_of = functools.partial(batching.draw_batch, c, problems, schedule, special)  # of a step
     model = runs.starting_model(c, dataset, schedule.n_positions).to(machine.device).train()
     phases = compiling.compiled() if machine.compiles(c.compile) else compiling.EAGER
-    how = "eager" if phases is compiling.EAGER else "compiled"
     n = sum(p.numel() for p in model.parameters())
+    how = "eager" if phases is compiling.EAGER else "compiled"
     print(f"{n:,} parameters on {machine.device}, {machine.dtype}, {how}")
-    loss_module = machine.wrap(compiling.Loss(model, phases))
+    gradients = compiling.Gradients(model, phases, c.taught, machine)
     run = runs.Writer(c, dataset, machine, model, schedule.max_new_tokens)
     step, opts = run.resume()
-    run.settle_threads(lambda: accumulate(loss_module, batch_of(schedule.total - 1), c, machine))
+    run.settle_threads(lambda: accumulate(gradients, batch_of(schedule.total - 1), c, machine))
+    batches = machine.ahead(batch_of, range(step, schedule.total))
     progress = tqdm(total=schedule.total, initial=step, unit="step", disable=not machine.is_first)
 
     with progress, runs.stop_signals() as stop:
@@ -86,7 +79,7 @@ def main(c: TrainConfig) -> None:
                 # Differs from the released code, which starts the optimizer anew at every epoch.
                 opts = optimizers.make(model, c)
                 run.best = -1.0  # a stage is compared with itself alone
-            numbers = accumulate(loss_module, batch_of(step), c, machine)
+            numbers = accumulate(gradients, next(batches), c, machine)
             factor = optimizers.factor(n_behind, schedule.n_steps[stage], c)
             gradient_norm = optimizers.update(model, opts, c, factor)
             run.note(numbers, gradient_norm)

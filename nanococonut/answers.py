@@ -27,7 +27,7 @@ class Run:
         """Loads a run by name or path; "" is the newest one, or SHIPPED if there is none. Raises UserError."""
         there = [path.parent for path in sorted(Path("runs").glob("*/config.json"))]
         newest = max(there, key=lambda path: path.stat().st_mtime, default=SHIPPED)
-        file, self.machine = named(name or str(newest)), devices.pick(device)
+        file = named(name or str(newest))
         if not file:
             names = [path.name for path in there]
             near = difflib.get_close_matches(name, names, n=5) or names
@@ -40,6 +40,7 @@ class Run:
         self.about = state.get("about", "")  # where a model that is part of the project comes from
         self.stage, self.data = state["stage"], state["data"]
         self.config = c = asdict(TrainConfig()) | state["config"]  # an option that it lacks had its default value
+        self.machine = devices.pick(device, c["dtype"], model.config.n_embd)
         self.model, self.precision = model.to(self.machine.device).eval(), self.machine.autocast()
         self.encoding = tokenizer.load(self.data["tokenizer"], self.data["vocabulary"])
         self.special = tokenizer.special_ids(self.encoding)

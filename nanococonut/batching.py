@@ -80,23 +80,20 @@ def collate(pairs, n_thoughts: int, pad_id: int, contexts=(), frontiers=()) -> B
     befores, afters = [before for before, _ in pairs], [after for _, after in pairs]
     prompts, question, question_len, taught = befores, None, None, None
     if contexts:
-        prompts, question, question_len = contexts, pad(befores, pad_id, left=True), lengths(befores)
+        prompts, question = contexts, pad(befores, pad_id, left=True)
+        question_len = torch.tensor(list(map(len, befores)))
     levels = [level[k] if k < len(level) else [] for level in frontiers for k in range(n_thoughts)]
     if any(levels):
         taught = pad(levels, NOTHING).unflatten(0, (len(pairs), n_thoughts))  # (B, K, F)
     suffix, targets = pad([ids[:-1] for ids in afters], pad_id), pad([ids[1:] for ids in afters], NOTHING)
-    return Batch(pad(prompts, pad_id), lengths(prompts), suffix, targets, n_thoughts, question, question_len, taught)
+    prompt, length = pad(prompts, pad_id), torch.tensor(list(map(len, prompts)))
+    return Batch(prompt, length, suffix, targets, n_thoughts, question, question_len, taught)
 
 
 def part(batch: Batch, which: slice) -> Batch:
     """The part of a batch with some of its prompts and the questions on top of them."""
     G = len(batch.prompt)
     return Batch(*(x.unflatten(0, (G, -1))[which].flatten(0, 1) if isinstance(x, Tensor) else x for x in batch))
-
-
-def lengths(rows: list[list[int]]) -> Tensor:
-    """The lengths of rows, (B,) int64."""
-    return torch.tensor([len(row) for row in rows])
 
 
 def pad(rows: list[list[int]], value: int, left: bool = False) -> Tensor:

@@ -1,18 +1,21 @@
-"""torch.compile for the latent loop: the same numbers from a few graphs, without graph breaks.
+"""Few shapes, so that the work on a batch is prepared once for many: by torch.compile, or as a CUDA graph.
 
-A graph is compiled for fixed shapes. So prompts, suffixes and the slots for thoughts are padded to multiples of a fixed
-length. One graph then computes every thought, however many there are. Padding does not change the results.
+Both hold for fixed shapes. So prompts, suffixes and the slots for thoughts are padded to multiples of a fixed length.
+One compiled function then computes every thought, however many there are. Padding does not change the results.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from nanococonut import coconut
+from nanococonut.devices import Machine
 from nanococonut.model import GPT
 
-PROMPT_BUCKET = 32  # prompts are padded to multiples of this many tokens (ours: few shapes, little padding)
+PROMPT_BUCKET = 64  # prompts are padded to multiples of this many tokens (ours: few shapes, little padding)
 SUFFIX_BUCKET = 8  # the same for suffixes, which are shorter
+FRONTIER_BUCKET = 16  # the same for the nodes that a thought is taught
 THOUGHT_BUCKET = 8  # up to 8 thoughts share one graph, 9 to 16 the next
 EAGER = coconut.prefill, coconut.step  # the two functions that do the work, uncompiled
 
@@ -28,14 +31,21 @@ def forward(model: GPT, batch: coconut.Batch, phases: tuple) -> coconut.Output:
     """coconut.forward of a batch, with compiled or eager phases."""
     if phases is EAGER:
         return coconut.forward(model, batch)
-    padded = batch._replace(
-        prompt=pad_to(batch.prompt, PROMPT_BUCKET)[:, : model.config.block_size],
+    n_slots = round_up(max(1, batch.n_thoughts), THOUGHT_BUCKET)
+    out = coconut.forward(model, in_buckets(batch, model.config.block_size), *phases, n_slots)
+    return out._replace(logits=out.logits[:, : batch.suffix.size(1)])
+
+
+def in_buckets(batch: coconut.Batch, block_size: int) -> coconut.Batch:
+    """A batch padded to one of a few shapes, with prompts of at most block_size tokens."""
+    question, frontiers = batch.question, batch.frontiers
+    return batch._replace(
+        prompt=pad_to(batch.prompt, PROMPT_BUCKET)[:, :block_size],
         suffix=pad_to(batch.suffix, SUFFIX_BUCKET),
         targets=pad_to(batch.targets, SUFFIX_BUCKET, value=coconut.NOTHING),
-        question=None if batch.question is None else pad_to(batch.question, SUFFIX_BUCKET, left=True),
+        question=None if question is None else pad_to(question, SUFFIX_BUCKET, left=True),
+        frontiers=None if frontiers is None else pad_to(frontiers, FRONTIER_BUCKET, value=coconut.NOTHING),
     )
-    out = coconut.forward(model, padded, *phases, round_up(max(1, batch.n_thoughts), THOUGHT_BUCKET))
-    return out._replace(logits=out.logits[:, : batch.suffix.size(1)])
 
 
 def round_up(n: int, multiple: int) -> int:
@@ -44,19 +54,84 @@ def round_up(n: int, multiple: int) -> int:
 
 
 def pad_to(ids: Tensor, multiple: int, value: int = 0, left: bool = False) -> Tensor:
-    """ids (B, T) padded with value, on the right or on the left, to a multiple of columns."""
-    n = round_up(ids.size(1), multiple) - ids.size(1)
+    """ids (..., T) padded with value, on the right or on the left, to a multiple of columns."""
+    n = round_up(ids.size(-1), multiple) - ids.size(-1)
     return F.pad(ids, (n, 0) if left else (0, n), value=value)
 
 
 class Loss(torch.nn.Module):
     """A forward pass as a module that returns the losses, so that DistributedDataParallel can wrap it."""
 
-    def __init__(self, model: GPT, phases: tuple):
+    def __init__(self, model: GPT, phases: tuple, taught: float, machine: Machine):
         super().__init__()
-        self.model, self.phases = model, phases
+        self.model, self.phases, self.taught, self.machine = model, phases, taught, machine
 
-    def forward(self, batch: coconut.Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """The mean loss on words, the loss that teaches thoughts, and the mean norm of the thoughts."""
-        out = forward(self.model, batch, self.phases)
-        return out.loss, out.teaching_loss, out.thoughts.detach().float().norm(dim=-1).mean()
+    def forward(self, *inputs) -> tuple[Tensor, Tensor]:
+        """The loss to train on; and (3,): the loss on words, that of taught thoughts, and the thoughts' mean norm.
+
+        The inputs are the fields of a Batch and shares (3,): the three are multiplied by the part that they are of all.
+        """
+        *batch, shares = inputs
+        with self.machine.autocast():
+            out = forward(self.model, coconut.Batch(*batch), self.phases)
+            norm = out.thoughts.detach().float().norm(dim=-1).mean()
+            numbers = torch.stack([out.loss, out.teaching_loss, norm]) * shares
+        return numbers[0] + self.taught * numbers[1], numbers.detach()
+
+
+class Gradients:
+    """One forward and one backward pass over a part of a batch.
+
+    On one GPU they are recorded once for each shape of a batch, as a CUDA graph, and replayed. To start the 2,600
+    kernels of a small model's step one by one takes ten times as long as they run.
+    """
+
+    def __init__(self, model: GPT, phases: tuple, taught: float, machine: Machine):
+        self.loss, self.machine = Loss(model, phases, taught, machine), machine
+        if machine.n_processes > 1:
+            self.loss = DistributedDataParallel(self.loss)  # gradients are averaged over the processes
+        self.params, self.block_size = list(model.parameters()), model.config.block_size
+        self.graphs = {}  # shapes -> a graph, the tensors it reads, the numbers it writes
+        self.replays = machine.device.type == "cuda" and machine.n_processes == 1
+        if self.replays:
+            self.sums = [torch.zeros_like(p) for p in self.params]  # what the graphs add gradients to
+            self.pool = torch.cuda.graph_pool_handle()  # graphs share memory, because they run one after the other
+
+    def __call__(self, part: coconut.Batch, shares: list[float]) -> Tensor:
+        """Adds the gradient of a part to .grad, and returns the numbers (3,) of Loss."""
+        inputs = [*(in_buckets(part, self.block_size) if self.replays else part), torch.tensor(shares)]
+        inputs = list(map(self.machine.to_device, inputs))
+        if self.replays:
+            return self.replay(inputs)
+        loss, numbers = self.loss(*inputs)
+        (loss * self.machine.n_processes).backward()
+        return numbers
+
+    def replay(self, inputs: list) -> Tensor:
+        """The work of __call__, done by the graph for inputs of these shapes."""
+        shapes = tuple(x.shape if isinstance(x, Tensor) else x for x in inputs)
+        if shapes not in self.graphs:
+            self.graphs[shapes] = self.record(inputs)
+        graph, places, numbers = self.graphs[shapes]
+        for place, x in zip(places, inputs, strict=True):
+            if isinstance(x, Tensor):
+                place.copy_(x)
+        if self.params[0].grad is None:  # the first part of a step
+            torch._foreach_zero_(self.sums)
+            for p, total in zip(self.params, self.sums, strict=True):
+                p.grad = total
+        graph.replay()
+        return numbers
+
+    def record(self, inputs: list) -> tuple:
+        """A graph, the tensors that it reads, which are the inputs, and the numbers that it writes."""
+        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside), torch.random.fork_rng([here.device]):
+            torch.autograd.grad(self.loss(*inputs)[0], self.params)  # libraries are set up at first use
+        here.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            loss, numbers = self.loss(*inputs)
+            torch._foreach_add_(self.sums, torch.autograd.grad(loss, self.params))
+        return graph, inputs, numbers

@@ -26,6 +26,8 @@ from nanococonut.reading import read_json, read_rows
 
 TASKS = ("prosqa", "prontoqa", "gsm8k")
 SPLITS = ("train", "valid", "test")
+SMALL = " --fair=true --n_nodes=16 --min_hops=3 --max_hops=5"
+OPTIONS = {"prosqa-small": SMALL, "prontoqa-fair": " --fair=true"} | {f"{x}-gpt2": " --tokenizer=gpt2" for x in TASKS}
 MAX_DOWNLOAD = 2 * 10**9  # bytes; a download is held in memory while it is checked
 ALLOWED = re.compile(r"https://|http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)")  # http: only this machine
 
@@ -252,11 +254,7 @@ class Dataset:
         if not (self.folder / "meta.json").exists():
             task = next((task for task in TASKS if name.startswith(task)), "prosqa")
             task += f" --name={name}" if name != task else ""
-            if name.endswith("-gpt2"):
-                task += " --tokenizer=gpt2"
-            elif name == "prosqa-small":
-                task += " --fair=true --n_nodes=16 --min_hops=3 --max_hops=5"
-            raise UserError(f"{self.folder} not found; run: python prepare.py {task}")
+            raise UserError(f"{self.folder} not found; run: python prepare.py {task}{OPTIONS.get(name, '')}")
         self.meta = read_json(self.folder / "meta.json")
         try:
             self.encoding = tokenizer.load(self.meta["tokenizer"], self.meta["vocabulary"])

@@ -1,4 +1,4 @@
-"""The device and the precision of the arithmetic: float32, or bfloat16 under autocast on CUDA for flash attention.
+"""The device and the precision of the arithmetic: float32, or bfloat16 under autocast for wide models on CUDA.
 
 Parameters and optimizers stay in float32: a model cast to bfloat16 as a whole does not train here.
 """
@@ -12,9 +12,9 @@ import timeit
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, distributed
 from torch.utils._triton import has_triton
+from torch.utils.data import DataLoader
 
 from nanococonut.config import UserError
 
@@ -37,26 +37,24 @@ class Machine:
         """The context in which a forward pass runs."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module, wrapped to average its gradients over the processes if there are several."""
-        return DistributedDataParallel(module) if self.n_processes > 1 else module
+    def to_device(self, x):
+        """A tensor on the device; anything else as it is. On CUDA it is copied asynchronously from pinned memory."""
+        if not isinstance(x, Tensor):
+            return x
+        return (x.pin_memory() if self.device.type == "cuda" else x).to(self.device, non_blocking=True)
 
-    def no_sync(self, module: nn.Module) -> contextlib.AbstractContextManager:
-        """The context in which gradients are not averaged over the processes yet."""
-        return module.no_sync() if self.n_processes > 1 else contextlib.nullcontext()
-
-    def to_device(self, batch):
-        """A batch with its tensors on the device. On CUDA, they are copied asynchronously from pinned memory."""
-        there = {name: x for name, x in batch._asdict().items() if isinstance(x, Tensor)}
-        if self.device.type == "cuda":
-            there = {name: x.pin_memory() for name, x in there.items()}
-        return batch._replace(**{name: x.to(self.device, non_blocking=True) for name, x in there.items()})
+    def ahead(self, work, numbers: range):
+        """work(n) for each number, in order. On CUDA other processes do it ahead: a batch takes as long as a step."""
+        n = min(4, max(1, (os.cpu_count() or 1) - 1)) if self.device.type == "cuda" else 0
+        unseeded = torch.Generator()  # without it, the loader would draw from the random state of the training
+        return iter(DataLoader(numbers, batch_size=None, collate_fn=work, num_workers=n, generator=unseeded))
 
     def compiles(self, wanted: str) -> bool:
-        """Whether to compile. wanted is true, false or auto: on CUDA with a working Triton."""
+        """Whether to compile. wanted is true, false or auto: where bfloat16 is used on CUDA, with a working Triton."""
         if wanted == "true" and self.device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
             raise UserError("--compile=true needs a C++ compiler: install g++, or use --compile=false")
-        return wanted == "true" or (wanted == "auto" and self.device.type == "cuda" and has_triton())
+        is_wide = self.device.type == "cuda" and self.dtype == torch.bfloat16
+        return wanted == "true" or (wanted == "auto" and is_wide and has_triton())
 
     def fastest_threads(self, work) -> int:
         """The number of CPU threads with which work() is fastest: fewer than all, if other processes need them too."""
@@ -85,17 +83,20 @@ class Machine:
             distributed.destroy_process_group()
 
 
-def pick(device: str = "auto", dtype: str = "auto") -> Machine:
-    """The machine to use; auto: CUDA, else Apple's MPS, else the CPU; bfloat16 on CUDA. Raises UserError."""
+def pick(device: str = "auto", dtype: str = "auto", n_embd: int = 768) -> Machine:
+    """The machine for a model of n_embd channels; auto: CUDA, else Apple's MPS, else the CPU. Raises UserError.
+
+    From 512 channels on, auto is bfloat16 on CUDA. Narrower models gain nothing: they wait for kernels to start.
+    """
     usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     there = [name for name, is_usable in usable.items() if is_usable]
     if device not in ("auto", *there):
         raise UserError(f"--device={device}: choose from auto, {', '.join(there)}, which this machine has")
     chosen = torch.device(there[0] if device == "auto" else device)
     if dtype == "auto":
-        dtype = "bfloat16" if chosen.type == "cuda" else "float32"
-    if chosen.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 for matrix products that stay in float32
+        dtype = "bfloat16" if chosen.type == "cuda" and n_embd >= 512 else "float32"
+    uses_tf32 = chosen.type == "cuda" and dtype == "bfloat16"  # for matrix products that stay in float32
+    torch.set_float32_matmul_precision("high" if uses_tf32 else "highest")
     with contextlib.suppress(AttributeError, TypeError):  # only glibc has mallopt
         libc = ctypes.CDLL(None)  # keeps memory freed by a step for the next one, without page faults
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
@@ -103,9 +104,9 @@ def pick(device: str = "auto", dtype: str = "auto") -> Machine:
     return Machine(chosen, getattr(torch, dtype))
 
 
-def join(device: str = "auto", dtype: str = "auto") -> Machine:
+def join(*wanted) -> Machine:
     """pick(), and the rank of this process if torchrun started several."""
-    machine = pick(device, dtype)
+    machine = pick(*wanted)
     if not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():  # all of them are torchrun's
         return machine
     on_cuda, chosen = machine.device.type == "cuda", machine.device

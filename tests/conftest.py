@@ -21,6 +21,16 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 REFERENCE = Path(__file__).with_name("coconut_reference.npz")  # numbers of the paper's released code
 
 
+@pytest.fixture(autouse=True)
+def devices_of_the_test(request, monkeypatch):
+    """Tests run on the CPU, where a run repeats bit for bit. Those marked gpu see CUDA as well."""
+    if request.node.get_closest_marker("gpu"):
+        return
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for the processes that a test starts
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
     """An empty folder to run the commands in: data/ and runs/ are relative to where one stands."""

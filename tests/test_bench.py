@@ -33,7 +33,7 @@ def test_the_command_measures_everything_and_ends_with_json(workspace, capsys):
     assert [row["thoughts"] for row in found["rows"]] == [0, 1]
     for row in found["rows"]:
         assert 0 < row["mfu"] < 1
-        assert all(0 < row[phase] < 60 for phase in (*bench.PHASES, "step"))
+        assert 0 < row["step"] < 60
     assert found["matmul_gflops"] > 1
     assert found["last_over_first"] == pytest.approx(found["rows"][1]["step"] / found["rows"][0]["step"])
     for fact in ("reference_step", "compiled_first", "compiled_last"):

@@ -40,7 +40,7 @@ def test_greedy_tokens_of_the_papers_code(reference, meta, released, released_ba
     assert rows == [reference[f"greedy.{i}"].tolist() for i in range(meta["rows"])]
 
 
-SIZES = dict(vocab_size=40, block_size=64, n_layer=3, n_head=2, n_embd=16, dropout=0.0, init_std=0.3)
+SIZES = dict(vocab_size=40, block_size=128, n_layer=3, n_head=2, n_embd=16, dropout=0.0, init_std=0.3)
 
 
 def small_model(seed=0) -> GPT:
@@ -254,12 +254,12 @@ def test_a_part_of_a_batch_is_some_prompts_and_their_questions():
     assert together.n_supervised() == (17, 10), "5 of 6 questions have thoughts that are taught"
 
 
-CASES = [  # thoughts, prompt lengths, suffix lengths; all prompts fit into one bucket of 32
+CASES = [  # thoughts, prompt lengths, suffix lengths; all prompts fit into one bucket of 64
     (2, (7, 3, 5), (4, 6, 1)),
     (0, (9, 2, 31), (3, 3, 2)),
     (1, (4, 4, 4), (8, 1, 1)),
     (3, (5, 1, 2), (2, 2, 2)),
-    (4, (32, 3, 1), (1, 5, 7)),
+    (4, (64, 3, 1), (1, 5, 7)),
     (5, (2, 2, 9), (6, 6, 6)),
     (6, (11, 8, 5), (2, 4, 8)),
 ]
@@ -296,7 +296,7 @@ def test_one_graph_serves_every_thought_of_every_number_of_thoughts(graphs):
     with torch.compiler.set_stance("fail_on_recompile"):
         for case in CASES[1:]:
             compiled_equals_reference(phases, *case)
-    compiled_equals_reference(phases, 2, (40, 3, 5), (4, 6, 1))
+    compiled_equals_reference(phases, 2, (70, 3, 5), (4, 6, 1))
     assert graphs() == 6, "another prompt bucket has three of its own"
     compiled_equals_reference(phases, 2, (7, 3, 5), (12, 6, 1))
     assert graphs() == 7, "another suffix shape has one"

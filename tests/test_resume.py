@@ -19,7 +19,7 @@ from nanococonut.config import UserError
 from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
 ROOT = Path(__file__).parents[1]
-ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+ENV = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 WORDS = ["smoke", "--micro_batch_size=5", "--grad_clip=1", "--dropout=0.1", "--warmup=3", "--decay=0.5"]
 WORDS += ["--muon_lr=0.01"]
 # A run that kills itself while it writes the file given, at the step given: half a checkpoint lies there then.
@@ -51,7 +51,8 @@ def read_csv(path):
 
 def start(*words, code=None):
     program = ["-c", code] if code else [str(ROOT / "train.py")]
-    return subprocess.Popen([sys.executable, *program, *words], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, *program, *words], env=os.environ | ENV, **pipes)
 
 
 def finished(*words, code=None):
@@ -215,7 +216,7 @@ def test_two_processes_go_on_as_one_would(workspace):
     assert state_of("two")["step"] == 2
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*torchrun, str(ROOT / "train.py"), *words, "--name=two", "--resume=true"]
-    done = subprocess.run(command, env=ENV, capture_output=True, timeout=600)
+    done = subprocess.run(command, env=os.environ | ENV, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stderr.decode()[-3000:]
     assert done.stdout.decode().count("runs/two goes on from step 2") == 1, "the second process is silent"
 
