@@ -19,12 +19,11 @@ import torch  # isort: skip - after the package, which sets how torch's CPU thre
 from tqdm import tqdm  # isort: skip
 
 
-def accumulate(gradients, batch: Batch, c: TrainConfig, machine: Machine):
+def accumulate(gradients: compiling.Gradients, batch: Batch, c: TrainConfig, machine: Machine):
     """Adds the gradient of this process's share of a batch to .grad.
 
     A part's mean loss is weighed by its share of the batch's supervised tokens. So parts add up to
     the mean over tokens, where a mean of means would favour short answers.
-    gradients  one forward and one backward pass over a part, see compiling.Gradients
     Returns (3,): the loss on words, the loss that teaches thoughts, the thoughts' mean length.
     Raises UserError without memory.
     """

@@ -5,6 +5,7 @@ Parameters and optimizers stay in float32: a model cast to bfloat16 as a whole d
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
 import shutil
 import sys
@@ -45,9 +46,11 @@ class Machine:
 
     def ahead(self, work, numbers: range):
         """work(n) for each number, in order. On CUDA other processes do it ahead: a batch takes as long as a step."""
-        n = min(4, max(1, (os.cpu_count() or 1) - 1)) if self.device.type == "cuda" else 0
-        unseeded = torch.Generator()  # without it, the loader would draw from the random state of the training
-        return iter(DataLoader(numbers, batch_size=None, collate_fn=work, num_workers=n, generator=unseeded))
+        # Forks, because work cannot be pickled. Windows has none, so nothing is done ahead there.
+        fork = "fork" if self.device.type == "cuda" and "fork" in multiprocessing.get_all_start_methods() else None
+        how = dict(num_workers=min(4, os.cpu_count() or 1) if fork else 0, multiprocessing_context=fork)
+        how |= dict(generator=torch.Generator())  # without it, the random state of the training would be drawn from
+        return iter(DataLoader(numbers, batch_size=None, collate_fn=work, **how))
 
     def compiles(self, wanted: str) -> bool:
         """Whether to compile. wanted is true, false or auto: where bfloat16 is used on CUDA, with a working Triton."""

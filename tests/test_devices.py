@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import os
 import warnings
 
 import pytest
@@ -82,3 +83,14 @@ def test_compiling_without_a_compiler_is_refused_in_one_line(monkeypatch):
 def test_a_rank_that_torchrun_did_not_set_is_ignored(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     assert devices.join("cpu").n_processes == 1
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])  # on CUDA other processes draw, without touching the GPU
+def test_batches_drawn_ahead_are_the_same_in_order_and_leave_the_random_state_alone(device):
+    before = torch.get_rng_state()
+    machine = devices.Machine(torch.device(device), torch.float32)
+    drawn = list(machine.ahead(lambda i: (torch.arange(i), i), range(3, 20)))
+    assert [(len(x), i) for x, i in drawn] == [(i, i) for i in range(3, 20)]
+    assert torch.equal(torch.get_rng_state(), before)
+    pids = set(machine.ahead(lambda i: os.getpid(), range(9)))
+    assert (os.getpid() in pids) == (device == "cpu")
