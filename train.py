@@ -38,7 +38,8 @@ def accumulate(gradients: compiling.Gradients, batch: Batch, c: TrainConfig, mac
             part = batching.part(mine, slice(start, start + size))
             n_words, n_thoughts = part.n_supervised()  # counted on the CPU: no wait for the device
             shares = [n_words / n_targets, n_thoughts / max(1, n_taught)]
-            total += gradients(part, [*shares, 1 / len(starts) / machine.n_processes])
+            shares.append(1 / len(starts) / machine.n_processes)
+            total += gradients(part, shares, is_last=start == starts[-1])
     except RuntimeError as error:
         if "out of memory" in str(error) or "can't allocate memory" in str(error):
             fewer = f"--micro_batch_size={max(1, most // 2)}"

@@ -40,7 +40,7 @@ class Run:
         self.about = state.get("about", "")  # where a model that is part of the project comes from
         self.stage, self.data = state["stage"], state["data"]
         self.config = c = asdict(TrainConfig()) | state["config"]  # an option that it lacks had its default value
-        self.machine = devices.pick(device, c["dtype"], model.config.n_embd)
+        self.machine = devices.pick(device, c["dtype"], c["n_embd"])
         self.model, self.precision = model.to(self.machine.device).eval(), self.machine.autocast()
         self.encoding = tokenizer.load(self.data["tokenizer"], self.data["vocabulary"])
         self.special = tokenizer.special_ids(self.encoding)

@@ -1,8 +1,9 @@
 """Few shapes, so that the work on a batch is prepared once for many: by torch.compile, or as a CUDA graph.
 
-Both hold for fixed shapes. So prompts, suffixes and the slots for thoughts are padded to multiples of a fixed length.
-One compiled function then computes every thought, however many there are. Padding does not change the results.
+So prompts, suffixes and slots for thoughts are padded to multiples of a fixed length. Padding changes no result.
 """
+
+import contextlib
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +90,7 @@ class Gradients:
     def __init__(self, model: GPT, phases: tuple, taught: float, machine: Machine):
         self.loss, self.machine = Loss(model, phases, taught, machine), machine
         if machine.n_processes > 1:
-            self.loss = DistributedDataParallel(self.loss)  # gradients are averaged over the processes
+            self.loss = DistributedDataParallel(self.loss)
         self.params, self.block_size = list(model.parameters()), model.config.block_size
         self.graphs = {}  # shapes -> a graph, the tensors it reads, the numbers it writes
         self.replays = machine.device.type == "cuda" and machine.n_processes == 1
@@ -97,14 +98,15 @@ class Gradients:
             self.sums = [torch.zeros_like(p) for p in self.params]  # what the graphs add gradients to
             self.pool = torch.cuda.graph_pool_handle()  # graphs share memory, because they run one after the other
 
-    def __call__(self, part: coconut.Batch, shares: list[float]) -> Tensor:
-        """Adds the gradient of a part to .grad, and returns the numbers (3,) of Loss."""
+    def __call__(self, part: coconut.Batch, shares: list[float], is_last: bool = True) -> Tensor:
+        """Adds the gradient of a part to .grad, averaged over processes with the last. Returns the numbers of Loss."""
         inputs = [*(in_buckets(part, self.block_size) if self.replays else part), torch.tensor(shares)]
         inputs = list(map(self.machine.to_device, inputs))
         if self.replays:
             return self.replay(inputs)
-        loss, numbers = self.loss(*inputs)
-        (loss * self.machine.n_processes).backward()
+        with contextlib.nullcontext() if is_last or self.machine.n_processes == 1 else self.loss.no_sync():
+            loss, numbers = self.loss(*inputs)
+            (loss * self.machine.n_processes).backward()
         return numbers
 
     def replay(self, inputs: list) -> Tensor:
@@ -116,7 +118,7 @@ class Gradients:
         for place, x in zip(places, inputs, strict=True):
             if isinstance(x, Tensor):
                 place.copy_(x)
-        if self.params[0].grad is None:  # the first part of a step
+        if self.params[0].grad is not self.sums[0]:  # the first part of a step
             torch._foreach_zero_(self.sums)
             for p, total in zip(self.params, self.sums, strict=True):
                 p.grad = total

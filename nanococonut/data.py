@@ -26,8 +26,8 @@ from nanococonut.reading import read_json, read_rows
 
 TASKS = ("prosqa", "prontoqa", "gsm8k")
 SPLITS = ("train", "valid", "test")
-SMALL = " --fair=true --n_nodes=16 --min_hops=3 --max_hops=5"
-OPTIONS = {"prosqa-small": SMALL, "prontoqa-fair": " --fair=true"} | {f"{x}-gpt2": " --tokenizer=gpt2" for x in TASKS}
+OPTIONS = {"prontoqa-fair": " --fair=true"} | {f"{task}-gpt2": " --tokenizer=gpt2" for task in TASKS}
+OPTIONS["prosqa-small"] = " --fair=true --n_nodes=16 --min_hops=3 --max_hops=5"
 MAX_DOWNLOAD = 2 * 10**9  # bytes; a download is held in memory while it is checked
 ALLOWED = re.compile(r"https://|http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)")  # http: only this machine
 

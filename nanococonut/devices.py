@@ -45,10 +45,10 @@ class Machine:
         return (x.pin_memory() if self.device.type == "cuda" else x).to(self.device, non_blocking=True)
 
     def ahead(self, work, numbers: range):
-        """work(n) for each number, in order. On CUDA other processes do it ahead: a batch takes as long as a step."""
-        # Forks, because work cannot be pickled. Windows has none, so nothing is done ahead there.
+        """work(n) for each number, in order. On CUDA, forks do it ahead: a batch takes as long as a step."""
         fork = "fork" if self.device.type == "cuda" and "fork" in multiprocessing.get_all_start_methods() else None
         how = dict(num_workers=min(4, os.cpu_count() or 1) if fork else 0, multiprocessing_context=fork)
+        how |= dict(worker_init_fn=lambda _: os.setsid())  # a Ctrl-C is for this process alone, which saves then
         how |= dict(generator=torch.Generator())  # without it, the random state of the training would be drawn from
         return iter(DataLoader(numbers, batch_size=None, collate_fn=work, **how))
 
@@ -87,16 +87,13 @@ class Machine:
 
 
 def pick(device: str = "auto", dtype: str = "auto", n_embd: int = 768) -> Machine:
-    """The machine for a model of n_embd channels; auto: CUDA, else Apple's MPS, else the CPU. Raises UserError.
-
-    From 512 channels on, auto is bfloat16 on CUDA. Narrower models gain nothing: they wait for kernels to start.
-    """
+    """The machine for a model of n_embd channels; auto: CUDA, else Apple's MPS, else the CPU. Raises UserError."""
     usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     there = [name for name, is_usable in usable.items() if is_usable]
     if device not in ("auto", *there):
         raise UserError(f"--device={device}: choose from auto, {', '.join(there)}, which this machine has")
     chosen = torch.device(there[0] if device == "auto" else device)
-    if dtype == "auto":
+    if dtype == "auto":  # arithmetic is not what takes the time in narrow models
         dtype = "bfloat16" if chosen.type == "cuda" and n_embd >= 512 else "float32"
     uses_tf32 = chosen.type == "cuda" and dtype == "bfloat16"  # for matrix products that stay in float32
     torch.set_float32_matmul_precision("high" if uses_tf32 else "highest")

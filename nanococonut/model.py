@@ -47,7 +47,7 @@ class KV(NamedTuple):
 
     def write(self, slots: Tensor, k: Tensor, v: Tensor) -> "KV":
         """A copy with k and v at slots (T,). A copy, because autograd needs the old ones too."""
-        new = KV(self.k.clone(), self.v.clone())  # torch 2.11 does not compile index_copy
+        new = KV(self.k.clone(), self.v.clone())  # torch 2.11 fails to compile index_copy
         new.k[:, :, slots], new.v[:, :, slots] = k, v
         return new
 

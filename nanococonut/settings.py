@@ -44,7 +44,7 @@ class TrainConfig:
     init: str = "gpt2"  # random initialization: GPT-2's normal distribution, or lookup (see starts.py)
     init_std: float = 0.02  # standard deviation of the initial weights
     device: str = "auto"  # device to train on; auto: cuda, else mps, else cpu
-    dtype: str = "auto"  # precision of arithmetic; auto: bfloat16 on cuda from 512 channels on, float32 elsewhere
+    dtype: str = "auto"  # precision of arithmetic; auto: bfloat16 on cuda if --n_embd is 512 or more, else float32
     threads: int = 0  # CPU threads; 0: the number that is fastest when tried before training, or OMP_NUM_THREADS
     compile: str = "auto"  # whether to use torch.compile for the latent loop; auto: with bfloat16 on cuda and Triton
     log_every: int = 20  # steps between entries in log.csv

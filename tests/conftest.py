@@ -11,6 +11,7 @@ from nanococonut import pretrained  # isort: split
 import numpy as np
 import pytest
 import torch
+from torch.utils._triton import has_triton
 
 from nanococonut.batching import pad
 from nanococonut.coconut import Batch
@@ -23,7 +24,8 @@ REFERENCE = Path(__file__).with_name("coconut_reference.npz")  # numbers of the 
 
 @pytest.fixture(autouse=True)
 def devices_of_the_test(request, monkeypatch):
-    """Tests run on the CPU, where a run repeats bit for bit. Those marked gpu see CUDA as well."""
+    """Tests run on the CPU, where a run repeats bit for bit. Those marked gpu see CUDA as well, and processes MPS."""
+    has_triton.cache_clear()  # it keeps whether there is CUDA
     if request.node.get_closest_marker("gpu"):
         return
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for the processes that a test starts

@@ -2,8 +2,13 @@
 
 import contextlib
 import copy
+import multiprocessing
 import os
+import signal
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +19,7 @@ from nanococonut.coconut import Batch
 from nanococonut.config import UserError
 from nanococonut.model import GPT, GPTConfig
 
+ROOT = Path(__file__).parents[1]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch.compile's own parts
 
@@ -85,7 +91,10 @@ def test_a_rank_that_torchrun_did_not_set_is_ignored(monkeypatch):
     assert devices.join("cpu").n_processes == 1
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])  # on CUDA other processes draw, without touching the GPU
+CAN_FORK = "fork" in multiprocessing.get_all_start_methods()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])  # on CUDA forks draw, which do not touch the GPU
 def test_batches_drawn_ahead_are_the_same_in_order_and_leave_the_random_state_alone(device):
     before = torch.get_rng_state()
     machine = devices.Machine(torch.device(device), torch.float32)
@@ -93,4 +102,29 @@ def test_batches_drawn_ahead_are_the_same_in_order_and_leave_the_random_state_al
     assert [(len(x), i) for x, i in drawn] == [(i, i) for i in range(3, 20)]
     assert torch.equal(torch.get_rng_state(), before)
     pids = set(machine.ahead(lambda i: os.getpid(), range(9)))
-    assert (os.getpid() in pids) == (device == "cpu")
+    assert (os.getpid() in pids) == (device == "cpu" or not CAN_FORK)
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="Windows has no forks")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("seconds", [0.0, 0.05])
+def test_a_signal_for_the_whole_group_leaves_the_forks_alone(number, seconds):
+    """As a terminal's Ctrl-C and torchrun send it, while batches take longer to draw than to use, or not."""
+    code = f"""
+import time, torch
+from nanococonut import devices, runs
+with runs.stop_signals() as stop:
+    machine = devices.Machine(torch.device("cuda"), torch.float32)
+    for i in machine.ahead(lambda i: time.sleep({seconds}) or i, range(2000)):
+        print(i, flush=True)
+        time.sleep(0.01)
+        if stop and i > 200:
+            raise SystemExit(7)
+"""
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, cwd=ROOT, **pipes)
+    while process.stdout.readline() != "9\n":
+        pass
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 7, err

@@ -210,7 +210,8 @@ def test_two_processes_go_on_as_one_would(workspace):
     """DistributedDataParallel over gloo: a run begun by one process and resumed by two, through the latent stages."""
     prepared()
     words = ["smoke", "--stage_steps=4,4,4", "--log_every=1", "--micro_batch_size=3", "--grad_clip=1"]
-    words += ["--device=cpu", "--save_every=2", "--taught=1", "--questions=2", "--reask=0.5"]
+    # 5 graphs: one process has 3 of them in 3 parts, and the other one 2
+    words += ["--device=cpu", "--save_every=2", "--taught=1", "--questions=2", "--reask=0.5", "--batch_size=10"]
     assert finished(*words, "--name=one")[0] == 0
     finished("ckpt.pt", "4", *words, "--name=two", code=SUICIDE)
     assert state_of("two")["step"] == 2
