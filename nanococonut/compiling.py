@@ -17,7 +17,7 @@ from nanococonut.model import GPT
 PROMPT_BUCKET = 64  # prompts are padded to multiples of this many tokens (ours: few shapes, little padding)
 SUFFIX_BUCKET = 8  # the same for suffixes, which are shorter
 FRONTIER_BUCKET = 16  # the same for the nodes that a thought is taught
-THOUGHT_BUCKET = 8  # up to 8 thoughts share one graph, 9 to 16 the next
+THOUGHT_BUCKET = 8  # up to 8 thoughts share one compiled step, 9 to 16 the next
 EAGER = coconut.prefill, coconut.step  # the two functions that do the work, uncompiled
 
 
@@ -106,7 +106,7 @@ class Gradients:
             return self.replay(inputs)
         with contextlib.nullcontext() if is_last or self.machine.n_processes == 1 else self.loss.no_sync():
             loss, numbers = self.loss(*inputs)
-            (loss * self.machine.n_processes).backward()
+            (loss * self.machine.n_processes).backward()  # undoes the mean that DistributedDataParallel takes
         return numbers
 
     def replay(self, inputs: list) -> Tensor:

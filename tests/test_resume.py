@@ -49,9 +49,9 @@ def read_csv(path):
     return list(csv.DictReader(Path(path).read_text().splitlines()))
 
 
-def start(*words, code=None):
+def start(*words, code=None, **how):
     program = ["-c", code] if code else [str(ROOT / "train.py")]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, **how)
     return subprocess.Popen([sys.executable, *program, *words], env=os.environ | ENV, **pipes)
 
 
