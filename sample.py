@@ -1,7 +1,4 @@
-"""A trained run answers one question. The words beside each thought are only its reading through the output head.
-
-python sample.py --question="Tom is a lempus. Every lempus is a rempus. Max is a impus. Is Tom a impus or rempus?"
-"""
+"""A trained run answers one question. The words beside each thought are only its reading through the output head."""
 
 from dataclasses import dataclass
 

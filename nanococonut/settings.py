@@ -62,8 +62,9 @@ class TrainConfig:
         demand(self, sizes, lambda n: 1 <= n <= 10**5, "from 1 to 100000")
         demand(self, "log_every save_every", lambda x: x >= 1, "at least 1")
         amounts = "seed micro_batch_size warmup grow short_from eval_every weight_decay grad_clip init_std taught"
-        demand(self, f"{amounts} questions_from threads lr muon_lr", lambda x: 0 <= x <= 1e9, "from 0 to 1e9")
+        demand(self, f"{amounts} questions_from lr muon_lr", lambda x: 0 <= x <= 1e9, "from 0 to 1e9")
         demand(self, "max_stage block_size", lambda x: 0 <= x <= 10**5, "from 0 to 100000")
+        demand(self, "threads", lambda n: 0 <= n <= 1024, "from 0 to 1024")
         demand(self, "decay dropout beta2", lambda x: 0 <= x < 1, "at least 0 and below 1")
         demand(self, "reask", lambda x: 0 <= x <= 1, "from 0 to 1")
         demand(self, "grow reask taught", lambda x: self.augment or not x, "0 with --augment=false")

@@ -7,6 +7,7 @@ separate process. An interrupted run is resumed; a finished run, which has a tes
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -97,8 +98,7 @@ def write_results(c: Table1Config, rows: list[dict]) -> str:
         pair = f"{100 * both[rule]:.1f}" if rule in both else "-"
         lines.append(f"| *{rule}* | {100 * share:.1f} | {pair} | - | - | - | - | - |")
     text, stem = "\n".join(lines) + "\n", Path("results") / f"{c.name}-{c.task}-{c.preset}"
-    kept = {"task": c.task, "preset": c.preset, "options": c.options, "n": len(test)}
-    kept |= {"baselines": baselines, "baselines_both": both, "rows": rows}
+    kept = asdict(c) | dict(n=len(test), baselines=baselines, baselines_both=both, rows=rows)
     data.write_text(stem.with_suffix(".json"), json.dumps(kept, indent=1) + "\n")
     data.write_text(stem.with_suffix(".md"), text)
     return text
@@ -134,7 +134,7 @@ def main(c: Table1Config) -> None:
                 done.append(row)
                 print(f"[{len(done)}/{len(todo)}] {about}: {measured(todo[row], row)['accuracy']:.1%} of test right")
                 write_results(c, [measured(label, row) for row, label in todo.items() if row in done])
-    finally:  # after an error or Ctrl-C, the other runs save and stop
+    finally:  # after an error or a signal, the other runs save and stop
         for process in running.values():
             process.terminate()
         for process in running.values():
@@ -143,4 +143,5 @@ def main(c: Table1Config) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # stops the runs, as Ctrl-C does
     config.run(main, Table1Config, choices={"preset": tuple(PRESETS)})

@@ -2,6 +2,10 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -65,6 +69,27 @@ def test_an_interrupted_row_goes_on(small):
     (folder / "ckpt.pt").unlink()  # as if it had been killed before its first checkpoint
     run("--methods=coconut", "--seeds=0", "--options=--save_every=1")
     assert (folder / "test.json").exists() and not list(Path("runs").glob("*-0-2"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_runs_too(small, number):
+    words = ["smoke", "--task=prosqa", "--methods=cot,coconut", "--seeds=0", "--jobs=2", "--options=--stage_steps=9000"]
+    table = subprocess.Popen(
+        [sys.executable, "-m", "nanococonut.table1", *words],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell may have it ignored
+        stderr=subprocess.PIPE,
+    )
+    folders = [Path(f"runs/table1-prosqa-smoke-{method}-0") for method in ("cot", "coconut")]
+    logs = [folder / "log.csv" for folder in folders]
+    while not all(log.exists() and log.read_text().count("\n") > 2 for log in logs):
+        time.sleep(0.05)
+    table.send_signal(number)
+    _, err = table.communicate(timeout=600)
+    assert table.returncode == 128 + number, err.decode()
+    assert "Traceback" not in err.decode()
+    for folder in folders:
+        assert (folder / "ckpt.pt").exists(), "the run has saved"
+        assert "stopped at step" in Path(f"{folder}.log").read_text(), "and it has ended"
 
 
 def test_a_finished_row_of_other_options_or_data_is_refused(small):

@@ -176,6 +176,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(workspace, monkeypatch, capsys)
         (["--batch_size=0"], "--batch_size=0 should be"),
         (["--n_head=5"], "--n_embd=32 should be a multiple of --n_head=5"),
         (["--decay=1.5"], "--decay=1.5 should be"),
+        (["--threads=100000"], "--threads=100000 should be from 0 to 1024"),
         (["--taught=1", "--augment=false"], "--taught=1.0 should be 0 with --augment=false"),
         (["--grow=9", "--augment=false"], "--grow=9 should be 0 with --augment=false"),
         (["--lr=-1"], "--lr=-1.0 should be"),
