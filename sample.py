@@ -49,7 +49,7 @@ def main(c: SampleConfig) -> None:
             print(f"  thought {k + 1}  {shown}   (norm {thoughts[k].norm():.1f})")
         print()
     if p.n_thoughts and graph.is_prosqa(row):
-        values, about = probe.leanings(run, row, thoughts), "how much thoughts 1, 2, ... lean to a node"
+        values, about = probe.leanings(run, row, thoughts), "probability of each node at thoughts 1, 2, ..."
         if not run.config["taught"]:
             values = probe.values(run, [example], [row["idx_to_symbol"]], p.n_thoughts)[0][:, 1:]
             about = "how likely the chain goes on from a node after 1, 2, ... thoughts"

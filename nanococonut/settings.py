@@ -10,7 +10,7 @@ from nanococonut.curriculum import METHODS
 class TrainConfig:
     """python train.py [PRESET] [--option=value ...]: trains a GPT-2 on Coconut's curriculum and writes runs/<name>/."""
 
-    preset: str = "prosqa"  # preset, which changes values shown below; options typed override it
+    preset: str = "prosqa"  # preset; it changes values below, which are those of no preset; options typed override it
     task: str = "prosqa"  # data set to train on: the folder data/<task>/
     name: str = ""  # folder of the run under runs/; default: task-method, with a number if that exists
     method: str = "coconut"  # training method: a row of the paper's Table 1
@@ -76,7 +76,8 @@ class TrainConfig:
 # The options that each preset changes. The accuracies measured are in docs/results.md.
 SHAPE = dict(n_layer=2, n_head=4, n_embd=128, dropout=0.0)
 RATES = dict(lr=3e-3, muon_lr=5e-3, beta2=0.99, warmup=100, decay=0.8, grad_clip=1.0)
-TAUGHT = dict(taught=1.0, questions=4, reask=0.5, grow=2000, eval_every=500)  # taught thoughts need no curriculum
+# Differs from the paper: taught thoughts need no curriculum, so laptop and prosqa train in the last stage alone.
+TAUGHT = dict(taught=1.0, questions=4, reask=0.5, grow=2000, eval_every=500)
 FROM_SCRATCH = SHAPE | RATES | TAUGHT | dict(init="lookup", init_std=0.08, batch_size=64)
 SLOWLY = dict(grow=4000, questions_from=4000, short_from=6000)  # two wide heads learn the answer on small graphs
 PRESETS = {

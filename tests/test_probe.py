@@ -191,7 +191,7 @@ def test_taught_thoughts_are_read_as_nodes(workspace, capsys):
         shares = run.model.logits(thoughts).softmax(-1)[:, token].tolist()
         np.testing.assert_allclose(leans[v], shares, rtol=1e-5)
     sample.main(sample.SampleConfig())
-    assert "how much thoughts 1, 2, ... lean to a node" in capsys.readouterr().out
+    assert "probability of each node at thoughts 1, 2, ..." in capsys.readouterr().out
     probe.main(probe.ProbeConfig())
     assert Path("runs/run/probe/tree.png").exists()
 
