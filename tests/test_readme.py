@@ -102,16 +102,37 @@ def test_links_lead_to_files_that_define_what_they_name():
 
 
 def test_the_tables_are_those_of_the_results_files():
-    names = ("README.md", "docs/results.md", "docs/earlier.md")
-    text = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in names)
+    text = "\n".join((ROOT / f"docs/{name}.md").read_text(encoding="utf-8") for name in ("results", "earlier"))
     found = sorted((ROOT / "results").glob("*.md"))
     assert found
     for path in found:
         assert path.read_text(encoding="utf-8") in text, f"another table than {path.name} is quoted"
+
+
+def prontoqa(form):
+    """A row's name with the number of seeds, and method -> accuracy, in the table of ProntoQA in results/."""
+    text = (ROOT / f"results/table1-{form}-prontoqa.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| (\w+) \| (\S+) \| \S+ \| (\d) \|", text, re.MULTILINE)
+    seeds = " or ".join(sorted({n for _, _, n in cells}))
+    return f"{seeds} seed{'s' if seeds != '1' else ''}", {method: accuracy for method, accuracy, _ in cells}
+
+
+def test_the_readmes_numbers_are_those_of_the_results_files():
     released_size = (ROOT / "results/table1-prosqa-prosqa.md").read_text(encoding="utf-8")
     (coconut,) = re.findall(r"^\| coconut \| (\S+) \| (\S+)", released_size, re.MULTILINE)
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert "right in {} % of test and has both right in {} %".format(*coconut) in readme
+    rows = re.findall(r"^\|.+\|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    quick = (ROOT / "results/quickstart-prosqa-small-laptop.md").read_text(encoding="utf-8").splitlines()
+    assert [row for row in rows if row.startswith(("| coconut |", "| cot |", "| no_cot |"))] == quick[2:5]
+    paper = {method: cells[0] for method, cells in table1.paper("prontoqa").items()}
+    found = {"paper": paper}
+    for name, form in (("released form", "prontoqa"), ("fair form", "prontoqa-fair")):
+        seeds, accuracy = prontoqa(form)
+        found[f"{name}, {seeds}"] = accuracy
+    for name, accuracy in found.items():
+        assert f"| {name} | {' | '.join(accuracy[method] for method in table1.METHODS)} |" in rows
+    assert f"| | {' | '.join(table1.METHODS)} |" in rows
 
 
 def test_the_walkthrough_does_what_it_says(monkeypatch):
