@@ -57,7 +57,7 @@ def main(c: TrainConfig) -> None:
     problems, valid, special = dataset.split("train"), dataset.split("valid"), dataset.special
     runs.demand_graphs(c, problems, dataset.meta["tokenizer"])
     schedule = batching.Schedule(c, dataset.meta["longest"])
-    config.print_resolved(c)
+    config.print_resolved(c, PRESETS[c.preset])
     schedule.show()
     batch_of = functools.partial(batching.draw_batch, c, problems, schedule, special)  # of a step
     model = runs.starting_model(c, dataset, schedule.n_positions).to(machine.device).train()
@@ -82,7 +82,7 @@ def main(c: TrainConfig) -> None:
             numbers = accumulate(gradients, next(batches), c, machine)
             factor = optimizers.factor(n_behind, schedule.n_steps[stage], c)
             gradient_norm = optimizers.update(model, opts, c, factor)
-            run.note(numbers, gradient_norm)
+            run.recent.append(torch.stack([*numbers, gradient_norm]))
             step += 1
             progress.update()
 

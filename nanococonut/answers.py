@@ -26,7 +26,7 @@ class Run:
     def __init__(self, name: str, device: str = "auto"):
         """Loads a run by name or path; "" is the newest one, or SHIPPED if there is none. Raises UserError."""
         there = [path.parent for path in sorted(Path("runs").glob("*/config.json"))]
-        newest = max(there, key=lambda path: path.stat().st_mtime, default=SHIPPED)
+        newest = max(there, key=lambda path: (path / "config.json").stat().st_mtime, default=SHIPPED)
         file = named(name or str(newest))
         if not file:
             names = [path.name for path in there]
@@ -34,7 +34,7 @@ class Run:
             raise UserError(f"runs/{name} not found; there is: {', '.join(near) or 'none yet; run: python train.py'}")
         is_run = (file.parent / "config.json").exists()
         self.folder = file.parent if is_run else file.with_suffix("" if file.suffix else ".run")
-        if is_run and file.name == "ckpt.pt":
+        if is_run and file.name == "ckpt.pt" and not file.with_name("best.pt").exists():
             print(f"{self.folder.name} was stopped before its first evaluation: using its ckpt.pt")
         state, model = load_state(file)
         self.about = state.get("about", "")  # where a model that is part of the project comes from
@@ -53,7 +53,7 @@ class Run:
             return Split(self.encoding, read_rows(kept))
         dataset = Dataset(self.config["task"])
         if self.data["sha256"]:  # unknown for checkpoints of other code bases
-            dataset.demand_unchanged(f"runs/{self.folder.name}", self.data["sha256"])
+            dataset.demand_unchanged(str(self.folder), self.data["sha256"])
         return dataset.split(name)
 
     def plan_for(self, n_thoughts: int | None) -> Plan:
@@ -102,7 +102,7 @@ def before_thoughts(example: Example, plan: Plan, special: dict[str, int]) -> li
     return arrange(example, plan, special)[0] if plan.markers else example.question
 
 
-def write(model: GPT, examples, plan: Plan, special, max_new_tokens: int, change=None) -> list[list[int]]:
+def write(model: GPT, examples, plan, special, max_new_tokens, change=None, at_once=AT_ONCE) -> list[list[int]]:
     """The ids that a model writes for each example, without <eos>; change as in coconut.generate. Raises UserError."""
     rows = [before_thoughts(example, plan, special) for example in examples]
     eot, eos = special["eot"] if plan.markers else None, special["eos"]
@@ -112,8 +112,8 @@ def write(model: GPT, examples, plan: Plan, special, max_new_tokens: int, change
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # similar lengths together: little padding
     written, was_training, device = {}, model.training, model.wte.weight.device
     model.eval()
-    for start in range(0, len(rows), AT_ONCE):
-        chosen = order[start : start + AT_ONCE]
+    for start in range(0, len(rows), at_once):
+        chosen = order[start : start + at_once]
         length = torch.tensor([len(rows[i]) for i in chosen]).to(device)
         prompt = pad_sequence([torch.tensor(rows[i]) for i in chosen], batch_first=True, padding_value=eos).to(device)
         ids = coconut.generate(model, prompt, length, plan.n_thoughts, eot, eos, max_new_tokens, change)
@@ -122,10 +122,10 @@ def write(model: GPT, examples, plan: Plan, special, max_new_tokens: int, change
     return [written[i] for i in range(len(rows))]
 
 
-def accuracy(model: GPT, split: Split, plan: Plan, special, max_new_tokens: int) -> float:
+def accuracy(model: GPT, split: Split, plan: Plan, special, max_new_tokens: int, at_once: int = AT_ONCE) -> float:
     """The share of right answers to up to 300 problems of a split: all of ProsQA's valid."""
     rows = split.rows[:300]
-    ids = write(model, [split.example(i) for i in range(len(rows))], plan, special, max_new_tokens)
+    ids = write(model, [split.example(i) for i in range(len(rows))], plan, special, max_new_tokens, at_once=at_once)
     return sum(map(is_right, split.encoding.decode_batch(ids), rows)) / len(rows)
 
 

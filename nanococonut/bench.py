@@ -84,6 +84,7 @@ class Bench:
 def main(c: BenchConfig) -> None:
     config.demand(c, "repeats max_thoughts", lambda n: n >= 1, "at least 1")
     bench = Bench(c)
+    bench.machine.compiles("true")  # or says what is missing, before anything is timed
     (B, P, S), device, cuda = bench.sizes, bench.machine.device, bench.machine.device.type == "cuda"
     n = 8192 if cuda else 2048
     rate = 2 * n**3 / bench.seconds(10, torch.mm, *torch.randn(2, n, n, device=device, dtype=bench.machine.dtype))

@@ -78,9 +78,9 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def teach(model: GPT, thoughts: Tensor, frontiers: Tensor | None) -> Tensor:
     """The loss that teaches thoughts (B, K, C) a search: a mean over those with a frontier.
 
-    Thought k should name the nodes that are exactly k - 1 facts away from the person asked, all
-    alike: the frontier of a breadth-first search. So the loss is the cross-entropy between the
-    head's distribution at thought k and the uniform one over its frontier, (B, K, F) in all.
+    Thought k should name the nodes that some path of exactly k - 1 facts leads to from the person
+    asked, all alike: its frontier. So the loss is the cross-entropy between the head's distribution
+    at thought k and the uniform one over its frontier, (B, K, F) in all.
     """
     # Differs from the paper: thoughts are taught. Coconut-BFS [Zhu25, arXiv 2505.12514] takes the
     # word after <eot> from the frontier; here each thought is compared with its own.

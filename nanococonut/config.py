@@ -99,7 +99,7 @@ def help_text(config_class, choices) -> str:
     return "\n".join(lines)
 
 
-def print_resolved(c) -> None:
-    """Prints the settings of a run that differ from the defaults, as they would be typed."""
+def print_resolved(c, preset: dict) -> None:
+    """Prints the settings of a run that differ from the defaults or from its preset, as they would be typed."""
     values = [(field.name, getattr(c, field.name), field.default) for field in dataclasses.fields(c)]
-    print("settings:", *(f"--{name}={written(value)}" for name, value, default in values if value != default))
+    print("settings:", *(f"--{k}={written(x)}" for k, x, default in values if x != default or x != preset.get(k, x)))

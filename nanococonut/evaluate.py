@@ -28,7 +28,7 @@ def noise(thoughts: torch.Tensor) -> torch.Tensor:
 
 
 INTERVENTIONS = {  # thoughts (B, K, C) -> what the model is fed instead
-    "none": lambda thoughts: thoughts,
+    "none": None,  # the thoughts themselves
     "zero": torch.zeros_like,
     "mean": lambda thoughts: thoughts.mean(dim=0, keepdim=True).expand_as(thoughts),  # over the problems of the batch
     "swap": lambda thoughts: thoughts.roll(1, dims=0),  # the thoughts of another problem
@@ -96,19 +96,16 @@ def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts:
 
 def measure(run: answers.Run, examples: data.Split, plan: Plan, intervene="none"):
     """Runs a split and its twins under a plan; returns the summary, and the texts written for the split."""
-    change = None if intervene == "none" else INTERVENTIONS[intervene]
-
-    def answer(split: data.Split) -> list[list[int]]:
-        return run.answer([split.example(i) for i in range(len(split))], plan, change)
-
-    ids = answer(examples)
+    change = INTERVENTIONS[intervene]
+    ids = run.answer(list(map(examples.example, range(len(examples)))), plan, change)
     texts = run.encoding.decode_batch(ids)
     hidden = plan.n_thoughts > 0 if METHODS[run.config["method"]].filler == "thought" else plan.n_removed != 0
     result = summary(texts, list(map(len, ids)), examples.rows, plan.n_thoughts, hidden)
     pairs = [(text, *pair) for text, row in zip(texts, examples.rows, strict=True) for pair in twins([row])]
     if pairs:
         others = data.Split(run.encoding, [twin for _, _, twin in pairs])
-        twin_right = list(map(data.is_right, run.encoding.decode_batch(answer(others)), others.rows))
+        others_ids = run.answer(list(map(others.example, range(len(others)))), plan, change)
+        twin_right = list(map(data.is_right, run.encoding.decode_batch(others_ids), others.rows))
         right = [data.is_right(text, row) for text, row, _ in pairs]
         n, n_both = len(pairs), list(zip(right, twin_right, strict=True)).count((True, True))
         low, high = wilson(n_both, n)
@@ -119,7 +116,8 @@ def measure(run: answers.Run, examples: data.Split, plan: Plan, intervene="none"
 def main(c: EvaluateConfig) -> None:
     run = answers.Run(c.run, c.device)
     examples = data.Split(run.encoding, data.read_rows(Path(c.data))) if c.data else run.split(c.split)
-    name, results = c.data or f"data/{run.config['task']}/{c.split}.json", []
+    prepared, kept = Path("data", run.config["task"], f"{c.split}.json"), run.folder.with_suffix(".json")
+    name, results = c.data or str(prepared if prepared.exists() else kept), []
     rows, pairs = examples.rows, twins(examples.rows)
     without, without_both = rules([(row,) for row in rows]), rules(pairs)
     plans = [run.plan_for(n_thoughts) for n_thoughts in c.latent or (None,)]
@@ -132,6 +130,7 @@ def main(c: EvaluateConfig) -> None:
     for p in plans:
         result, texts = measured[p]
         about = "" if p == run.plan else f" instead of the {run.plan.n_thoughts} of training"
+        about += f", {c.intervene}" if c.intervene != "none" else ""
         shown = "question and twin both right {both:.1%} ({both_low:.1%} to {both_high:.1%}); "
         both = shown.format(**result) if pairs else ""
         right = f"accuracy {result['accuracy']:.1%} (95 % interval {result['low']:.1%} to {result['high']:.1%})"

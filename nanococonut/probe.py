@@ -105,7 +105,7 @@ def parallelism(rows: list[dict], found: list[np.ndarray]) -> tuple[dict, int]:
     for k, values in best.items():
         sums = np.sort(np.cumsum(values, axis=1), axis=0).T.tolist()  # (3, problems)
         curves = {f"top {j}": list(zip(percent, y, strict=True)) for j, y in enumerate(sums, start=1)}
-        tops[f"problems, sorted (%), thought {k}"] = curves
+        tops[f"problems, sorted (%), nodes at depth {k}"] = curves
     return tops, int(np.argmax([y for _, y, _ in best[1]]))
 
 
@@ -171,7 +171,7 @@ def main(c: ProbeConfig) -> None:
         asked, names = list(map(examples.example, range(n))), [row["idx_to_symbol"] for row in rows]
         leaned = [leanings(run, rows[i], run.thoughts(asked[i], K)) for i in range(n)]
         # A taught run may never have learned to write chains, but its thoughts name the nodes.
-        found = leaned if run.config["taught"] else values(run, asked, names, K)
+        found = leaned if run.config["taught"] and K > 1 else values(run, asked, names, K)
         numbers["mass"] = mass(rows, leaned)
         figures["mass"] = [("thought", "share of the head's distribution", numbers["mass"])]
         tops, shown = parallelism(rows, found)

@@ -26,6 +26,9 @@ from nanococonut.model import GPT, GPTConfig
 from nanococonut.settings import TrainConfig
 
 FREE = "preset name resume threads compile log_every eval_every save_every".split()  # may change on resuming
+STOPS = {signal.SIGINT, signal.SIGTERM}  # Ctrl-C, and what batch systems send
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # nohup has it ignored
+    STOPS.add(signal.SIGHUP)  # the terminal has been closed
 
 
 def open_run(c: TrainConfig, dataset: Dataset) -> tuple[Path, dict | None]:
@@ -107,7 +110,7 @@ class Writer:
         self.settings = asdict(c) | {"stage_steps": c.schedule}
         self.began = time.time()
         self.best = -1.0  # accuracy on valid of the stage's best weights
-        self.recent = []  # numbers of the steps since the last log entry, on the device
+        self.recent = []  # (4,) of each step since the last log entry, on the device: train.accumulate's, gradient norm
         self.seen = torch.zeros(0, 4)  # the same numbers on the CPU
         self.last_loss, self.last_saved = math.nan, "There is no checkpoint yet"
 
@@ -146,10 +149,6 @@ class Writer:
         self.settings["threads"] = threads
         if self.machine.is_first:
             write_text(self.folder / "config.json", json.dumps(self.settings, indent=1) + "\n")
-
-    def note(self, numbers: torch.Tensor, gradient_norm: torch.Tensor) -> None:
-        """Stores a step's numbers on the device: the (3,) of train.accumulate, and the gradient norm."""
-        self.recent.append(torch.stack([*numbers, gradient_norm]))
 
     def due(self, step: int, begins: bool, ends: bool, stop: list[int]) -> tuple:
         """Whether to log, to evaluate and to save, and the received signal to stop on, or 0."""
@@ -190,7 +189,8 @@ class Writer:
         if not self.machine.is_first:
             return
         with self.machine.autocast():
-            accuracy = answers.accuracy(self.model, valid, plan, special, self.about_data["max_new_tokens"])
+            at_once = self.c.micro_batch_size or answers.AT_ONCE
+            accuracy = answers.accuracy(self.model, valid, plan, special, self.about_data["max_new_tokens"], at_once)
         log.append(self.log, step, stage, "valid", {"accuracy": accuracy})
         tqdm.write(f"step {step}, stage {stage}: accuracy {accuracy:.1%}")
         if accuracy >= self.best:
@@ -230,15 +230,15 @@ class Writer:
 
 @contextlib.contextmanager
 def stop_signals():
-    """A list that receives the first Ctrl-C or SIGTERM, so that the loop can save. A second one kills the process."""
-    seen, numbers = [], (signal.SIGINT, signal.SIGTERM)
+    """A list that receives the first signal of STOPS, so that the loop can save. A second one kills the process."""
+    seen = []
 
     def note(number, frame):
         seen.append(number)
-        for each in numbers:
+        for each in STOPS:
             signal.signal(each, signal.SIG_DFL)
 
     with contextlib.ExitStack() as after:  # whatever happens, the handlers from before come back
-        for number in numbers:
+        for number in STOPS:
             after.callback(signal.signal, number, signal.signal(number, note))
         yield seen

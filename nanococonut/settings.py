@@ -22,9 +22,9 @@ class TrainConfig:
     augment: bool = True  # augment each problem drawn: new names, and a new order of facts and options
     reask: float = 0.0  # probability that a question is replaced by a random one about the same graph
     short_from: int = 0  # step from which such random questions may be of one or two steps; 0: never
-    questions: int = 1  # questions per graph, whose facts are read once for all of them
+    questions: int = 1  # questions per graph, which --reask makes different; its facts are read once for all of them
     questions_from: int = 0  # step from which a graph has several questions; before, it has one
-    taught: float = 0.0  # weight of the loss that teaches thought k the nodes k - 1 facts from the person asked about
+    taught: float = 0.0  # weight of the loss that teaches thought k the nodes that k - 1 facts lead to from the person
     grow: int = 0  # steps over which facts off the chains are phased in, from none to all; 0: all from the start
     batch_size: int = 128  # examples per optimizer step
     micro_batch_size: int = 0  # examples per forward pass, with gradients accumulated; 0: batch_size
@@ -76,8 +76,7 @@ class TrainConfig:
 # The options that each preset changes. The accuracies measured are in docs/results.md.
 SHAPE = dict(n_layer=2, n_head=4, n_embd=128, dropout=0.0)
 RATES = dict(lr=3e-3, muon_lr=5e-3, beta2=0.99, warmup=100, decay=0.8, grad_clip=1.0)
-# Differs from the paper: taught thoughts need no curriculum, so laptop and prosqa train in the last stage alone.
-TAUGHT = dict(taught=1.0, questions=4, reask=0.5, grow=2000, eval_every=500)
+TAUGHT = dict(taught=1.0, questions=4, reask=0.5, grow=2000, eval_every=500)  # Differs from the paper: no curriculum
 FROM_SCRATCH = SHAPE | RATES | TAUGHT | dict(init="lookup", init_std=0.08, batch_size=64)
 SLOWLY = dict(grow=4000, questions_from=4000, short_from=6000)  # two wide heads learn the answer on small graphs
 PRESETS = {

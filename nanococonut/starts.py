@@ -47,7 +47,7 @@ def look_up(model: nn.Module) -> None:
     # Positions are sinusoids with periods from 6 to 60 tokens: neighbours look alike, distant ones do not.
     position = torch.arange(model.config.block_size)[:, None]
     angle = position * 10.0 ** (-torch.arange(0, C, 2) / C)  # (T, C / 2)
-    waves = torch.cat([angle.sin(), angle.cos()], dim=1)  # (T, C)
+    waves = torch.cat([angle.sin(), angle.cos()], dim=1)[:, :C]  # (T, C)
     model.wpe.weight.copy_(waves * EMBEDDING_SCALE * math.sqrt(2))
     # Hidden states start with the norm of embeddings, so that a thought has the scale of a word's embedding.
     model.wte.weight.normal_(0.0, EMBEDDING_SCALE)

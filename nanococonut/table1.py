@@ -143,5 +143,6 @@ def main(c: Table1Config) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # stops the runs, as Ctrl-C does
+    for stop in runs.STOPS - {signal.SIGINT}:
+        signal.signal(stop, lambda number, _: sys.exit(128 + number))  # stops the runs, as Ctrl-C does
     config.run(main, Table1Config, choices={"preset": tuple(PRESETS)})

@@ -1,6 +1,7 @@
 """The bench: its last line is JSON, and its counts are those of the arithmetic."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -41,7 +42,11 @@ def test_the_command_measures_everything_and_ends_with_json(workspace, capsys):
     assert json.loads((workspace / "results/bench-smoke-cpu.json").read_text())["rows"] == found["rows"]
 
 
-def test_what_cannot_be_measured_is_refused():
+def test_what_cannot_be_measured_is_refused(monkeypatch):
     with pytest.raises(UserError, match="repeats"):
         bench.main(parsed("--repeats=0"))
+    monkeypatch.setattr(shutil, "which", lambda *_: None)
+    monkeypatch.setattr(bench.Bench, "seconds", lambda *_: pytest.fail("nothing is timed before"))
+    with pytest.raises(UserError, match="needs a C\\+\\+ compiler"):
+        bench.main(parsed())
     assert torch.is_grad_enabled()

@@ -161,8 +161,8 @@ def test_wilsons_interval():
 
 def test_interventions_on_known_thoughts():
     thoughts = torch.arange(24.0).view(2, 3, 4) + 1
-    change = {name: evaluate.INTERVENTIONS[name](thoughts) for name in evaluate.INTERVENTIONS}
-    assert torch.equal(change["none"], thoughts) and not change["zero"].any()
+    change = {name: work(thoughts) for name, work in evaluate.INTERVENTIONS.items() if work}
+    assert "none" not in change and not change["zero"].any()
     assert torch.equal(change["swap"], thoughts[[1, 0]]), "another problem's thoughts"
     assert torch.equal(change["mean"][0], (thoughts[0] + thoughts[1]) / 2)
     torch.testing.assert_close(change["noise"].norm(dim=-1), thoughts.norm(dim=-1))

@@ -78,6 +78,12 @@ def test_evaluate_probe_and_training_take_it_by_its_path(bare, capsys):
     evaluate.main(config.parse(evaluate.EvaluateConfig, words, choices=evaluate.CHOICES))
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["n"] == 20 and found["results"][0]["accuracy"] >= 0.9
+    words = ["models/prosqa.pt", "--split=valid", "--intervene=zero"]  # there is no data: only the few problems
+    evaluate.main(config.parse(evaluate.EvaluateConfig, words, choices=evaluate.CHOICES))
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(" on models/prosqa.json, 20 questions")
+    assert any(line.startswith("7 thoughts, zero: question and twin") for line in lines)
+    assert json.loads(last)["data"] == "models/prosqa.json"
     file = answers.named("models/prosqa.pt")
     assert file == Path("models/prosqa.pt") and answers.named("models/other.pt") is None
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -46,12 +47,14 @@ def test_sums_and_means_of_known_values():
     x[:, 1] = [9, 0.2, 9, 0.7, 9, 9, 9]  # after one thought only the nodes at depth 1 count, b and d
     x[:, 2] = [9, 9, 0.5, 9, 0.1, 0.3, 9]
     tops, shown = probe.parallelism([ROW, ROW], [x[:, :2] / 2, x[:, :2]])
-    tops = tops["problems, sorted (%), thought 1"]
+    tops = tops["problems, sorted (%), nodes at depth 1"]
     assert list(tops) == ["top 1", "top 2", "top 3"] and shown == 1
     assert tops["top 1"] == [(0, 0.35), (100, 0.7)]
     assert [round(y, 9) for _, y in tops["top 2"]] == [0.45, 0.9] == [round(y, 9) for _, y in tops["top 3"]]
     tops, _ = probe.parallelism([ROW] * 5, [x] * 5)
-    np.testing.assert_allclose([y[0][1] for y in tops["problems, sorted (%), thought 2"].values()], [0.5, 0.8, 0.9])
+    np.testing.assert_allclose(
+        [y[0][1] for y in tops["problems, sorted (%), nodes at depth 2"].values()], [0.5, 0.8, 0.9]
+    )
 
 
 def test_means_have_the_textbooks_interval():
@@ -193,6 +196,11 @@ def test_taught_thoughts_are_read_as_nodes(workspace, capsys):
     sample.main(sample.SampleConfig())
     assert "probability of each node at thoughts 1, 2, ..." in capsys.readouterr().out
     probe.main(probe.ProbeConfig())
+    assert Path("runs/run/probe/tree.png").exists()
+    shutil.rmtree("runs/run")
+    trained("--taught=1", "--max_stage=1")
+    assert answers.Run("run").plan.n_thoughts == 1
+    probe.main(probe.ProbeConfig())  # one thought names no node that is a hop away, so values are measured
     assert Path("runs/run/probe/tree.png").exists()
 
 

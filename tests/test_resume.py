@@ -118,11 +118,11 @@ def test_a_run_killed_while_it_saves_at_a_stage_switch(workspace, file, step):
     assert_same_run("whole", "cut")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_says_how_to_go_on(workspace, number):
     prepared()
     words = ["smoke", "--stage_steps=4000", "--save_every=100000", "--log_every=1", "--name=run"]
-    process = start(*words)
+    process = start(*words, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))  # tests may be under nohup
     log = Path("runs/run/log.csv")
     while not log.exists() or log.read_text().count("\n") < 2:  # until a step is logged: a signal before ends at once
         time.sleep(0.05)
@@ -133,6 +133,19 @@ def test_a_signal_saves_and_says_how_to_go_on(workspace, number):
     last = f"stopped at step {step}; to go on: the same command with --name=run --resume=true"
     assert out.decode().splitlines()[-1] == last
     assert "Traceback" not in err.decode()
+
+
+def test_nohup_is_obeyed(workspace):
+    prepared()
+    words = ["smoke", "--stage_steps=60", "--max_stage=0", "--log_every=1", "--name=run"]
+    process = start(*words, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    log = Path("runs/run/log.csv")
+    while not log.exists() or log.read_text().count("\n") < 2:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGHUP)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err.decode()
+    assert state_of("run")["step"] == 60
 
 
 def test_a_second_signal_ends_at_once():

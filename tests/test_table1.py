@@ -72,14 +72,17 @@ def test_an_interrupted_row_goes_on(small):
     assert (folder / "test.json").exists() and not list(Path("runs").glob("*-0-2"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def listening():
+    """What a shell or nohup may have told the tests to ignore, a program that they start does not ignore."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_the_runs_too(small, number):
     words = ["smoke", "--task=prosqa", "--methods=cot,coconut", "--seeds=0", "--jobs=2", "--options=--stage_steps=9000"]
-    table = subprocess.Popen(
-        [sys.executable, "-m", "nanococonut.table1", *words],
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell may have it ignored
-        stderr=subprocess.PIPE,
-    )
+    command = [sys.executable, "-m", "nanococonut.table1", *words]
+    table = subprocess.Popen(command, preexec_fn=listening, stderr=subprocess.PIPE)
     folders = [Path(f"runs/table1-prosqa-smoke-{method}-0") for method in ("cot", "coconut")]
     logs = [folder / "log.csv" for folder in folders]
     while not all(log.exists() and log.read_text().count("\n") > 2 for log in logs):

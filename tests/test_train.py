@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import random
 import shutil
 from pathlib import Path
@@ -24,8 +25,12 @@ def prepared(*words):
     prepare.main(config.parse(prepare.PrepareConfig, [*small, *words]))
 
 
+def parsed(*words):
+    return config.parse(TrainConfig, words, PRESETS, CHOICES)
+
+
 def trained(*words):
-    train.main(config.parse(TrainConfig, ["smoke", *words], PRESETS, CHOICES))
+    train.main(parsed("smoke", *words))
 
 
 def answered(capsys, *words):
@@ -277,6 +282,45 @@ def test_a_run_that_was_never_evaluated_answers_from_its_last_checkpoint(workspa
     assert answered(capsys, "a")["n"] == 10
     sample.main(sample.SampleConfig("a"))
     assert "a was stopped before its first evaluation: using its ckpt.pt" in capsys.readouterr().out
+    trained("--name=b")
+    answers.Run("runs/b/ckpt.pt")
+    assert "was stopped before" not in capsys.readouterr().out, "it was evaluated, and its last state is asked for"
+
+
+def test_the_newest_run_is_the_one_trained_last(workspace):
+    prepared()
+    trained("--name=old")
+    trained("--name=new")
+    for name, at in (("old", 1000), ("new", 2000)):
+        os.utime(f"runs/{name}/config.json", (at, at))
+    Path("runs/old/probe").mkdir()  # which makes the folder the newest
+    assert answers.Run("").folder.name == "new"
+
+
+def test_evaluation_takes_no_more_at_once_than_training(workspace, monkeypatch):
+    prepared()
+    seen, real = [], coconut.generate
+    monkeypatch.setattr(
+        coconut, "generate", lambda model, prompt, *a: seen.append(len(prompt)) or real(model, prompt, *a)
+    )
+    trained("--name=a", "--micro_batch_size=3")
+    assert max(seen) == 3 and sum(seen) == 3 * 10, "ten problems of valid in each of three stages"
+    seen.clear()
+    trained("--name=b")
+    assert seen == [10] * 3
+
+
+@pytest.mark.parametrize("words", [[], ["--taught=0", "--muon_lr=0"], ["laptop", "--questions=1", "--seed=3"]])
+def test_the_settings_printed_are_those_of_the_run(capsys, words):
+    c = parsed(*words)
+    config.print_resolved(c, PRESETS[c.preset])
+    name, *printed = capsys.readouterr().out.split()
+    assert name == "settings:" and parsed(*printed) == c
+
+
+def test_lookup_takes_an_odd_number_of_channels(workspace):
+    prepared()
+    trained("--init=lookup", "--n_embd=33", "--n_head=1", "--stage_steps=1", "--max_stage=0")
 
 
 def test_longer_chains_than_any_in_training_get_room(workspace, capsys):
