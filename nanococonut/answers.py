@@ -26,7 +26,7 @@ class Run:
     def __init__(self, name: str, device: str = "auto"):
         """Loads a run by name or path; "" is the newest one, or SHIPPED if there is none. Raises UserError."""
         there = [path.parent for path in sorted(Path("runs").glob("*/config.json"))]
-        newest = max(there, key=lambda path: (path / "config.json").stat().st_mtime, default=SHIPPED)
+        newest = max(there, key=lambda path: max(f.stat().st_mtime for f in path.glob("*.*")), default=SHIPPED)
         file = named(name or str(newest))
         if not file:
             names = [path.name for path in there]

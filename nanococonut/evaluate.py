@@ -116,8 +116,8 @@ def measure(run: answers.Run, examples: data.Split, plan: Plan, intervene="none"
 def main(c: EvaluateConfig) -> None:
     run = answers.Run(c.run, c.device)
     examples = data.Split(run.encoding, data.read_rows(Path(c.data))) if c.data else run.split(c.split)
-    prepared, kept = Path("data", run.config["task"], f"{c.split}.json"), run.folder.with_suffix(".json")
-    name, results = c.data or str(prepared if prepared.exists() else kept), []
+    prepared = Path("data", run.config["task"], f"{c.split}.json")
+    name, results = c.data or str(prepared if prepared.exists() else run.folder.with_suffix(".json")), []
     rows, pairs = examples.rows, twins(examples.rows)
     without, without_both = rules([(row,) for row in rows]), rules(pairs)
     plans = [run.plan_for(n_thoughts) for n_thoughts in c.latent or (None,)]

@@ -192,7 +192,8 @@ class Writer:
             at_once = self.c.micro_batch_size or answers.AT_ONCE
             accuracy = answers.accuracy(self.model, valid, plan, special, self.about_data["max_new_tokens"], at_once)
         log.append(self.log, step, stage, "valid", {"accuracy": accuracy})
-        tqdm.write(f"step {step}, stage {stage}: accuracy {accuracy:.1%}")
+        with contextlib.suppress(OSError):  # the terminal may be closed
+            tqdm.write(f"step {step}, stage {stage}: accuracy {accuracy:.1%}")
         if accuracy >= self.best:
             self.best = accuracy
             self.save("best.pt", step, stage)
@@ -230,13 +231,12 @@ class Writer:
 
 @contextlib.contextmanager
 def stop_signals():
-    """A list that receives the first signal of STOPS, so that the loop can save. A second one kills the process."""
+    """A list that receives the signals of STOPS, so that the loop can save. A second Ctrl-C kills the process."""
     seen = []
 
     def note(number, frame):
         seen.append(number)
-        for each in STOPS:
-            signal.signal(each, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # others are often sent twice, as when a terminal is closed
 
     with contextlib.ExitStack() as after:  # whatever happens, the handlers from before come back
         for number in STOPS:

@@ -85,7 +85,7 @@ def test_a_signal_stops_the_runs_too(small, number):
     table = subprocess.Popen(command, preexec_fn=listening, stderr=subprocess.PIPE)
     folders = [Path(f"runs/table1-prosqa-smoke-{method}-0") for method in ("cot", "coconut")]
     logs = [folder / "log.csv" for folder in folders]
-    while not all(log.exists() and log.read_text().count("\n") > 2 for log in logs):
+    while table.poll() is None and not all(log.exists() and log.read_text().count("\n") > 2 for log in logs):
         time.sleep(0.05)
     table.send_signal(number)
     _, err = table.communicate(timeout=600)
