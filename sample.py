@@ -14,7 +14,7 @@ class SampleConfig:
     question: str = ""  # a question of your own; default: one from the run's data
     split: str = "test"  # split that the question is taken from
     index: int = 0  # number of the question in the split, from 0
-    latent: int = -1  # number of thoughts; -1: as many as in training
+    latent: str = ""  # number of thoughts, or auto: until the answer begins; default: as many as in training
 
 
 def outline(row: dict, values, v: int) -> list[str]:
@@ -34,11 +34,12 @@ def main(c: SampleConfig) -> None:
             raise config.UserError(f"--index={c.index}: {c.split} has questions 0 to {len(rows) - 1}")
         row = rows[c.index]
     example = tokenize(row, run.encoding.encode_ordinary)
-    p = run.plan_for(None if c.latent < 0 else c.latent)
+    (p,) = run.plans_for([example], c.latent)
     instead = "" if p is run.plan else f" instead of the {run.plan.n_thoughts} of training"
     about = f"{run.config['method']}, stage {run.stage}, {p.n_thoughts} thoughts{instead}"
     print(f"{run.folder.name}: {about}\n{run.about}\n{row['question']}\n")
-    unknown = {text for text in tokenizer.pieces(row["question"]) if len(text) > 1} - set(run.data["vocabulary"])
+    pieces = tokenizer.pieces(row["question"], run.data["pattern"])
+    unknown = {text for text in pieces if len(text) > 1} - set(run.data["vocabulary"])
     if run.data["tokenizer"] == "words" and unknown:
         print(f"never seen in training, and read byte by byte: {', '.join(map(repr, sorted(unknown)))}\n")
     (ids,) = run.answer([example], p)
@@ -50,7 +51,7 @@ def main(c: SampleConfig) -> None:
         print()
     if p.n_thoughts and graph.is_prosqa(row):
         values, about = probe.leanings(run, row, thoughts), "probability of each node at thoughts 1, 2, ..."
-        if not run.config["taught"]:
+        if not p.in_place:
             values = probe.values(run, [example], [row["idx_to_symbol"]], p.n_thoughts)[0][:, 1:]
             about = "how likely the chain goes on from a node after 1, 2, ... thoughts"
         print(f"  {about}; * stands on the chain")

@@ -24,10 +24,10 @@ def accumulate(gradients: compiling.Gradients, batch: Batch, c: TrainConfig, mac
 
     A part's mean loss is weighed by its share of the batch's supervised tokens. So parts add up to
     the mean over tokens, where a mean of means would favour short answers.
-    Returns (3,): the loss on words, the loss that teaches thoughts, the thoughts' mean length.
+    Returns (3,): the loss on words, the loss on next words, the thoughts' mean length.
     Raises UserError without memory.
     """
-    n_targets, n_taught = batch.n_supervised()
+    n_targets, n_next = batch.n_supervised()
     most = c.micro_batch_size or c.batch_size  # examples of a part
     mine = batching.part(batch, slice(machine.rank, None, machine.n_processes))
     size = max(1, most * len(batch.prompt) // len(batch.suffix))  # prompts of a part
@@ -36,8 +36,8 @@ def accumulate(gradients: compiling.Gradients, batch: Batch, c: TrainConfig, mac
     try:
         for start in starts:
             part = batching.part(mine, slice(start, start + size))
-            n_words, n_thoughts = part.n_supervised()  # counted on the CPU: no wait for the device
-            shares = [n_words / n_targets, n_thoughts / max(1, n_taught)]
+            words, following = part.n_supervised()  # counted on the CPU: no wait for the device
+            shares = [words / n_targets, following / max(1, n_next)]
             shares.append(1 / len(starts) / machine.n_processes)
             total += gradients(part, shares, is_last=start == starts[-1])
     except RuntimeError as error:
@@ -55,7 +55,7 @@ def main(c: TrainConfig) -> None:
         raise UserError(f"--batch_size should be at least {machine.n_processes * c.questions} here")
     dataset = data.Dataset(c.task)
     problems, valid, special = dataset.split("train"), dataset.split("valid"), dataset.special
-    runs.demand_graphs(c, problems, dataset.meta["tokenizer"])
+    runs.demand_graphs(c, problems)
     schedule = batching.Schedule(c, dataset.meta["longest"])
     config.print_resolved(c, PRESETS[c.preset])
     schedule.show()
@@ -65,7 +65,7 @@ def main(c: TrainConfig) -> None:
     n = sum(p.numel() for p in model.parameters())
     how = "eager" if phases is compiling.EAGER else "compiled"
     print(f"{n:,} parameters on {machine.device}, {machine.dtype}, {how}")
-    gradients = compiling.Gradients(model, phases, c.taught, machine)
+    gradients = compiling.Gradients(model, phases, machine)
     run = runs.Writer(c, dataset, machine, model, schedule.max_new_tokens)
     step, opts = run.resume()
     run.settle_threads(lambda: accumulate(gradients, batch_of(schedule.total - 1), c, machine))
@@ -76,11 +76,13 @@ def main(c: TrainConfig) -> None:
         while step < schedule.total:
             stage, n_behind = schedule.locate(step)
             if n_behind == 0:
-                # Differs from the released code, which starts the optimizer anew at every epoch.
-                opts = optimizers.make(model, c)
                 run.best = -1.0  # a stage is compared with itself alone
+            # Differs from the released code, which starts the optimizer anew at every epoch.
+            # In place a stage keeps the losses of those before it, so its optimizer goes on.
+            if step == 0 or (n_behind == 0 and c.layout == "paper"):
+                opts = optimizers.make(model, c)
             numbers = accumulate(gradients, next(batches), c, machine)
-            factor = optimizers.factor(n_behind, schedule.n_steps[stage], c)
+            factor = optimizers.factor(*schedule.span(step), c)
             gradient_norm = optimizers.update(model, opts, c, factor)
             run.recent.append(torch.stack([*numbers, gradient_norm]))
             step += 1

@@ -42,9 +42,10 @@ class Run:
         self.config = c = asdict(TrainConfig()) | state["config"]  # an option that it lacks had its default value
         self.machine = devices.pick(device, c["dtype"], c["n_embd"])
         self.model, self.precision = model.to(self.machine.device).eval(), self.machine.autocast()
-        self.encoding = tokenizer.load(self.data["tokenizer"], self.data["vocabulary"])
+        self.encoding = tokenizer.load(self.data["tokenizer"], self.data["vocabulary"], self.data["pattern"])
         self.special = tokenizer.special_ids(self.encoding)
-        self.plan = plan_of(c["method"], self.stage, len(c["stage_steps"]) - 1, c["c_thought"], c["extra_stage"])
+        shape = len(c["stage_steps"]) - 1, c["c_thought"], c["extra_stage"], c["layout"] == "in_place"
+        self.plan = plan_of(c["method"], self.stage, *shape)
 
     def split(self, name: str) -> Split:
         """A split of the data that the run was trained on. Raises UserError if the data has changed since."""
@@ -65,11 +66,44 @@ class Run:
             raise UserError(f"--latent={n_thoughts}: expected 0 or more, and a run with thoughts; {about}")
         return self.plan._replace(n_thoughts=n_thoughts)
 
+    def plans_for(self, examples: list[Example], latent: str) -> list[Plan]:
+        """The plan of each example. Raises UserError.
+
+        latent  a number of thoughts; "" for that of training; "auto" for as many as an example needs: thoughts until
+                the head says that the answer begins, and one that takes the place of that word
+        """
+        if latent != "auto":
+            if latent and not latent.isdecimal():
+                raise UserError(f"--latent={latent}: expected a number of thoughts, or auto")
+            return [self.plan_for(int(latent) if latent else None)] * len(examples)
+        if not self.plan.in_place or not self.plan.n_thoughts:
+            raise UserError(f"--latent=auto: {self.folder.name} was not trained to say when its thoughts end")
+        ends = [i for i in range(self.encoding.n_vocab) if b"###" in token_bytes(self.encoding, i)]
+        longest = max(len(example.question) for example in examples)
+        room = self.model.config.block_size - longest - 1 - self.data["max_new_tokens"]
+        most = max(self.plan.n_thoughts, min(2 * self.plan.n_thoughts, room))
+        plans = []
+        for start in range(0, len(examples), AT_ONCE):
+            rows = [before_thoughts(x, self.plan, self.special) for x in examples[start : start + AT_ONCE]]
+            words = self.model.logits(self.states(rows, most)).argmax(dim=-1)  # (B, most + 1)
+            says_end = torch.isin(words, torch.tensor(ends, device=words.device))
+            for said in says_end.tolist():
+                plans.append(self.plan_for(min(most, said.index(True) + 1 if True in said else most)))
+        return plans
+
+    def answer_each(self, examples: list[Example], plans: list[Plan], change=None) -> list[list[int]]:
+        """answer() where each example has its own plan."""
+        written = {}
+        for plan in dict.fromkeys(plans):
+            chosen = [i for i, its in enumerate(plans) if its == plan]
+            written |= zip(chosen, self.answer([examples[i] for i in chosen], plan, change), strict=True)
+        return [written[i] for i in range(len(examples))]
+
     def answer(self, examples: list[Example], plan: Plan, change=None) -> list[list[int]]:
         """The ids that the run writes for each example, without <eos>; change as in coconut.generate."""
         # Chains may be longer than any in training. The number of the model's positions limits them.
         due = [len(example.rests[min(plan.n_removed, len(example.rests) - 1)]) for example in examples]
-        asked = max(len(example.question) for example in examples) + plan.n_thoughts + plan.n_pauses + 2  # two markers
+        asked = max(len(example.question) for example in examples) + plan.n_fillers + 2  # two markers
         most = max(self.data["max_new_tokens"], min(max(due) + 1, self.model.config.block_size - asked))
         n_cut = sum(n > most for n in due)
         if n_cut:
@@ -78,12 +112,17 @@ class Run:
             return write(self.model, examples, plan, self.special, most, change)
 
     @torch.no_grad()
+    def states(self, rows: list[list[int]], n_thoughts: int) -> Tensor:
+        """The hidden states (B, K + 1, C) behind rows of ids and at each thought, in float32."""
+        length = torch.tensor(list(map(len, rows)), device=self.machine.device)
+        prompt = pad_sequence(list(map(torch.tensor, rows)), batch_first=True, padding_value=self.special["eos"])
+        with self.precision:
+            states, _ = coconut.reason(self.model, prompt.to(length), length, n_thoughts)
+        return states.float()
+
     def thoughts(self, example: Example, n_thoughts: int) -> Tensor:
         """The thoughts (K, C) of the run on a question, in float32."""
-        ids = torch.tensor(before_thoughts(example, self.plan, self.special), device=self.machine.device)
-        with self.precision:
-            thoughts, _, _ = coconut.reason(self.model, ids[None], torch.tensor([len(ids)]).to(ids), n_thoughts)
-        return thoughts[0].float()
+        return self.states([before_thoughts(example, self.plan, self.special)], n_thoughts)[0, :n_thoughts]
 
     @torch.no_grad()
     def words(self, thoughts: Tensor, n_words: int = 4) -> list[list[tuple[str, float]]]:
@@ -96,6 +135,11 @@ class Run:
         return found
 
 
+def token_bytes(encoding, i: int) -> bytes:
+    """The bytes of a token; none for a special token."""
+    return b"" if i in encoding._special_tokens.values() else encoding.decode_single_token_bytes(i)
+
+
 def before_thoughts(example: Example, plan: Plan, special: dict[str, int]) -> list[int]:
     """The ids that a model reads before its thoughts or, without thoughts, before it writes."""
     # Without markers, arrange() moves the question's last token to the answer, where training needs it.
@@ -105,8 +149,9 @@ def before_thoughts(example: Example, plan: Plan, special: dict[str, int]) -> li
 def write(model: GPT, examples, plan, special, max_new_tokens, change=None, at_once=AT_ONCE) -> list[list[int]]:
     """The ids that a model writes for each example, without <eos>; change as in coconut.generate. Raises UserError."""
     rows = [before_thoughts(example, plan, special) for example in examples]
-    eot, eos = special["eot"] if plan.markers else None, special["eos"]
-    need = max(map(len, rows)) + plan.n_thoughts + plan.markers + max_new_tokens
+    eot = special["eot"] if plan.markers and not plan.in_place else None
+    eos, pause = special["eos"], special["pause"] if plan.n_pauses else None
+    need = max(map(len, rows)) + plan.n_fillers + plan.markers + max_new_tokens
     if need > model.config.block_size:
         raise UserError(f"{need} tokens, but {model.config.block_size} positions: train with --block_size={need}")
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # similar lengths together: little padding
@@ -116,7 +161,8 @@ def write(model: GPT, examples, plan, special, max_new_tokens, change=None, at_o
         chosen = order[start : start + at_once]
         length = torch.tensor([len(rows[i]) for i in chosen]).to(device)
         prompt = pad_sequence([torch.tensor(rows[i]) for i in chosen], batch_first=True, padding_value=eos).to(device)
-        ids = coconut.generate(model, prompt, length, plan.n_thoughts, eot, eos, max_new_tokens, change)
+        n = plan.n_fillers
+        ids = coconut.generate(model, prompt, length, n, eot, eos, max_new_tokens, change, pause)
         written |= zip(chosen, ids, strict=True)
     model.train(was_training)
     return [written[i] for i in range(len(rows))]
@@ -150,7 +196,10 @@ def load_state(path: Path, **changes) -> tuple[dict, GPT]:
         model = GPT(GPTConfig(**state["model_config"] | changes))
         model.load_state_dict(state["model"])
         # Damage should be found here, and not later where it is first used.
-        tokenizer.load(state["data"]["tokenizer"], state["data"]["vocabulary"])
+        if "pattern" not in state["data"]:
+            assert state["data"]["tokenizer"] != "words", "it does not say how it splits words; train it anew"
+            state["data"]["pattern"] = tokenizer.PATTERN
+        tokenizer.load(state["data"]["tokenizer"], state["data"]["vocabulary"], state["data"]["pattern"])
         assert not state["config"].get("aligned"), "it needs --aligned, an option of earlier versions"
         plan_of(state["config"]["method"], state["stage"], len(state["config"]["stage_steps"]) - 1)
     except UserError:  # GPT-2's vocabulary is missing

@@ -29,13 +29,14 @@ class Schedule:
         self.plans = [self.plan(stage) for stage in range(len(self.n_steps))]  # at the start of each stage
         self.max_new_tokens = longest["rest"] + 8  # an answer may be longer than those in the data
         # The longest sequence of a run: a question, thoughts or pauses between two markers, and an answer.
-        n_fillers = max(plan.n_thoughts + plan.n_pauses for plan in self.plans)
+        n_fillers = max(plan.n_fillers for plan in self.plans)
         self.n_positions = longest["question"] + n_fillers + 2 + self.max_new_tokens
 
     def plan(self, stage: int, progress: float = 0.0) -> curriculum.Plan:
         """The plan of a stage after a share `progress` of it."""
         c, last = self.c, len(self.n_steps) - 1
-        plan = curriculum.plan_of(c.method, stage, last, c.c_thought, c.extra_stage)
+        in_place = c.layout == "in_place"
+        plan = curriculum.plan_of(c.method, stage, last, c.c_thought, c.extra_stage, in_place)
         if curriculum.METHODS[c.method].removes != "tokens":  # only icot's do
             return plan
         return plan._replace(n_tokens=icot.n_removed_tokens(stage, last, self.longest["chain"], progress))
@@ -44,6 +45,13 @@ class Schedule:
         """The stage of a step, and the number of steps before it in that stage."""
         stage = bisect.bisect_right(self.ends, step)
         return stage, step - (self.ends[stage] - self.n_steps[stage])
+
+    def span(self, step: int) -> tuple[int, int]:
+        """Steps behind, and steps in all, of what the learning rates follow: in place the run, else the stage."""
+        if self.c.layout == "in_place":
+            return step, self.total
+        stage, n_behind = self.locate(step)
+        return n_behind, self.n_steps[stage]
 
     def show(self) -> None:
         """Prints one line per stage: its steps, thoughts, pauses and removed reasoning steps."""
@@ -59,35 +67,44 @@ def draw_batch(c: TrainConfig, problems: Split, schedule: Schedule, special: dic
     rng = random.Random(f"{c.seed} {step}")
     stage, n_behind = schedule.locate(step)
     plan = schedule.plan(stage, progress=n_behind / schedule.n_steps[stage])
-    keep = min(1.0, step / c.grow) if c.grow else 1.0
-    how = dict(reask=c.reask, keep=keep, n_taught=plan.n_thoughts if c.taught else 0)
-    # With random questions of one or two steps from the start, no search was learned (ours).
-    how["least"] = 1 if 0 < c.short_from <= step else 3
-    groups = problems.draw(c.batch_size, rng, c.augment, c.questions if step >= c.questions_from else 1, **how)
+    read = schedule.plan(stage_to_read(stage, rng)) if plan.in_place else plan  # whose rest is read, in words
+    keep = 1.0
+    if c.grow:  # first the search is learned on the chains alone, then the graphs grow
+        keep = min(1.0, n_behind / c.grow) if stage == len(schedule.plans) - 1 else 0.0
+    questions, least = (c.questions, 1) if keep == 1 else (1, 3)  # with short questions earlier, no search was learned
+    groups = problems.draw(c.batch_size, rng, c.augment, questions, reask=c.reask, keep=keep, least=least)
     examples = [example for group in groups for example in group.examples]
-    pairs = [curriculum.arrange(example, plan, special, rng) for example in examples]
+    pairs = [curriculum.arrange(example, read, special, rng) for example in examples]
     contexts = [group.context for group in groups if group.context]
-    frontiers = [example.frontiers for example in examples]
-    return collate(pairs, plan.n_thoughts, special["eos"], contexts, frontiers)
+    batch = collate(pairs, plan.n_fillers, special["eos"], contexts, special["pause"] if plan.n_pauses else None)
+    if not plan.in_place:
+        return batch
+    words = [curriculum.next_words(example, plan, special, NOTHING) for example in examples]
+    return batch._replace(next_words=torch.tensor(words), n_read=read.n_fillers)
 
 
-def collate(pairs, n_thoughts: int, pad_id: int, contexts=(), frontiers=()) -> Batch:
+def stage_to_read(stage: int, rng: random.Random) -> int:
+    """The stage whose remaining words a batch reads: mostly the newest, else an earlier one (0.6 is ours).
+
+    In place the thoughts of a stage begin with those of each earlier one, so all of them can go on in one pass.
+    """
+    return stage if stage == 0 or rng.random() < 0.6 else rng.randrange(stage)
+
+
+def collate(pairs, n_thoughts: int, pad_id: int, contexts=(), pause: int | None = None) -> Batch:
     """Pads examples to a Batch. An example is a pair of the ids before and after its thoughts, see curriculum.arrange.
 
     contexts   ids of shared facts, each for an equal number of neighbouring examples; empty: none are shared
-    frontiers  for each example, [k]: the tokens that thought k + 1 is taught; the last thoughts may have none
+    pause      the id that is read in place of each thought, if any
     """
     befores, afters = [before for before, _ in pairs], [after for _, after in pairs]
-    prompts, question, question_len, taught = befores, None, None, None
+    prompts, question, question_len = befores, None, None
     if contexts:
         prompts, question = contexts, pad(befores, pad_id, left=True)
         question_len = torch.tensor(list(map(len, befores)))
-    levels = [level[k] if k < len(level) else [] for level in frontiers for k in range(n_thoughts)]
-    if any(levels):
-        taught = pad(levels, NOTHING).unflatten(0, (len(pairs), n_thoughts))  # (B, K, F)
     suffix, targets = pad([ids[:-1] for ids in afters], pad_id), pad([ids[1:] for ids in afters], NOTHING)
     prompt, length = pad(prompts, pad_id), torch.tensor(list(map(len, prompts)))
-    return Batch(prompt, length, suffix, targets, n_thoughts, question, question_len, taught)
+    return Batch(prompt, length, suffix, targets, n_thoughts, question, question_len, pause=pause)
 
 
 def part(batch: Batch, which: slice) -> Batch:

@@ -91,7 +91,7 @@ def main(c: BenchConfig) -> None:
     where = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} threads of {device}"
     found = dict(preset=c.preset, device=where, torch=torch.__version__, dtype=str(bench.machine.dtype))
     found |= dict(B=B, P=P, S=S, matmul_gflops=round(rate / 1e9))
-    gradients = compiling.Gradients(bench.model, compiling.EAGER, 0.0, bench.machine)
+    gradients = compiling.Gradients(bench.model, compiling.EAGER, bench.machine)
     batches, rows = [bench.batch(B, K) for K in range(c.max_thoughts + 1)], []
     for K, batch in enumerate(batches):
         step = bench.seconds(c.repeats, bench.step, gradients, batch)
@@ -99,7 +99,7 @@ def main(c: BenchConfig) -> None:
         print(", ".join(f"{name} {value:.4f}" for name, value in rows[-1].items()))
     reference = B / 4 * bench.seconds(1, bench.backward, coconut.forward_reference, bench.batch(4, c.max_thoughts))
     found |= dict(rows=rows, last_over_first=step / rows[0]["step"], reference_step=reference)
-    gradients = compiling.Gradients(bench.model, compiling.compiled(), 0.0, bench.machine)
+    gradients = compiling.Gradients(bench.model, compiling.compiled(), bench.machine)
     found["compiled_first"] = bench.seconds(c.repeats, bench.step, gradients, batches[0])
     found["compiled_last"] = bench.seconds(c.repeats, bench.step, gradients, batches[-1])
     data.write_text(Path("results") / f"bench-{c.preset}-{device.type}.json", json.dumps(found, indent=1) + "\n")

@@ -5,12 +5,13 @@ Coconut feeds the last hidden state back as the next input embedding [Hao24 3]:
     x_{t+1} = wte(token_{t+1})          in words
     x_{t+1} = h_t                       in a thought        (h_t after the final layer norm)
 
-Thoughts `~` stand between two tokens, <bot> and <eot>: begin and end of thought.
+Thoughts `~` follow a token <bot>, begin of thought. What comes after them is the curriculum's
+business: <eot> and the rest in words, or, in place, the rest alone (see curriculum.py).
 `forward_reference` is the definition. `forward` takes three phases for the same, because one batch
 has one number of thoughts K and so is three rectangles:
 
     prompt (B, P) right-padded         thoughts (B, K, C)         suffix (B, S) right-padded
-    [ question ... <bot> | pads ]      [ ~ 1 ... ~ K ]            [ <eot> rest answer <eos> | pads ]
+    [ question ... <bot> | pads ]      [ ~ 1 ... ~ K ]            [ rest answer <eos> | pads ]
     prefill: one causal pass           think: K one-token passes  one pass, and its logits
 
 Positions run on without a gap: thought k (1 to K) stands at position prompt_len + k - 1, and suffix
@@ -41,7 +42,9 @@ class Batch(NamedTuple):
     n_thoughts: int
     question: Tensor | None = None  # (B, N) int64, left-padded: what follows a shared prompt
     question_len: Tensor | None = None  # (B,) int64
-    frontiers: Tensor | None = None  # (B, K, F) int64: tokens that each thought is taught, or -100
+    next_words: Tensor | None = None  # (B, K + 1) int64: the id to predict after 0 to K thoughts
+    n_read: int | None = None  # the suffix follows the first n_read thoughts; None: all of them
+    pause: int | None = None  # the id that is read in place of each thought; None: the thoughts
 
     def before_thoughts(self, row: int) -> Tensor:
         """The ids of one row that stand before its thoughts, without pads."""
@@ -52,20 +55,20 @@ class Batch(NamedTuple):
         return torch.cat([ids, self.question[row, -self.question_len[row] :]])
 
     def n_supervised(self) -> tuple[int, int]:
-        """How many words have a target, and how many thoughts are taught something."""
-        n_taught = 0
-        if self.frontiers is not None:
-            n_taught = int((self.frontiers != NOTHING).any(dim=-1).sum())
-        return int((self.targets != NOTHING).sum()), n_taught
+        """How many targets the suffix has, and how many next words."""
+        n_next = 0
+        if self.next_words is not None:
+            n_next = int((self.next_words != NOTHING).sum())
+        return int((self.targets != NOTHING).sum()), n_next
 
 
 class Output(NamedTuple):
     """What a forward pass gives."""
 
-    loss: Tensor  # mean over the supervised tokens
+    loss: Tensor  # mean over the suffix's targets
     logits: Tensor  # (B, S, V), at each suffix token
     thoughts: Tensor  # (B, K, C)
-    teaching_loss: Tensor  # 0 where thoughts are taught nothing
+    next_loss: Tensor  # mean over the next words; 0 where there are none
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -75,23 +78,18 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def teach(model: GPT, thoughts: Tensor, frontiers: Tensor | None) -> Tensor:
-    """The loss that teaches thoughts (B, K, C) a search: a mean over those with a frontier.
+def outcome(model: GPT, batch: Batch, states: Tensor, logits: Tensor) -> Output:
+    """The losses of a batch.
 
-    Thought k should name the nodes that some path of exactly k - 1 facts leads to from the person
-    asked, all alike: its frontier. So the loss is the cross-entropy between the head's distribution
-    at thought k and the uniform one over its frontier, (B, K, F) in all.
+    states  (B, K + 1, C): the hidden states at the prompt's end and at each thought. Each is asked
+            for the next word of the chain: the loss of every stage up to this one, in one pass
+    logits  (B, S, V): at the suffix
     """
-    # Differs from the paper: thoughts are taught. Coconut-BFS [Zhu25, arXiv 2505.12514] takes the
-    # word after <eot> from the frontier; here each thought is compared with its own.
-    if frontiers is None:
-        return thoughts.new_zeros(())
-    is_node = frontiers != NOTHING  # (B, K, F)
-    has_nodes = is_node.any(dim=-1)  # (B, K)
-    log_p = model.logits(thoughts).float().log_softmax(dim=-1)  # (B, K, V)
-    of_nodes = log_p.gather(-1, frontiers.clamp(min=0))  # (B, K, F)
-    each = -(of_nodes * is_node).sum(dim=-1) / is_node.sum(dim=-1).clamp(min=1)  # (B, K)
-    return each.sum() / has_nodes.sum().clamp(min=1)
+    next_loss = states.new_zeros(())
+    if batch.next_words is not None:
+        next_loss = cross_entropy(model.logits(states), batch.next_words)
+    thoughts = states[:, :-1] if batch.pause is None else states[:, :0]
+    return Output(cross_entropy(logits, batch.targets), logits, thoughts, next_loss)
 
 
 def forward_reference(model: GPT, batch: Batch) -> Output:
@@ -99,20 +97,23 @@ def forward_reference(model: GPT, batch: Batch) -> Output:
 
     A suffix keeps its pads: they stand behind everything, so no token sees them.
     """
-    logits, thoughts = [], []
+    n_read = batch.n_thoughts if batch.n_read is None else batch.n_read
+    logits, states = [], []
     for row, suffix in enumerate(batch.suffix):
         ids = batch.before_thoughts(row)
         x = model.wte(ids)[None]  # (1, T, C)
+        hidden, _ = model(x)
         for _ in range(batch.n_thoughts):
+            thought = hidden[:, -1:]  # the last hidden state is the next input
+            if batch.pause is not None:
+                thought = model.wte.weight[batch.pause][None, None]
+            x = torch.cat([x, thought], dim=1)
             hidden, _ = model(x)
-            x = torch.cat([x, hidden[:, -1:]], dim=1)  # the last hidden state is the next input
-        thoughts.append(x[:, len(ids) :])  # (1, K, C)
-        x = torch.cat([x, model.wte(suffix)[None]], dim=1)
+        states.append(hidden[:, len(ids) - 1 :])  # (1, K + 1, C)
+        x = torch.cat([x[:, : len(ids) + n_read], model.wte(suffix)[None]], dim=1)
         hidden, _ = model(x)
         logits.append(model.logits(hidden[:, -len(suffix) :]))  # (1, S, V)
-    logits, thoughts = torch.cat(logits), torch.cat(thoughts)
-    teaching_loss = teach(model, thoughts, batch.frontiers)
-    return Output(cross_entropy(logits, batch.targets), logits, thoughts, teaching_loss)
+    return outcome(model, batch, torch.cat(states), torch.cat(logits))
 
 
 class Cache(NamedTuple):
@@ -184,15 +185,23 @@ def step(model: GPT, x: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
     return hidden, Cache(cache.prompt, tail, cache.length, cache.n_pads, cache.n_filled + T)
 
 
-def think(model: GPT, hidden: Tensor, cache: Cache, n_thoughts: int, step=step):
-    """Thoughts (B, K, C), each the hidden state (B, 1, C) before it, and the Cache with them."""
-    thoughts = [hidden[:, :0]]  # torch.cat needs something where K = 0
+def think(model: GPT, hidden: Tensor, cache: Cache, n_thoughts: int, pause=None, step=step):
+    """Hidden states (B, K + 1, C) at the prompt's end and at each thought, and the Cache.
+
+    hidden (B, 1, C) is the first of them. Thought k is the state before it, fed back.
+    """
+    states = [hidden]
     for _ in range(n_thoughts):
-        thoughts.append(hidden)
-        # The last hidden state is the next input. What follows the last thought is not used:
-        # <eot> is read next.
-        hidden, cache = step(model, hidden, cache)
-    return torch.cat(thoughts, dim=1), cache
+        # The last hidden state is the next input; or always the same pause, as a comparison.
+        x = hidden if pause is None else torch.full_like(cache.length[:, None], pause)
+        hidden, cache = step(model, x, cache)
+        states.append(hidden)
+    return torch.cat(states, dim=1), cache
+
+
+def rewind(cache: Cache, n: int) -> Cache:
+    """The cache without its last n inputs. What follows is written over them."""
+    return Cache(cache.prompt, cache.tail, cache.length, cache.n_pads, cache.n_filled - n)
 
 
 def forward(model: GPT, batch: Batch, prefill=prefill, step=step, n_slots: int = 0) -> Output:
@@ -210,37 +219,41 @@ def forward(model: GPT, batch: Batch, prefill=prefill, step=step, n_slots: int =
         cache = open_cache(prompt_kv, batch.prompt_len, N + n_slots, N - batch.question_len)
         hidden, cache = step(model, batch.question, cache)
         hidden = hidden[:, -1:].contiguous()  # in memory like all later ones: one graph for all
-    thoughts, cache = think(model, hidden, cache, batch.n_thoughts, step)
+    states, cache = think(model, hidden, cache, batch.n_thoughts, batch.pause, step)
+    if batch.n_read is not None:
+        cache = rewind(cache, batch.n_thoughts - batch.n_read)
     hidden, _ = step(model, batch.suffix, make_room(cache, batch.suffix.size(1)))
-    logits = model.logits(hidden)
-    teaching_loss = teach(model, thoughts, batch.frontiers)
-    return Output(cross_entropy(logits, batch.targets), logits, thoughts, teaching_loss)
+    return outcome(model, batch, states, model.logits(hidden))
 
 
-def reason(model: GPT, prompt: Tensor, length: Tensor, n_thoughts: int, change=None):
-    """Thoughts (B, K, C), the hidden state (B, 1, C) at the end of each prompt, and the Cache.
+def reason(model: GPT, prompt: Tensor, length: Tensor, n_thoughts: int, change=None, pause=None):
+    """Hidden states (B, K + 1, C) at the end of each prompt and at each thought, and the Cache.
 
     change: thoughts (B, K, C) -> what is fed in their place.
     """
     hidden, prompt_kv = prefill(model, prompt, length)
     before = open_cache(prompt_kv, length, n_slots=n_thoughts)
-    thoughts, cache = think(model, hidden, before, n_thoughts)
+    states, cache = think(model, hidden, before, n_thoughts, pause)
     if change and n_thoughts:
         # A cache is never changed in place: go back to before the thoughts, and feed others.
-        _, cache = step(model, change(thoughts), before)
-    return thoughts, hidden, cache
+        after, cache = step(model, change(states[:, :-1]), before)
+        states = torch.cat([hidden, after], dim=1)
+    return states, cache
 
 
 @torch.no_grad()
-def generate(model: GPT, prompt, length, n_thoughts, eot, eos, max_new_tokens, change=None):
+def generate(
+    model: GPT, prompt, length, n_thoughts, eot, eos, max_new_tokens, change=None, pause=None
+):
     """Greedy continuations, one list of ids for each row, without the eos that ends them.
 
     prompt  (B, P) int64 right-padded; length (B,)
-    eot     the id fed after the thoughts; None, with n_thoughts = 0: a plain language model
+    eot     the id fed after the thoughts; None: the last thought itself predicts the first word
     change  thoughts (B, K, C) -> what is fed in their place
+    pause   the id that is read in place of each thought
     """
-    assert eot is not None or n_thoughts == 0, f"{n_thoughts} thoughts need an <eot> to end them"
-    _, hidden, cache = reason(model, prompt, length, n_thoughts, change)
+    states, cache = reason(model, prompt, length, n_thoughts, change, pause)
+    hidden = states[:, -1:]
     cache = make_room(cache, 1 + max_new_tokens)
     if eot is not None:
         hidden, cache = step(model, torch.full_like(prompt[:, :1], eot), cache)

@@ -16,7 +16,6 @@ from nanococonut.model import GPT
 
 PROMPT_BUCKET = 64  # prompts are padded to multiples of this many tokens (ours: few shapes, little padding)
 SUFFIX_BUCKET = 8  # the same for suffixes, which are shorter
-FRONTIER_BUCKET = 16  # the same for the nodes that a thought is taught
 THOUGHT_BUCKET = 8  # up to 8 thoughts share one compiled step, 9 to 16 the next
 EAGER = coconut.prefill, coconut.step  # the two functions that do the work, uncompiled
 
@@ -39,13 +38,12 @@ def forward(model: GPT, batch: coconut.Batch, phases: tuple) -> coconut.Output:
 
 def in_buckets(batch: coconut.Batch, block_size: int) -> coconut.Batch:
     """A batch padded to one of a few shapes, with prompts of at most block_size tokens."""
-    question, frontiers = batch.question, batch.frontiers
+    question = batch.question
     return batch._replace(
         prompt=pad_to(batch.prompt, PROMPT_BUCKET)[:, :block_size],
         suffix=pad_to(batch.suffix, SUFFIX_BUCKET),
         targets=pad_to(batch.targets, SUFFIX_BUCKET, value=coconut.NOTHING),
         question=None if question is None else pad_to(question, SUFFIX_BUCKET, left=True),
-        frontiers=None if frontiers is None else pad_to(frontiers, FRONTIER_BUCKET, value=coconut.NOTHING),
     )
 
 
@@ -63,12 +61,12 @@ def pad_to(ids: Tensor, multiple: int, value: int = 0, left: bool = False) -> Te
 class Loss(torch.nn.Module):
     """A forward pass as a module that returns the losses, so that DistributedDataParallel can wrap it."""
 
-    def __init__(self, model: GPT, phases: tuple, taught: float, machine: Machine):
+    def __init__(self, model: GPT, phases: tuple, machine: Machine):
         super().__init__()
-        self.model, self.phases, self.taught, self.machine = model, phases, taught, machine
+        self.model, self.phases, self.machine = model, phases, machine
 
     def forward(self, *inputs) -> tuple[Tensor, Tensor]:
-        """The loss to train on; and (3,): the loss on words, that of taught thoughts, and the thoughts' mean norm.
+        """The loss to train on; and (3,): the loss on words, that on next words, and the thoughts' mean norm.
 
         The inputs are the fields of a Batch and shares (3,): the three are multiplied by the part that they are of all.
         """
@@ -76,8 +74,8 @@ class Loss(torch.nn.Module):
         with self.machine.autocast():
             out = forward(self.model, coconut.Batch(*batch), self.phases)
             norm = out.thoughts.detach().float().norm(dim=-1).mean()
-            numbers = torch.stack([out.loss, out.teaching_loss, norm]) * shares
-        return numbers[0] + self.taught * numbers[1], numbers.detach()
+            numbers = torch.stack([out.loss, out.next_loss, norm]) * shares
+        return numbers[0] + numbers[1], numbers.detach()
 
 
 class Gradients:
@@ -87,8 +85,8 @@ class Gradients:
     kernels of a small model's step one by one takes ten times as long as they run.
     """
 
-    def __init__(self, model: GPT, phases: tuple, taught: float, machine: Machine):
-        self.loss, self.machine = Loss(model, phases, taught, machine), machine
+    def __init__(self, model: GPT, phases: tuple, machine: Machine):
+        self.loss, self.machine = Loss(model, phases, machine), machine
         if machine.n_processes > 1:
             self.loss = DistributedDataParallel(self.loss)
         self.params, self.block_size = list(model.parameters()), model.config.block_size

@@ -19,20 +19,30 @@ icot
     1 | Q *s2 *s3 *A
     3 | Q *A
 pause
-    1 | Q <bot> . . . <eot> *A
-    3 | Q <bot> . . . <eot> *A
+    1 | Q <bot> . . . *A
+    3 | Q <bot> . . . *A
 coconut
-    1 | Q <bot> ~ <eot> *s2 *s3 *A
-    3 | Q <bot> ~ ~ ~ <eot> *A
+    1 | Q <bot> ~ *s2 *s3 *A
+    3 | Q <bot> ~ ~ ~ *A
 no_curriculum
-    1 | Q <bot> ~ ~ ~ <eot> *A
-    3 | Q <bot> ~ ~ ~ <eot> *A
+    1 | Q <bot> ~ ~ ~ *A
+    3 | Q <bot> ~ ~ ~ *A
 no_thought
     1 | Q *s2 *s3 *A
     3 | Q *A
 pause_as_thought
-    1 | Q <bot> . <eot> *s2 *s3 *A
-    3 | Q <bot> . . . <eot> *A
+    1 | Q <bot> . *s2 *s3 *A
+    3 | Q <bot> . . . *A
+
+This is the layout "in_place": a thought takes the place of a step, and what the model says at the
+last thought is the next word. The layout "paper" has a token <eot> between the two:
+
+>>> print(layout("coconut", stage=1, max_stage=3, n_steps=3, in_place=False))
+Q <bot> ~ <eot> *s2 *s3 *A
+
+There a small model from scratch lets <eot> take the first hop by itself, the thought stays empty,
+and stage 2 is never learned. In place nothing stands between the thought and the word, and because
+the head is the embedding, a state that names the next word is already an input that means it.
 
 A stage past a chain's length removes all of it and keeps its thoughts: their number says nothing
 about the chain's length. icot removes token by token, see icot.py.
@@ -50,7 +60,35 @@ class Example(NamedTuple):
     # [k]: what is left to write without the first k steps; last the answer. Each is tokenized as a
     # whole, because a token may span two steps.
     rests: list[list[int]]
-    frontiers: tuple[list[int], ...] = ()  # [k]: the tokens that thought k + 1 is taught
+
+    def rest(self, n_removed: int, in_place: bool) -> list[int]:
+        """What is left to write without the first steps.
+
+        In place it is the end of the whole text. A token that spans two steps, as "lempus.\\nEvery
+        lempus is a ", goes with the second one. Words that a step has in common with the one before
+        it go too, as "Max is a " in each step of ProntoQA: a thought stands for what is new. A step
+        past the chain is the token with which the answer begins.
+
+        >>> whole, without_one, answer = [10, 11, 12, 10, 13, 20, 21], [10, 13, 20, 21], [20, 21]
+        >>> example = Example([1], [whole, without_one, answer])
+        >>> [example.rest(k, in_place=True) for k in range(1, 4)]
+        [[13, 20, 21], [20, 21], [21]]
+        >>> [example.rest(k, in_place=False) for k in range(1, 4)]
+        [[10, 13, 20, 21], [20, 21], [20, 21]]
+        """
+        n_steps = len(self.rests) - 1
+        if not in_place:
+            return self.rests[min(n_removed, n_steps)]
+        whole, answer = self.rests[0], self.rests[-1]
+        if n_removed > n_steps:
+            return whole[len(whole) - len(answer) + 1 :]
+        start = len(whole) - len(self.rests[n_removed])
+        if 0 < n_removed < n_steps:
+            before = len(whole) - len(self.rests[n_removed - 1])
+            end = len(whole) - len(self.rests[n_removed + 1])
+            while start < end - 1 and whole[start] == whole[before]:
+                start, before = start + 1, before + 1
+        return whole[start:]
 
 
 def texts_of(row: dict) -> list[str]:
@@ -91,18 +129,26 @@ class Plan(NamedTuple):
     n_thoughts: int
     n_pauses: int
     n_removed: int  # steps cut from the front of the chain; ALL: the chain, however long
-    markers: bool  # whether <bot> and <eot> stand around what was put in
+    markers: bool  # whether <bot> stands before what was put in, and <eot> behind it
+    in_place: bool = False  # then no <eot> stands behind it
     n_tokens: int = 0  # icot: tokens taken from the front of what is left of the chain
 
+    @property
+    def n_fillers(self) -> int:
+        """Thoughts or pauses, whichever the method has."""
+        return self.n_thoughts + self.n_pauses
 
-def plan_of(method: str, stage: int, max_stage: int, c_thought=1, extra=False) -> Plan:
+
+def plan_of(
+    method: str, stage: int, max_stage: int, c_thought=1, extra=False, in_place=False
+) -> Plan:
     """The plan of a stage: c_thought thoughts or pauses for each removed step.
 
     A whole chain counts as max_stage steps. With extra the last stage removes the
     rest without more thoughts: the paper's GSM8k [Hao24 4.2].
 
     >>> plan_of("coconut", stage=2, max_stage=4)
-    Plan(n_thoughts=2, n_pauses=0, n_removed=2, markers=True, n_tokens=0)
+    Plan(n_thoughts=2, n_pauses=0, n_removed=2, markers=True, in_place=False, n_tokens=0)
     >>> plan_of("pause", stage=0, max_stage=4) == Plan(0, 4, ALL, True)
     True
     >>> [plan_of("coconut", stage, 2, c_thought=2, extra=True).n_thoughts for stage in (0, 1, 2)]
@@ -123,38 +169,66 @@ def plan_of(method: str, stage: int, max_stage: int, c_thought=1, extra=False) -
         n_pauses=n_fillers if filler == "pause" else 0,
         n_removed=n_removed,
         markers=filler is not None,
+        in_place=in_place and filler is not None,
     )
 
 
-def layout(method: str, stage: int, max_stage: int, n_steps: int, c_thought: int = 1) -> str:
+def layout(
+    method: str, stage: int, max_stage: int, n_steps: int, c_thought: int = 1, in_place: bool = True
+) -> str:
     """One line that shows an example of n_steps steps when a stage begins, as above."""
-    p = plan_of(method, stage, max_stage, c_thought)
+    p = plan_of(method, stage, max_stage, c_thought, in_place=in_place)
     n_removed = min(p.n_removed, n_steps)
     if METHODS[method].removes == "tokens" and n_removed == 0:
         # Shown as if each step had one token.
         n_removed = icot.n_removed_tokens(stage, max_stage, longest_chain=n_steps, progress=0.0)
     inside = []
     if p.markers:
-        inside = ["<bot>", *["~"] * p.n_thoughts, *["."] * p.n_pauses, "<eot>"]
+        inside = ["<bot>", *["~"] * p.n_thoughts, *["."] * p.n_pauses]
+    if p.markers and not p.in_place:
+        inside.append("<eot>")
     rest = [f"*s{i + 1}" for i in range(n_removed, n_steps)]
     return " ".join(["Q", *inside, *rest, "*A"])
 
 
 def arrange(example: Example, plan: Plan, special, rng=None) -> tuple[list[int], list[int]]:
-    """The ids before the thoughts, and the ids after them.
+    """The ids before the thoughts or pauses, and the ids after them.
 
-    The second part begins with <eot>. Without markers it begins with the question's last token, so
-    the loss is always on all but the first token of the second part.
+    The loss on the second part is on all but its first token. In the paper's layout that token is
+    <eot>, and without markers the question's last token. In place it is the first word of the
+    rest, for which the last thought itself is asked: see next_words.
 
-    special  ids of "bot", "eot", "pause" and "eos"
+    special  ids of "bot", "eot" and "eos"
     rng      for icot.remove
     """
-    n_steps = len(example.rests) - 1
-    rest = example.rests[min(plan.n_removed, n_steps)]
+    rest = example.rest(plan.n_removed, plan.in_place)
     if plan.n_tokens:
         rest = icot.remove(rest, plan.n_tokens, len(example.rests[-1]), rng)
     rest = [*rest, special["eos"]]
     if not plan.markers:
         return example.question[:-1], [example.question[-1], *rest]
-    pauses = [special["pause"]] * plan.n_pauses
-    return [*example.question, special["bot"], *pauses], [special["eot"], *rest]
+    if not plan.in_place:
+        rest = [special["eot"], *rest]
+    return [*example.question, special["bot"]], rest
+
+
+def next_words(example: Example, plan: Plan, special, nothing: int) -> list[int]:
+    """In place: the id to predict after 0, 1, ..., K thoughts or pauses, or nothing.
+
+    After the thoughts of k steps it is the first word of what is left without k steps. So each
+    stage also trains all stages before it. Without a curriculum only the last one is asked.
+
+    >>> example = Example([1], [[10, 11, 12, 20, 21], [13, 12, 20, 21], [20, 21]])
+    >>> plan = plan_of("coconut", stage=2, max_stage=3, c_thought=2, in_place=True)
+    >>> next_words(example, plan, special={"eos": 9}, nothing=-100)
+    [10, -100, 11, -100, 20]
+    """
+    K = plan.n_fillers
+    first = (example.rest(plan.n_removed, plan.in_place) + [special["eos"]])[0]
+    if plan.n_removed == ALL:
+        return [nothing] * K + [first]
+    words = [nothing] * (K + 1)
+    for k in range(plan.n_removed + 1):
+        c = K // max(1, plan.n_removed)  # thoughts of a step
+        words[k * c] = (example.rest(k, in_place=True) + [special["eos"]])[0]
+    return words

@@ -145,11 +145,13 @@ def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, di
     return folder, meta
 
 
-def node_token(encoding, name: str) -> int | None:
-    """The token with which a chain of ProsQA continues from a node (tokenizer.py), or its name's token, or None."""
+def node_tokens(encoding, name: str) -> list[int]:
+    """The tokens with which a chain of ProsQA goes on at a node (tokenizer.py), or its name's token; [] without any."""
     start = graph.subject(name)
-    texts = [start if graph.is_person(name) else f"{name}.\n{start}", f"{name}."]
-    return next((ids[0] for ids in map(encoding.encode_ordinary, texts) if len(ids) == 1), None)
+    texts = [start] if graph.is_person(name) else [f"{name}.\n{start}", f"{name}.\n### "]
+    found = [ids[0] for ids in map(encoding.encode_ordinary, texts) if len(ids) == 1]
+    named = encoding.encode_ordinary(f"{name}.")
+    return found or (named if len(named) == 1 else [])
 
 
 class Group(NamedTuple):
@@ -167,7 +169,6 @@ class Split:
         arrays = arrays or tokenized(encoding, rows)
         self.tokens, self.texts, self.begins = arrays["tokens"], arrays["texts"].tolist(), arrays["rows"].tolist()
         self.lengths = np.diff(arrays["texts"])[arrays["rows"][:-1]].tolist()  # of the questions
-        self.node_token = functools.cache(lambda name: node_token(encoding, name))
         self.ontologies = functools.cache(lambda i: ontology.read(rows[i]))
         self.askers = functools.cache(lambda i: graph.askers(rows[i]))
         self.pool = graph.names_of(rows)  # the names that augmented problems may use
@@ -185,12 +186,13 @@ class Split:
         """For each row, whether its words tell a graph: such rows can be augmented."""
         return [graph.is_prosqa(row) or self.ontologies(i) is not None for i, row in enumerate(self.rows)]
 
-    def retold(self, i: int, rng: random.Random, questions=1, reask=0.0, least=1, keep=1.0, n_taught=0) -> Group:
+    def retold(self, i: int, rng: random.Random, questions=1, reask=0.0, least=1, keep=1.0) -> Group:
         """Problem i in a new order and with new names; reordered() does it for ProntoQA. For the options see draw()."""
         if self.ontologies(i):
-            return self.reordered(i, rng, keep, n_taught)
+            return self.reordered(i, rng, keep)
         row, names, askers = self.rows[i], self.rows[i]["idx_to_symbol"], self.askers(i)
-        rows = [graph.ask(row, askers, rng, least) if reask and rng.random() < reask else row for _ in range(questions)]
+        again = [reask > 0 and rng.random() < reask for _ in range(questions)]
+        rows = [graph.ask(row, askers, rng, least) if new else graph.rechain(row, askers, rng) for new in again]
         # Differs from the paper: its texts are fixed, but its weights are pretrained. From scratch, 17,886 are few.
         persons, concepts = self.pool
         n_persons = len(graph.persons_of(row))
@@ -199,9 +201,9 @@ class Split:
         always = set().union(*(graph.both_chains(asked, askers, rng) for asked in rows if keep < 1))
         edges = map(tuple, rng.sample(row["edges"], len(row["edges"])))
         edges = [edge for edge in edges if keep == 1 or edge in always or rng.random() < keep]
-        return self.together([graph.tell(asked, rng, names, edges) for asked in rows], names, edges, n_taught)
+        return self.together([graph.tell(asked, rng, names, edges) for asked in rows])
 
-    def reordered(self, i: int, rng: random.Random, keep: float, n_taught: int) -> Group:
+    def reordered(self, i: int, rng: random.Random, keep: float) -> Group:
         """Problem i of ProntoQA with other names and another order of facts, the entity's last. For keep see draw()."""
         row, encode = ontology.renamed(self.rows[i], rng), self.encoding.encode_ordinary
         found = ontology.read(row)
@@ -213,28 +215,25 @@ class Split:
         edges.sort(key=lambda edge: edge[0] == 0)  # otherwise the order stays: the sort is stable
         _, asks, query = row["question"].partition(ontology.ASKS)
         told = {"question": " ".join(found.facts[edge] for edge in edges) + asks + query}
-        return self.together([row | told], found.names, edges, n_taught)
+        return self.together([row | told])
 
-    def together(self, told: list[dict], names: list[str], edges: list[tuple[int, int]], n_taught: int) -> Group:
+    def together(self, told: list[dict]) -> Group:
         """One group of questions about the same facts. A single question keeps the facts in its text."""
         encode = self.encoding.encode_ordinary
         context, examples = [], []
-        tokens = list(map(self.node_token, names)) if n_taught else []
         for row in told:
             question, *rests = texts_of(row)
             if len(told) > 1:
                 facts, mark, asked = question.rpartition(" Is ")
                 context, question = encode(facts), mark + asked
-            nodes = graph.frontiers(edges, row.get("root", 0), n_taught)  # 0: ProntoQA's entity
-            frontiers = tuple([tokens[v] for v in some if tokens[v] is not None] for some in nodes)
-            examples.append(Example(encode(question), list(map(encode, rests)), frontiers))
+            examples.append(Example(encode(question), list(map(encode, rests))))
         return Group(context, examples)
 
     def draw(self, n: int, rng: random.Random, augment: bool, questions: int = 1, **how) -> list[Group]:
         """n questions about problems drawn with replacement, in groups of `questions` that share their facts.
 
-        If augmented, a question is replaced by one of `least` steps or more with probability `reask`, a fact off the
-        chains is kept with probability `keep`, and n_taught thoughts are taught the frontier of the search.
+        If augmented, a question is replaced by one of `least` steps or more with probability `reask`, and a fact off
+        the chains is kept with probability `keep`.
         """
         n_groups = n // questions if augment else n
         # Takes one eighth of 8 n sorted by length: neighbours need little padding, and all problems are equally likely.

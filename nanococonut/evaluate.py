@@ -6,13 +6,14 @@ another answer: ProsQA's asks about another person, ProntoQA's is negated. Guess
 
 import json
 import math
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from nanococonut import answers, config, data, graph, ontology
-from nanococonut.curriculum import METHODS, Plan
+from nanococonut.curriculum import METHODS
 
 
 def permute(thoughts: torch.Tensor) -> torch.Tensor:
@@ -46,7 +47,7 @@ class EvaluateConfig:
     run: str = ""  # name or path of the run; default: the newest
     split: str = "test"  # split of the data that the run was trained on
     data: str = ""  # file of problems to use instead of the run's own data
-    latent: tuple[int, ...] = ()  # numbers of thoughts to try, separated by commas; default: as many as in training
+    latent: str = ""  # numbers of thoughts to try, like 0,3,6, or auto: until the answer begins; default: as in training
     intervene: str = "none"  # what the model is fed in place of its thoughts; none: the thoughts themselves
     device: str = "auto"  # device to run on; auto: cuda, else mps, else cpu
 
@@ -59,10 +60,17 @@ def wilson(n_right: int, n: int) -> tuple[float, float]:
 
 
 def verdict(text: str, row: dict, hidden: bool) -> str:
-    """Which of the six VERDICTS [Hao24 5.1] a text gets: its steps decide (graph.judge_chain), else its answer does."""
-    steps = text.rsplit("###", maxsplit=1)[0].strip()
-    if steps:
-        return graph.judge_chain(steps.split("\n"), row, hidden)
+    """Which of the six VERDICTS [Hao24 5.1] a text gets: its steps decide (graph.judge_chain), else its answer does.
+
+    hidden  whether thoughts stand before the text. In place it may begin with the object of a hidden step, and after
+            more thoughts than the chain has steps it is the answer without its mark
+    """
+    chain, mark, _ = text.rpartition("###")
+    steps = (chain if mark or hidden else text).strip().split("\n")
+    if hidden and " " not in steps[0]:
+        steps = steps[1:]
+    if any(steps):
+        return graph.judge_chain(steps, row, hidden)
     return "correct_label" if data.is_right(text, row) else "incorrect_label"
 
 
@@ -82,7 +90,7 @@ def rules(asked: list[tuple[dict, ...]]) -> dict[str, float]:
     return {"chance": 0.5 ** len(asked[0])} | {rule: n / len(asked) for rule, n in n_right.items()}
 
 
-def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts: int, hidden: bool) -> dict:
+def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts: list[int], hidden: bool) -> dict:
     """Accuracy with confidence interval, mean number of tokens, [right, questions] per number of hops, and verdicts."""
     n_hops, n, verdicts = [len(row["steps"]) for row in rows], len(rows), {}
     won = [k for k, text, row in zip(n_hops, texts, rows, strict=True) if data.is_right(text, row)]
@@ -90,22 +98,34 @@ def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts:
     if all(map(graph.is_prosqa, rows)):
         found = [verdict(text, row, hidden) for text, row in zip(texts, rows, strict=True)]
         verdicts = {name: found.count(name) for name in VERDICTS}
-    (low, high), tokens = wilson(len(won), n), sum(n_tokens) / n + n_thoughts
-    return dict(accuracy=len(won) / n, low=low, high=high, tokens=tokens, hops=hops, verdicts=verdicts)
+    (low, high), tokens = wilson(len(won), n), (sum(n_tokens) + sum(n_thoughts)) / n
+    thoughts = {k: statistics.mean(t for t, its in zip(n_thoughts, n_hops, strict=True) if str(its) == k) for k in hops}
+    found = dict(accuracy=len(won) / n, low=low, high=high, tokens=tokens, hops=hops, verdicts=verdicts)
+    return found | (dict(thoughts=thoughts) if len(set(n_thoughts)) > 1 else {})
 
 
-def measure(run: answers.Run, examples: data.Split, plan: Plan, intervene="none"):
-    """Runs a split and its twins under a plan; returns the summary, and the texts written for the split."""
+def measure(run: answers.Run, examples: data.Split, latent: str = "", intervene="none"):
+    """Runs a split and its twins with the thoughts that latent asks for (Run.plans_for), or what intervene makes of them.
+
+    Returns the summary, and the texts written for the split.
+    """
     change = INTERVENTIONS[intervene]
-    ids = run.answer(list(map(examples.example, range(len(examples)))), plan, change)
+
+    def written(split: data.Split):
+        asked = list(map(split.example, range(len(split))))
+        plans = run.plans_for(asked, latent)
+        return run.answer_each(asked, plans, change), plans
+
+    ids, plans = written(examples)
     texts = run.encoding.decode_batch(ids)
-    hidden = plan.n_thoughts > 0 if METHODS[run.config["method"]].filler == "thought" else plan.n_removed != 0
-    result = summary(texts, list(map(len, ids)), examples.rows, plan.n_thoughts, hidden)
+    is_thinking = METHODS[run.config["method"]].filler == "thought"
+    hidden = plans[0].n_thoughts > 0 if is_thinking else plans[0].n_removed != 0
+    n_thoughts = [plan.n_thoughts for plan in plans]
+    result = summary(texts, list(map(len, ids)), examples.rows, n_thoughts, hidden)
     pairs = [(text, *pair) for text, row in zip(texts, examples.rows, strict=True) for pair in twins([row])]
     if pairs:
         others = data.Split(run.encoding, [twin for _, _, twin in pairs])
-        others_ids = run.answer(list(map(others.example, range(len(others)))), plan, change)
-        twin_right = list(map(data.is_right, run.encoding.decode_batch(others_ids), others.rows))
+        twin_right = list(map(data.is_right, run.encoding.decode_batch(written(others)[0]), others.rows))
         right = [data.is_right(text, row) for text, row, _ in pairs]
         n, n_both = len(pairs), list(zip(right, twin_right, strict=True)).count((True, True))
         low, high = wilson(n_both, n)
@@ -120,26 +140,30 @@ def main(c: EvaluateConfig) -> None:
     name, results = c.data or str(prepared if prepared.exists() else run.folder.with_suffix(".json")), []
     rows, pairs = examples.rows, twins(examples.rows)
     without, without_both = rules([(row,) for row in rows]), rules(pairs)
-    plans = [run.plan_for(n_thoughts) for n_thoughts in c.latent or (None,)]
-    most_first = sorted(plans, reverse=True)  # if the most thoughts do not fit, nothing is printed
-    measured = {p: measure(run, examples, p, c.intervene) for p in most_first}
+    asked = [latent.strip() for latent in c.latent.split(",")]
+    # If the most thoughts do not fit, nothing is printed.
+    most_first = sorted(asked, key=lambda latent: int(latent) if latent.isdecimal() else 0, reverse=True)
+    measured = {latent: measure(run, examples, latent, c.intervene) for latent in most_first}
     print(f"{run.folder.name} ({run.config['method']}, stage {run.stage}) on {name}, {len(rows)} questions")
     for rule, share in without.items():
         both = f"question and twin both right {without_both[rule]:.1%}, accuracy " if pairs else ""
         print(f"  without a model, {rule}: {both}{share:.1%}")
-    for p in plans:
-        result, texts = measured[p]
-        about = "" if p == run.plan else f" instead of the {run.plan.n_thoughts} of training"
+    for latent in asked:
+        result, texts = measured[latent]
+        n_thoughts = int(latent or run.plan.n_thoughts) if latent != "auto" else latent
+        about = "" if n_thoughts == run.plan.n_thoughts else f" instead of the {run.plan.n_thoughts} of training"
         about += f", {c.intervene}" if c.intervene != "none" else ""
         shown = "question and twin both right {both:.1%} ({both_low:.1%} to {both_high:.1%}); "
         both = shown.format(**result) if pairs else ""
         right = f"accuracy {result['accuracy']:.1%} (95 % interval {result['low']:.1%} to {result['high']:.1%})"
         hops = ", ".join(f"{k}: {n_right}/{n}" for k, (n_right, n) in result["hops"].items())
-        print(f"{p.n_thoughts} thoughts{about}: {both}{right}, {result['tokens']:.1f} tokens; right by hops: {hops}")
+        print(f"{n_thoughts} thoughts{about}: {both}{right}, {result['tokens']:.1f} tokens; right by hops: {hops}")
+        if "thoughts" in result:
+            print("  thoughts by hops:", ", ".join(f"{k}: {n:.2f}" for k, n in result["thoughts"].items()))
         verdicts = [f"{name.replace('_', ' ')} {n}" for name, n in result["verdicts"].items() if n]
         if verdicts:
             print(f"  verdicts: {', '.join(verdicts)}")
-        results.append({"latent": p.n_thoughts, "intervene": c.intervene, **result})
+        results.append({"latent": n_thoughts, "intervene": c.intervene, **result})
     for i in [i for i, row in enumerate(rows) if not data.is_right(texts[i], row)][:5]:
         print(f"wrong, {i}: {rows[i]['question'][-60:]}  expected: {rows[i]['answer']}  written: {texts[i]!r}")
     line = {"run": run.folder.name, "data": name, "n": len(rows), "chance": without.pop("chance", None)}

@@ -147,6 +147,15 @@ def ask(row: dict, people: dict[int, dict[int, int]], rng: random.Random, least:
     return row | asked | {"steps": [fact(row["idx_to_symbol"], *edge) for edge in path]}
 
 
+def rechain(row: dict, people: dict[int, dict[int, int]], rng: random.Random) -> dict:
+    """The row with a random one of its shortest chains, if its own is one of them: no other one is more right."""
+    reached = people.get(row["root"]) or distances(row["edges"], row["root"])
+    if len(row["steps"]) != reached[row["target"]]:
+        return row
+    path = shortest_path(row["edges"], reached, row["target"], rng)
+    return row | {"steps": [fact(row["idx_to_symbol"], *edge) for edge in itertools.pairwise(path)]}
+
+
 def both_chains(row: dict, people: dict[int, dict[int, int]], rng: random.Random) -> set[tuple[int, int]]:
     """The edges of the row's chain, and of another person's chain to the false option: so both options have one."""
     edges, false = set(itertools.pairwise(chain_of(row))), row["neg_target"]
@@ -154,14 +163,6 @@ def both_chains(row: dict, people: dict[int, dict[int, int]], rng: random.Random
     if able:
         edges |= set(itertools.pairwise(shortest_path(row["edges"], rng.choice(able), false, rng)))
     return edges
-
-
-def frontiers(edges: list[tuple[int, int]], root: int, n: int) -> list[list[int]]:
-    """The nodes that walks of 0, 1, ..., n - 1 edges from root lead to: the frontiers of a search, step by step."""
-    found = [[root]]
-    for _ in range(n - 1):
-        found.append(sorted({b for a, b in edges if a in found[-1]}))
-    return found[:n]
 
 
 def twin(row: dict) -> dict | None:

@@ -63,5 +63,5 @@ def curves(series: dict[tuple[str, str], list[tuple[int, int, float]]], out: Pat
     """Saves the losses, the accuracy on valid and the stage over the steps of a run; series as from log.read()."""
     found = {name: [(step, value) for step, _, value in points] for (_, name), points in series.items()}
     found["stage"] = [(step, stage) for step, stage, _ in series["train", "loss"]]
-    panels = [("loss (nats)", ["loss", "teaching_loss"]), ("accuracy on valid", ["accuracy"]), ("stage", ["stage"])]
+    panels = [("loss (nats)", ["loss", "next_word_loss"]), ("accuracy on valid", ["accuracy"]), ("stage", ["stage"])]
     lines([("optimizer step", y, {name: found[name] for name in names if name in found}) for y, names in panels], out)

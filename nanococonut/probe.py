@@ -68,9 +68,9 @@ def values(run: answers.Run, examples, names: list[list[str]], n_thoughts: int) 
 @torch.no_grad()
 def leanings(run: answers.Run, row: dict, thoughts: torch.Tensor) -> np.ndarray:
     """(nodes, K): the probability that the output head gives each node of a problem at thoughts (K, C)."""
-    tokens = [data.node_token(run.encoding, name) for name in row["idx_to_symbol"]]
+    tokens = [data.node_tokens(run.encoding, name) for name in row["idx_to_symbol"]]
     shares = run.model.logits(thoughts).softmax(-1).cpu()
-    return torch.stack([0 * shares[:, 0] if t is None else shares[:, t] for t in tokens]).numpy()
+    return torch.stack([shares[:, ids].sum(dim=1) for ids in tokens]).numpy()
 
 
 def means(cells: dict[tuple, list]) -> dict[str, list]:
@@ -116,7 +116,7 @@ def sweep(run: answers.Run, examples: data.Split, n_thoughts: int) -> list[dict]
     todo = [("none", k) for k in range(min(n_thoughts + 2, room) + 1)]
     todo += [(name, k) for name in evaluate.INTERVENTIONS if name != "none" for k in range(1, n_thoughts + 1)]
     for name, k in tqdm(todo, desc="answers", unit="pass", leave=False):
-        result, texts = evaluate.measure(run, examples, run.plan_for(k), intervene=name)
+        result, texts = evaluate.measure(run, examples, str(k), intervene=name)
         finals = list(map(data.final_answer, texts))
         n_flipped = sum(a != b for a, b in zip(finals, plain.setdefault(k, finals), strict=True))
         rows.append(dict(run=run.folder.name, intervene=name, latent=k, flipped=n_flipped, **result))
@@ -170,8 +170,8 @@ def main(c: ProbeConfig) -> None:
     else:
         asked, names = list(map(examples.example, range(n))), [row["idx_to_symbol"] for row in rows]
         leaned = [leanings(run, rows[i], run.thoughts(asked[i], K)) for i in range(n)]
-        # A taught run may never have learned to write chains, but its thoughts name the nodes.
-        found = leaned if run.config["taught"] and K > 1 else values(run, asked, names, K)
+        # In place the thoughts themselves name the nodes; in the paper's layout the word after <eot> does.
+        found = leaned if run.plan.in_place and K > 1 else values(run, asked, names, K)
         numbers["mass"] = mass(rows, leaned)
         figures["mass"] = [("thought", "share of the head's distribution", numbers["mass"])]
         tops, shown = parallelism(rows, found)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from nanococonut import answers, compiling, devices, graph, log, optimizers, pretrained, starts, tokenizer
 from nanococonut.answers import load_state, named
 from nanococonut.config import UserError, written
-from nanococonut.curriculum import Plan
+from nanococonut.curriculum import METHODS, Plan
 from nanococonut.data import Dataset, Split, folder_of, write_atomically, write_text
 from nanococonut.model import GPT, GPTConfig
 from nanococonut.settings import TrainConfig
@@ -84,16 +84,14 @@ def starting_model(c: TrainConfig, dataset: Dataset, n_positions: int) -> GPT:
     return model
 
 
-def demand_graphs(c: TrainConfig, problems: Split, tokenizer_name: str) -> None:
+def demand_graphs(c: TrainConfig, problems: Split) -> None:
     """Raises UserError for options that need a graph, if the words of the problems do not tell it."""
     graphs = list(map(graph.is_prosqa, problems.rows))  # ProsQA's; of ProntoQA one question per graph is asked
-    fits = {"grow": any(problems.told), "taught": any(problems.told), "reask": any(graphs), "questions": all(graphs)}
+    fits = {"grow": any(problems.told), "reask": any(graphs), "questions": all(graphs)}
     unfit = [name for name, is_fit in fits.items() if not is_fit and getattr(c, name) != getattr(TrainConfig, name)]
     if unfit:
         off = " ".join(f"--{name}={getattr(TrainConfig, name):g}" for name in unfit)
         raise UserError(f"row {graphs.index(False)} of data/{c.task} tells no graph that they could use: add {off}")
-    if c.taught and tokenizer_name != "words":
-        raise UserError("--taught should be 0: a node is one token in words alone, so prepare with --tokenizer=words")
 
 
 class Writer:
@@ -101,7 +99,7 @@ class Writer:
 
     def __init__(self, c: TrainConfig, dataset: Dataset, machine: devices.Machine, model: GPT, max_new_tokens: int):
         self.c, self.machine, self.model = c, machine, model
-        self.about_data = {key: dataset.meta[key] for key in ("task", "tokenizer", "vocabulary", "sha256")}
+        self.about_data = {key: dataset.meta[key] for key in ("task", "tokenizer", "vocabulary", "pattern", "sha256")}
         self.about_data["max_new_tokens"] = max_new_tokens
         self.folder, self.state = None, None
         if machine.is_first or c.resume:
@@ -172,7 +170,7 @@ class Writer:
 
     def log_training(self, step: int, stage: int, factor: float) -> None:
         """Logs the means over the latest steps. Batches without thoughts have nan as their norm, which is ignored."""
-        self.last_loss, teaching_loss, thought_norm, gradient_norm = self.seen.nanmean(dim=0).tolist()
+        self.last_loss, next_loss, thought_norm, gradient_norm = self.seen.nanmean(dim=0).tolist()
         self.recent, self.seen = [], self.seen[:0]
         if not self.machine.is_first:
             return
@@ -180,8 +178,8 @@ class Writer:
         metrics["embedding_norm"] = float(self.model.wte.weight.detach().norm(dim=1).mean())
         if not math.isnan(thought_norm):
             metrics["thought_norm"] = thought_norm
-        if self.c.taught:
-            metrics["teaching_loss"] = teaching_loss
+        if self.c.layout == "in_place" and METHODS[self.c.method].filler:
+            metrics["next_word_loss"] = next_loss
         log.append(self.log, step, stage, "train", metrics | {"seconds": time.time() - self.began})
 
     def evaluate(self, step: int, stage: int, valid: Split, plan: Plan, special: dict[str, int]) -> None:

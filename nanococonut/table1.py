@@ -69,7 +69,7 @@ def measured(label: str, row: TrainConfig) -> dict:
     path = Path("runs") / row.name / "test.json"
     if not path.exists():
         run = answers.Run(row.name)
-        result, _ = evaluate.measure(run, run.split("test"), run.plan)
+        result, _ = evaluate.measure(run, run.split("test"))
         *_, (_, _, seconds) = log.read(path.with_name("log.csv"))["train", "seconds"]
         data.write_text(path, json.dumps(dict(method=label, seed=row.seed, seconds=seconds, **result)) + "\n")
     return data.read_json(path)

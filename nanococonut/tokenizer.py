@@ -4,9 +4,11 @@ The `words` encoding splits a text into phrases, words and glue. A piece in its 
 
 >>> pieces("Is Tom a rempus or impus?\\nTom is a lempus.\\nEvery lempus is a rempus.")
 ['Is ', 'Tom', ' a ', 'rempus', ' or ', 'impus', '?\\n', 'Tom is a ', 'lempus.\\nEvery lempus is a ', 'rempus.']
+>>> pieces("Every lempus is a rempus.\\n### Tom is a rempus.")
+['Every lempus is a ', 'rempus.\\n### ', 'Tom is a ', 'rempus.']
 
 A fact is two tokens, so an induction head can look an edge up: it finds the subject and reads what follows. A step of
-ProsQA is one token, its object with the next subject, so a thought can resemble a token. Unknown pieces become bytes.
+ProsQA is one token, its object with what begins next, so a thought can resemble a token. Unknown pieces become bytes.
 """
 
 import collections
@@ -21,7 +23,8 @@ FUNCTION_WORDS = "True or false:|Every|every|Each|each|Is|is|are|not|an|a|or"
 # Differs from the paper: it uses GPT-2's tokens, as --tokenizer=gpt2 does; from scratch, one token a step is easier.
 PATTERN = (
     r"([a-z]+)\.\n(?:Every|Each) \1 is an? |"  # a step's object, which is the next step's subject
-    r" ?(?:(?:Every|Each) [a-z]+|[A-Z][a-z]+|### [A-Z][a-z]+) is an? | Is [A-Z][a-z]+ an? |"  # subject
+    r"(?:not )?[a-z]+\.\n### |"  # the last step's object, and that the answer begins
+    r" ?(?:(?:Every|Each) [a-z]+|[A-Z][a-z]+) is an? | Is [A-Z][a-z]+ an? |"  # subject
     r" ?(?:(?:Every|Each) [a-z]+ is|[A-Z][a-z]+puses are|True or false: [A-Z][a-z]+ is) |"  # ProntoQA's subjects
     r"\n[A-Z][a-z]+ is (?!an? )|"  # and how its conclusion begins
     r"(?:not )?[a-z]+\.|\n(?=### )|"  # object, and the newline before an answer
@@ -31,9 +34,9 @@ GPT2_FILES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/" 
 SPECIAL = ("bot", "eot", "pause", "eos")  # begin and end of thought, Table 1's pause, end of sequence
 
 
-def pieces(text: str) -> list[str]:
+def pieces(text: str, pattern: str = PATTERN) -> list[str]:
     """The pieces that the `words` encoding splits a text into."""
-    return [match.group() for match in re.finditer(PATTERN, text)]
+    return [match.group() for match in re.finditer(pattern, text)]
 
 
 def fit(texts, max_pieces: int = 8000) -> list[str]:
@@ -57,13 +60,13 @@ def alike(vocabulary: list[str]) -> list[list[int]]:
     return [ids for ids in said.values() if len(ids) > 1]
 
 
-def words(vocabulary: list[str]) -> tiktoken.Encoding:
+def words(vocabulary: list[str], pattern: str = PATTERN) -> tiktoken.Encoding:
     """The encoding with a fixed vocabulary: ids 0..255 are bytes, then the pieces, then <bot> <eot> <pause> <eos>."""
     ranks = {bytes([i]): i for i in range(256)} | {piece.encode(): 256 + i for i, piece in enumerate(vocabulary)}
     if len(ranks) != 256 + len(vocabulary):
         raise UserError("the vocabulary lists a piece twice or one that is a single byte")
     special = {f"<{name}>": len(ranks) + i for i, name in enumerate(SPECIAL)}
-    return tiktoken.Encoding("words", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    return tiktoken.Encoding("words", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
 
 
 def gpt2() -> tiktoken.Encoding:
@@ -82,9 +85,9 @@ def gpt2() -> tiktoken.Encoding:
     return tiktoken.Encoding("gpt2", pat_str=base._pat_str, mergeable_ranks=ranks, special_tokens=special)
 
 
-def load(name: str, vocabulary: list[str]) -> tiktoken.Encoding:
-    """The encoding a dataset or a checkpoint was made with."""
-    return words(vocabulary) if name == "words" else gpt2()
+def load(name: str, vocabulary: list[str], pattern: str = PATTERN) -> tiktoken.Encoding:
+    """The encoding a dataset or a checkpoint was made with; the pattern is that of `words`."""
+    return words(vocabulary, pattern) if name == "words" else gpt2()
 
 
 def special_ids(encoding: tiktoken.Encoding) -> dict[str, int]:

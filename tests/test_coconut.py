@@ -1,7 +1,6 @@
 """The latent loop: the paper's numbers, one definition against another, and what must not leak."""
 
 import gc
-import types
 
 import numpy as np
 import pytest
@@ -196,13 +195,13 @@ def shared_batch(n_thoughts=3) -> tuple[Batch, Batch]:
     contexts = [rng.integers(0, 38, n).tolist() for n in (9, 5)]
     questions = [rng.integers(0, 38, n).tolist() for n in (4, 2, 3, 1, 4, 4)]
     suffixes = [rng.integers(0, 38, n + 1).tolist() for n in (3, 1, 4, 2, 2, 5)]
-    frontier = torch.tensor(rng.integers(0, 38, (6, n_thoughts, 3)))
-    frontier[2, :, 1:] = -100  # one node
-    frontier[4] = -100  # thoughts that are taught nothing
+    words = torch.tensor(rng.integers(0, 38, (6, n_thoughts + 1)))
+    words[4] = -100  # a question whose thoughts are asked for nothing
     pairs = [(question, suffix) for question, suffix in zip(questions, suffixes, strict=True)]
     own = [([*contexts[i // 3], *question], suffix) for i, (question, suffix) in enumerate(pairs)]
     together, apart = collate(pairs, n_thoughts, 39, contexts), collate(own, n_thoughts, 39)
-    return together._replace(frontiers=frontier), apart._replace(frontiers=frontier)
+    more = dict(next_words=words, n_read=n_thoughts // 2)
+    return together._replace(**more), apart._replace(**more)
 
 
 @pytest.mark.parametrize("n_thoughts", [0, 1, 3])
@@ -217,41 +216,81 @@ def test_questions_about_one_prompt_are_the_questions_alone(n_thoughts):
     ):
         model = small_model()
         out = forward(model, batch)
-        (out.loss + out.teaching_loss).backward()
+        (out.loss + out.next_loss).backward()
         outs.append(out)
         grads.append([p.grad for p in model.parameters()])
     real = together.targets != -100
     for out, grad in zip(outs[1:], grads[1:], strict=True):
-        assert abs(out.loss - outs[0].loss) < 1e-12 and abs(out.teaching_loss - outs[0].teaching_loss) < 1e-12
+        assert abs(out.loss - outs[0].loss) < 1e-12 and abs(out.next_loss - outs[0].next_loss) < 1e-12
         torch.testing.assert_close(out.logits[real], outs[0].logits[real])
         torch.testing.assert_close(out.thoughts, outs[0].thoughts)
         torch.testing.assert_close(grad, grads[0])
 
 
-def test_the_loss_that_teaches_thoughts():
-    logits = torch.log(torch.tensor([[[0.5, 0.25, 0.125, 0.125], [0.25, 0.25, 0.25, 0.25]]]))  # (1, 2, 4)
-    model = types.SimpleNamespace(logits=lambda thoughts: thoughts)  # the thoughts are their own logits
-    one, two, none = [1, -100], [0, 2], [-100, -100]
-    for frontiers, expected in (
-        ([one, none], -np.log(0.25)),
-        ([two, none], -(np.log(0.5) + np.log(0.125)) / 2),
-        ([two, one], (-(np.log(0.5) + np.log(0.125)) / 2 - np.log(0.25)) / 2),
-        ([none, none], 0.0),
-    ):
-        loss = coconut.teach(model, logits, torch.tensor([frontiers]))
-        assert loss.item() == pytest.approx(expected, rel=1e-5)
-    assert coconut.teach(model, logits, None).item() == 0
+@pytest.mark.parametrize("pause", [None, 37])
+@pytest.mark.parametrize("n_read", range(4))
+def test_one_pass_over_all_stages_equals_the_stages_one_by_one(n_read, pause):
+    """The next word after 0, 1, 2, 3 thoughts and a rest behind some of them: each from a pass of its own."""
+    words = torch.tensor([[5, 6, 7, 8], [9, -100, 3, 4], [-100, 1, 2, -100]])
+    batch = random_batch(3)._replace(next_words=words, n_read=n_read, pause=pause)
+    model = small_model()
+    out = coconut.forward(model, batch)
+    (out.loss + out.next_loss).backward()
+    together = [p.grad for p in model.parameters()]
+
+    model, by_stage = small_model(), []
+    for k in range(4):
+        # Stage k alone: k thoughts, then one word to predict, which the last thought itself is asked for.
+        alone = random_batch(k)._replace(next_words=torch.full((3, k + 1), -100), pause=pause)
+        alone.next_words[:, k] = words[:, k]
+        by_stage.append(coconut.forward_reference(model, alone).next_loss * (words[:, k] != -100).sum())
+    next_loss = sum(by_stage) / (words != -100).sum()
+    rest = coconut.forward_reference(model, random_batch(n_read)._replace(pause=pause)).loss
+    (rest + next_loss).backward()
+    assert abs(out.loss - rest) < 1e-12 and abs(out.next_loss - next_loss) < 1e-12
+    assert next_loss > 0.1
+    torch.testing.assert_close(together, [p.grad for p in model.parameters()])
+
+
+@pytest.mark.parametrize("n_read", [0, 2, 3])
+@pytest.mark.parametrize("pause", [None, 37])
+def test_the_pass_over_all_stages_equals_its_definition(n_read, pause):
+    words = torch.tensor([[5, 6, 7, 8], [9, -100, 3, 4], [-100, 1, 2, -100]])
+    batch = random_batch(3)._replace(next_words=words, n_read=n_read, pause=pause)
+    outs, grads = [], []
+    for forward in FORWARDS.values():
+        model = small_model()
+        out = forward(model, batch)
+        (out.loss + out.next_loss).backward()
+        outs.append(out)
+        grads.append([p.grad for p in model.parameters()])
+    assert abs(outs[0].loss - outs[1].loss) < 1e-12 and abs(outs[0].next_loss - outs[1].next_loss) < 1e-12
+    torch.testing.assert_close(*grads)
+    assert outs[0].thoughts.shape == (3, 0 if pause else 3, 16)
+
+
+def test_in_place_the_last_thought_says_the_first_word():
+    model, batch = small_model(), random_batch(2)
+    (first, *_), *_ = coconut.generate(model, batch.prompt, batch.prompt_len, 2, None, 39, 4)
+    hidden, prompt_kv = coconut.prefill(model, batch.prompt, batch.prompt_len)
+    states, _ = coconut.think(model, hidden, coconut.open_cache(prompt_kv, batch.prompt_len, 2), 2)
+    assert states.shape == (3, 3, 16) and first == model.logits(states[0, 2]).argmax()
+    torch.testing.assert_close(states[:, :2], coconut.forward(model, batch).thoughts)
+    pauses = coconut.generate(model, batch.prompt, batch.prompt_len, 2, None, 39, 4, pause=37)
+    length = int(batch.prompt_len[0])
+    read = torch.cat([batch.prompt[:1, :length], torch.tensor([[37, 37]])], dim=1)
+    assert pauses[:1] == coconut.generate(model, read, torch.tensor([length + 2]), 0, None, 39, 4), "as ordinary tokens"
 
 
 def test_a_part_of_a_batch_is_some_prompts_and_their_questions():
     together, _ = shared_batch(2)
     second = part(together, slice(1, 2))
     assert torch.equal(second.prompt, together.prompt[1:]) and second.n_thoughts == 2
-    assert torch.equal(second.question, together.question[3:]) and torch.equal(second.frontiers, together.frontiers[3:])
+    assert torch.equal(second.question, together.question[3:]) and torch.equal(second.next_words, together.next_words[3:])
     halves = [part(together, slice(rank, None, 2)) for rank in (0, 1)]  # as two processes share it
     assert torch.equal(halves[0].suffix, together.suffix[:3]) and torch.equal(halves[1].suffix, together.suffix[3:])
     assert together.n_supervised() == tuple(map(sum, zip(*(half.n_supervised() for half in halves), strict=True)))
-    assert together.n_supervised() == (17, 10), "5 of 6 questions have thoughts that are taught"
+    assert together.n_supervised() == (17, 15), "5 of 6 questions have next words after 0, 1 and 2 thoughts"
 
 
 CASES = [  # thoughts, prompt lengths, suffix lengths; all prompts fit into one bucket of 64
@@ -305,7 +344,7 @@ def test_one_graph_serves_every_thought_of_every_number_of_thoughts(graphs):
     together, _ = shared_batch()
     model = small_model()
     out, expected = compiling.forward(model, together, phases), coconut.forward_reference(model, together)
-    assert abs(out.loss - expected.loss) < 1e-9 and abs(out.teaching_loss - expected.teaching_loss) < 1e-9
+    assert abs(out.loss - expected.loss) < 1e-9 and abs(out.next_loss - expected.next_loss) < 1e-9
     assert graphs() == 11, "prompts that are shared: the facts, the questions, a thought, the suffix"
 
 

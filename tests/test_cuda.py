@@ -19,7 +19,7 @@ from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]  # warnings of torch.compile's own parts
 ROOT = Path(__file__).parents[1]
 ALL = ["smoke", "--stage_steps=6,6,6", "--log_every=1", "--save_every=4", "--eval_every=5", "--muon_lr=0.01"]
-ALL += ["--lr=0.01", "--grad_clip=1", "--taught=0.5", "--questions=2", "--reask=0.5", "--grow=10"]
+ALL += ["--lr=0.01", "--grad_clip=1", "--questions=2", "--reask=0.5", "--grow=10"]
 
 
 @pytest.fixture
@@ -44,13 +44,13 @@ def test_questions_about_one_prompt(compiled, exact):
     together, _ = shared_batch()
     expected_model = small_model()
     expected = coconut.forward_reference(expected_model, together)  # in float64, on the CPU
-    (expected.loss + expected.teaching_loss).backward()
+    (expected.loss + expected.next_loss).backward()
     model = small_model().float().cuda()
     moved = type(together)(*(x.cuda() if isinstance(x, torch.Tensor) else x for x in together))
     out = compiling.forward(model, moved, compiling.compiled() if compiled else compiling.EAGER)
-    (out.loss + out.teaching_loss).backward()
+    (out.loss + out.next_loss).backward()
     assert out.loss.item() == pytest.approx(expected.loss.item(), abs=1e-5)
-    assert out.teaching_loss.item() == pytest.approx(expected.teaching_loss.item(), abs=1e-5)
+    assert out.next_loss.item() == pytest.approx(expected.next_loss.item(), abs=1e-5)
     for (name, p), other in zip(model.named_parameters(), expected_model.parameters(), strict=True):
         torch.testing.assert_close(p.grad.cpu().double(), other.grad, atol=1e-5, rtol=1e-3, msg=name)
 
@@ -106,7 +106,7 @@ def test_a_whole_training_step_never_waits_for_the_device(workspace):
     schedule = batching.Schedule(c, dataset.meta["longest"])
     problems = dataset.split("train")
     model = train.runs.starting_model(c, dataset, schedule.n_positions).cuda()
-    gradients = compiling.Gradients(model, compiling.EAGER, c.taught, machine)
+    gradients = compiling.Gradients(model, compiling.EAGER, machine)
     held = optimizers.make(model, c)
     batch = batching.draw_batch(c, problems, schedule, dataset.special, 15)
     try:
@@ -124,6 +124,6 @@ def test_the_model_of_the_project_answers_as_on_the_cpu():
     for device in ("cpu", "cuda"):
         run = answers.Run(str(ROOT / "models/prosqa.pt"), device)
         rows = prepare.generate(prepare.PrepareConfig(train=200, valid=1, test=1, seed=12345))["train"]
-        found[device], _ = evaluate.measure(run, data.Split(run.encoding, rows), run.plan)
+        found[device], _ = evaluate.measure(run, data.Split(run.encoding, rows))
         assert run.machine.device.type == device
     assert abs(found["cuda"]["accuracy"] - found["cpu"]["accuracy"]) <= 0.02, found

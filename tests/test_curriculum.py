@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from nanococonut.batching import collate
-from nanococonut.curriculum import METHODS, Example, arrange, layout, plan_of
+from nanococonut.curriculum import METHODS, Example, arrange, layout, next_words, plan_of
 from nanococonut.icot import n_removed_tokens
 
 SPECIAL = {"bot": 90, "eot": 91, "pause": 92, "eos": 93}
@@ -40,17 +40,17 @@ def at_begin(method, stage, max_stage, longest_chain):
         ("coconut", 5, [1, 2, 3, 90], [91, 40, 41, 93], 5),
         ("no_curriculum", 0, [1, 2, 3, 90], [91, 40, 41, 93], 5),
         ("no_thought", 1, [1, 2], [3, 20, 30, 31, 32, 40, 41, 93], 0),
-        ("pause", 0, [1, 2, 3, 90, 92, 92, 92, 92, 92], [91, 40, 41, 93], 0),
+        ("pause", 0, [1, 2, 3, 90], [91, 40, 41, 93], 5),
         ("pause_as_thought", 0, [1, 2, 3, 90], [91, 10, 11, 19, 30, 31, 32, 40, 41, 93], 0),
-        ("pause_as_thought", 2, [1, 2, 3, 90, 92, 92], [91, 30, 31, 32, 40, 41, 93], 0),
+        ("pause_as_thought", 2, [1, 2, 3, 90], [91, 30, 31, 32, 40, 41, 93], 2),
     ],
 )
 def test_layout_of_tokens(method, stage, prompt, suffix, n_thoughts):
     p = at_begin(method, stage, max_stage=5, longest_chain=6)
     assert arrange(EXAMPLE, p, SPECIAL) == (prompt, suffix)
     pairs = [arrange(e, p, SPECIAL) for e in (EXAMPLE, Example([7], [[8]]))]
-    batch = collate(pairs, p.n_thoughts, SPECIAL["eos"])
-    assert batch.n_thoughts == n_thoughts
+    batch = collate(pairs, p.n_fillers, SPECIAL["eos"], pause=SPECIAL["pause"] if p.n_pauses else None)
+    assert batch.n_thoughts == n_thoughts and (batch.pause == 92) == (METHODS[method].filler == "pause" and stage + n_thoughts > 0)
     assert batch.prompt_len.tolist() == [len(prompt), len(prompt) - 2]
     assert batch.prompt[0].tolist() == prompt
     assert batch.suffix[0].tolist() == suffix[:-1]
@@ -58,10 +58,38 @@ def test_layout_of_tokens(method, stage, prompt, suffix, n_thoughts):
     assert batch.targets[1].tolist() == [8, 93] + [-100] * (len(suffix) - 3), "an empty chain, right-padded"
 
 
+@pytest.mark.parametrize(
+    ("method", "stage", "prompt", "after", "following"),
+    [
+        ("coconut", 0, [1, 2, 3, 90], [10, 11, 19, 30, 31, 32, 40, 41, 93], [10]),
+        ("coconut", 1, [1, 2, 3, 90], [19, 30, 31, 32, 40, 41, 93], [10, 19]),
+        ("coconut", 3, [1, 2, 3, 90], [40, 41, 93], [10, 19, 30, 40]),
+        ("coconut", 5, [1, 2, 3, 90], [41, 93], [10, 19, 30, 40, 41, 41]),
+        ("pause_as_thought", 2, [1, 2, 3, 90], [30, 31, 32, 40, 41, 93], [10, 19, 30]),
+        ("no_curriculum", 0, [1, 2, 3, 90], [41, 93], [-100] * 5 + [41]),
+        ("pause", 0, [1, 2, 3, 90], [41, 93], [-100] * 5 + [41]),
+    ],
+)
+def test_layout_in_place(method, stage, prompt, after, following):
+    """Nothing stands between a thought and the word it replaces: 19 spans two steps and goes with the second."""
+    p = plan_of(method, stage, 5, in_place=True)
+    assert arrange(EXAMPLE, p, SPECIAL) == (prompt, after)
+    assert next_words(EXAMPLE, p, SPECIAL, -100) == following
+    assert following[-1] == after[0], "the last thought predicts the first word of the rest"
+
+
+def test_rows_with_nothing_in_place_are_the_same_in_both_layouts():
+    for method, row in METHODS.items():
+        if row.filler is None:
+            for stage in range(4):
+                assert plan_of(method, stage, 3, in_place=True) == plan_of(method, stage, 3)
+
+
 def test_c_thoughts_for_each_removed_step():
     assert plan_of("coconut", 2, 3, c_thought=2).n_thoughts == 4
     assert plan_of("pause", 0, 3, c_thought=2).n_pauses == 6
-    assert layout("coconut", 1, 3, 3, c_thought=2) == "Q <bot> ~ ~ <eot> *s2 *s3 *A"
+    assert layout("coconut", 1, 3, 3, c_thought=2) == "Q <bot> ~ ~ *s2 *s3 *A"
+    assert layout("coconut", 1, 3, 3, c_thought=2, in_place=False) == "Q <bot> ~ ~ <eot> *s2 *s3 *A"
 
 
 def test_every_method_ends_where_table_1_evaluates_it():

@@ -53,7 +53,7 @@ def test_verdicts(steps, answer, hidden, verdict):
 
 def test_every_text_gets_one_verdict():
     texts = ["", "###", "### ###", "\n\n", "Tom is a lempus.", "Is Tom a", "### Tom is a impus.\n### x", "a\x00b ### c"]
-    result = evaluate.summary(texts, [1] * len(texts), [ROW] * len(texts), 2, hidden=False)
+    result = evaluate.summary(texts, [1] * len(texts), [ROW] * len(texts), [2] * len(texts), hidden=False)
     assert sum(result["verdicts"].values()) == len(texts)
     assert list(result["verdicts"]) == list(evaluate.VERDICTS)
 
@@ -139,8 +139,8 @@ def test_a_run_is_measured_with_twins(workspace, capsys):
     run = answers.Run("run")
     examples = run.split("test")
     twins = [twin for _, twin in evaluate.twins(examples.rows)]
-    result, texts = evaluate.measure(run, examples, run.plan)
-    alone, twin_texts = evaluate.measure(run, data.Split(run.encoding, twins), run.plan)
+    result, texts = evaluate.measure(run, examples)
+    alone, twin_texts = evaluate.measure(run, data.Split(run.encoding, twins))
     assert result["twins"] == len(twins) == 8 and result["twin"] == alone["accuracy"]
     right = [data.is_right(*pair) for pair in zip(texts, examples.rows, strict=True)]
     twin_right = [data.is_right(*pair) for pair in zip(twin_texts, twins, strict=True)]

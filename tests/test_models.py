@@ -22,7 +22,7 @@ RELEASED = ROOT.parent / "shared/data/prosqa_valid_official.json"
 
 def both_and_accuracy(rows):
     run = answers.Run(str(MODEL))
-    result, _ = evaluate.measure(run, data.Split(run.encoding, rows), run.plan)
+    result, _ = evaluate.measure(run, data.Split(run.encoding, rows))
     return result["both"], result["accuracy"]
 
 

@@ -158,7 +158,7 @@ def test_same_seed_same_bytes_and_disjoint_splits(workspace):
     assert len(set(graphs)) == len(graphs) == 95
     assert not list(Path("data").rglob("*.tmp"))
     preview = Path("data/a/preview.txt").read_text()
-    assert preview.count("### ") == 10 and "stage 1 | Q <bot> ~ <eot> *s2" in preview
+    assert preview.count("### ") == 10 and "stage 1 | Q <bot> ~ *s2" in preview
 
 
 def test_tokens_on_disk_are_the_texts(workspace):
@@ -171,7 +171,7 @@ def test_tokens_on_disk_are_the_texts(workspace):
             assert list(map(dataset.encoding.decode, [example.question, *example.rests])) == data.texts_of(row)
             assert len(example.question) == 2 * len(row["edges"]) + 5
             n_steps = len(row["steps"])
-            assert list(map(len, example.rests)) == [*range(n_steps + 4, 4, -1), 2], "a step is a token"
+            assert list(map(len, example.rests)) == [*range(n_steps + 3, 3, -1), 3], "a step is a token"
     examples = [opened.example(i) for opened in map(dataset.split, data.SPLITS) for i in range(len(opened))]
     assert dataset.meta["longest"] == {
         "question": max(len(e.question) for e in examples),
@@ -222,15 +222,21 @@ def test_a_graph_told_by_hand():
     assert (told["steps"], told["answer"]) == (TOM["steps"], "Tom is a rempus.")
 
 
-def test_searches_by_hand():
-    assert graph.frontiers([(0, 1), (0, 2), (1, 3), (2, 3)], root=0, n=4) == [[0], [1, 2], [3], []]
+def test_a_chain_is_drawn_anew_among_the_shortest():
+    row = TOM | {"edges": [*TOM["edges"], [0, 5], [5, 3]], "idx_to_symbol": [*TOM["idx_to_symbol"], "zumpus"]}
+    rng = random.Random(0)
+    drawn = Counter(tuple(graph.rechain(row, graph.askers(row), rng)["steps"]) for _ in range(400))
+    assert set(drawn) == {tuple(TOM["steps"]), ("Tom is a zumpus.", "Every zumpus is a rempus.")}
+    assert all(150 < n < 250 for n in drawn.values()), "as often the one as the other"
+    longer = row | {"edges": [*row["edges"], [0, 3]]}
+    assert graph.rechain(longer, graph.askers(longer), rng)["steps"] == TOM["steps"], "one's own detour stays"
 
 
 def test_questions_asked_anew_are_sound(workspace):
     run("prosqa", *SMALL)
     dataset = data.Dataset("prosqa")
     train = dataset.split("train")
-    groups = train.draw(400, random.Random(0), augment=True, questions=4, reask=1.0, n_taught=3)
+    groups = train.draw(400, random.Random(0), augment=True, questions=4, reask=1.0)
     roots = set()
     for group in groups:
         context = dataset.encoding.decode(group.context)
@@ -245,12 +251,6 @@ def test_questions_asked_anew_are_sound(workspace):
             assert names.index(answer) in below and answer in options
             assert not {names.index(name) for name in options} - {names.index(answer)} & below.keys()
             assert all(f"{step} " in f"{context} " for step in steps) and len(steps) == below[names.index(answer)]
-            levels = graph.frontiers([tuple(edge) for edge in edges], names.index(root), 3)
-            taught = [
-                {names.index(re.findall(r"\w+", dataset.encoding.decode([i]))[0]) for i in ids}
-                for ids in example.frontiers
-            ]
-            assert taught == [set(level) for level in levels]
             roots.add(root)
     assert len(groups) == 100 and len(roots) > 3
 

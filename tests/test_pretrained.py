@@ -241,6 +241,6 @@ def test_mistakes(task, released, monkeypatch):
 
 
 def test_the_extra_stage_of_gsm8k_is_in_the_run(task, capsys):
-    trained("--name=run", "--c_thought=2", "--stage_steps=1,1,1,1", "--extra_stage=true")
+    trained("--name=run", "--c_thought=2", "--stage_steps=1,1,1,1", "--extra_stage=true", "--layout=paper")
     assert "    3      1         4       0            all" in capsys.readouterr().out
     assert answers.Run("run").plan[:3] == (4, 0, curriculum.ALL)

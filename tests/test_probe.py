@@ -87,7 +87,7 @@ def test_interventions_that_change_nothing(asked):
     with torch.no_grad():  # a model that says many things, and other things for other thoughts
         for p in run.model.h.parameters():
             p.mul_(30)
-    _, plain = evaluate.measure(run, examples, run.plan)
+    _, plain = evaluate.measure(run, examples)
     todo = [examples.example(i) for i in range(len(examples))]
 
     def changed(name, p=run.plan, examples=todo):
@@ -95,7 +95,7 @@ def test_interventions_that_change_nothing(asked):
 
     bare = run.answer(todo, run.plan)
     assert changed("none") == bare, "the loop that may change thoughts is the plain one where it does not"
-    assert evaluate.measure(run, examples, run.plan, intervene="none")[1] == plain
+    assert evaluate.measure(run, examples, intervene="none")[1] == plain
     assert changed("permute", run.plan_for(1)) == run.answer(todo, run.plan_for(1))
     assert changed("swap", examples=todo[:1] * 3) == bare[:1] * 3, "swapped with its own twin"
     assert changed("mean", examples=todo[:1] * 3) == bare[:1] * 3
@@ -104,7 +104,7 @@ def test_interventions_that_change_nothing(asked):
 
 def test_values_are_products_of_token_probabilities(workspace):
     made()
-    trained()
+    trained("--layout=paper")
     run = answers.Run("run")
     examples = run.split("test")
     names = [["zzz", name] for name in examples.rows[0]["idx_to_symbol"][:2]]
@@ -179,28 +179,29 @@ def test_the_tree_in_words(asked, capsys):
     assert "  thought 2  " in printed and " *\n" in printed
 
 
-def test_taught_thoughts_are_read_as_nodes(workspace, capsys):
+def test_thoughts_in_place_are_read_as_nodes(workspace, capsys):
     made()
-    trained("--taught=1")
+    trained()
     run = answers.Run("run")
     examples = run.split("test")
     thoughts = run.thoughts(examples.example(0), 3)
     leans = probe.leanings(run, examples.rows[0], thoughts)
     names = examples.rows[0]["idx_to_symbol"]
     assert leans.shape == (len(names), 3)
-    for v, name in enumerate(names):  # the token of a node is the one that says it and begins what follows from it
-        text = f"{name} is a " if name[0].isupper() else f"{name}.\nEvery {name} is a "
-        (token,) = run.encoding.encode_ordinary(text)
-        shares = run.model.logits(thoughts).softmax(-1)[:, token].tolist()
+    for v, name in enumerate(names):  # the tokens of a node say it and begin what follows from it
+        texts = [f"{name} is a "] if name[0].isupper() else [f"{name}.\nEvery {name} is a ", f"{name}.\n### "]
+        tokens = [run.encoding.encode_ordinary(text) for text in texts]
+        assert all(len(ids) == 1 for ids in tokens)
+        shares = run.model.logits(thoughts).softmax(-1)[:, [ids[0] for ids in tokens]].sum(dim=1).tolist()
         np.testing.assert_allclose(leans[v], shares, rtol=1e-5)
     sample.main(sample.SampleConfig())
     assert "probability of each node at thoughts 1, 2, ..." in capsys.readouterr().out
     probe.main(probe.ProbeConfig())
     assert Path("runs/run/probe/tree.png").exists()
     shutil.rmtree("runs/run")
-    trained("--taught=1", "--max_stage=1")
+    trained("--layout=paper", "--max_stage=1")
     assert answers.Run("run").plan.n_thoughts == 1
-    probe.main(probe.ProbeConfig())  # one thought names no node that is a hop away, so values are measured
+    probe.main(probe.ProbeConfig())
     assert Path("runs/run/probe/tree.png").exists()
 
 

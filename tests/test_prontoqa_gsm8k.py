@@ -179,13 +179,11 @@ def test_facts_in_any_order_fit_the_vocabulary_and_the_model(workspace):
     assert not any(i < 256 and i not in single for ids in questions for i in ids), "no fact falls to bytes"
 
 
-def test_a_node_that_is_no_token_is_not_taught(workspace):
+def test_a_node_that_is_no_token_has_none(workspace):
     run("prontoqa", "--train=20", "--valid=4", "--test=4")
     encoding = data.Dataset("prontoqa").encoding
-    assert data.node_token(encoding, "wug") is None, "not the first byte of it, which other names have too"
-    told, names = {"question": "Q", "steps": [], "answer": "True"}, ["Max", "wug", "lempus"]
-    (example,) = data.Split(encoding, [told]).together([told], names, [(0, 1), (0, 2)], 2).examples
-    assert example.frontiers == ([data.node_token(encoding, "Max")], [data.node_token(encoding, "lempus")])
+    assert data.node_tokens(encoding, "wug") == [], "not the first byte of it, which other names have too"
+    assert [encoding.decode([i]) for i in data.node_tokens(encoding, "Max")] == ["Max is a "]
 
 
 def test_data_of_an_earlier_tokenizer_is_refused(workspace):
@@ -247,7 +245,7 @@ def test_problems_are_told_in_a_new_order_and_grow(workspace):
     train_split, decode = dataset.split("train"), dataset.encoding.decode
     asked = {row["question"].partition(ontology.ASKS)[2] for row in train_split.rows}
     for keep in (0.0, 0.5, 1.0):
-        groups = train_split.draw(100, random.Random(1), True, keep=keep, n_taught=7)
+        groups = train_split.draw(100, random.Random(1), True, keep=keep)
         for example in (example for group in groups for example in group.examples):
             question = decode(example.question).rstrip("\n")
             answer, facts = prove(question)
@@ -261,24 +259,27 @@ def test_problems_are_told_in_a_new_order_and_grow(workspace):
             assert all(step.split(". ")[1].rstrip(".") + "." in question for step in steps), "the chain stays"
 
 
-def test_each_thought_is_taught_the_frontier_of_the_entity(workspace):
+def test_in_place_each_thought_says_the_next_concept(workspace):
+    """Not "Max is a ", with which every step begins."""
     run("prontoqa", "--train=60", "--valid=5", "--test=5")
     dataset = data.Dataset("prontoqa")
-    (group,) = dataset.split("train").draw(1, random.Random(2), True, n_taught=7)
-    question = dataset.encoding.decode(group.examples[0].question)
-    question = question.rstrip("\n")
-    found = ontology.read({"question": question, "steps": [], "answer": prove(question)[0]})
-    shown = [{dataset.encoding.decode([i]) for i in level} for level in group.examples[0].frontiers]
-    levels = graph.frontiers(list(found.facts), 0, 7)
-    assert shown[1:] == [{f"{found.names[v]}." for v in level} for level in levels[1:]]
-    assert shown[0] == {f"{found.names[0]} is a "} and f"{found.names[found.target]}." in shown[6]
+    split, plan = dataset.split("train"), curriculum.plan_of("coconut", 7, 7, in_place=True)
+    for i in range(60):
+        ids = curriculum.next_words(split.example(i), plan, dataset.special, -100)
+        words = dataset.encoding.decode_batch([[i] for i in ids])
+        steps = split.rows[i]["steps"]
+        entity = steps[0].split()[0]
+        parts = [re.match(r"(\w+ is an? )(\w+\.)", step).groups() for step in steps[:5]]
+        for k in range(1, 5):  # "Max is an " is new behind "Max is a "
+            assert words[k] == parts[k][1] if parts[k][0] == parts[k - 1][0] else parts[k][0]
+        found = steps[5].removeprefix(f"{entity} is ") + "\n### "
+        assert words[0] == parts[0][0] and words[6:] == [found, split.rows[i]["answer"]]
 
 
 @pytest.mark.parametrize("method", curriculum.METHODS)
 def test_every_row_of_the_table_trains_on_prontoqa(workspace, capsys, method):
     run("prontoqa", "--train=40", "--valid=5", "--test=5")
-    taught = ["--taught=1", "--grow=2"] if curriculum.METHODS[method].filler == "thought" else []
-    steps_of("prontoqa", f"--method={method}", "--stage_steps=0,0,0,0,0,0,0,3", *taught)
+    steps_of("prontoqa", f"--method={method}", "--stage_steps=1,1,1,1,1,1,1,3", "--grow=2")
     capsys.readouterr()
     evaluate.main(evaluate.EvaluateConfig("run"))
     (result,) = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]

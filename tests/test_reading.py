@@ -416,9 +416,9 @@ def test_one_row_without_a_graph_does_not_stop_the_others(workspace, capsys):
     assert said in capsys.readouterr().out
     train = data.Dataset("mine").split("train")
     assert [i for i in range(20) if not train.told[i]] == [4]
-    runs.demand_graphs(TrainConfig(preset="smoke", grow=5, reask=0.5), train, "words")  # used on the other rows
+    runs.demand_graphs(TrainConfig(preset="smoke", grow=5, reask=0.5), train)  # used on the other rows
     with pytest.raises(UserError, match=r"row 4 of data/prosqa tells no graph .* add --questions=1"):
-        runs.demand_graphs(TrainConfig(preset="smoke", questions=2), train, "words")
+        runs.demand_graphs(TrainConfig(preset="smoke", questions=2), train)
 
 
 def test_graph_options_want_a_graph(workspace, capsys):
@@ -427,12 +427,12 @@ def test_graph_options_want_a_graph(workspace, capsys):
     said = "--augment leaves 20 of 20 problems as they are in the file, because their words tell no graph"
     assert said in capsys.readouterr().out
     with pytest.raises(UserError, match=r"row 0 of data/prosqa tells no graph .* add --reask=0"):
-        runs.demand_graphs(TrainConfig(preset="smoke", reask=0.5), data.Dataset("mine").split("train"), "words")
+        runs.demand_graphs(TrainConfig(preset="smoke", reask=0.5), data.Dataset("mine").split("train"))
     rows = [row | {"answer": "Yes"} for row in graphs()]
     folder_of(rows[:20], rows[20:25], rows[25:])
     prepares("prosqa", "--source=theirs", "--name=mine")
     with pytest.raises(UserError, match=r"row 0 of data/prosqa tells no graph .* add --grow=0"):
-        runs.demand_graphs(TrainConfig(preset="smoke", grow=9), data.Dataset("mine").split("train"), "words")
+        runs.demand_graphs(TrainConfig(preset="smoke", grow=9), data.Dataset("mine").split("train"))
 
 
 TOM = {"question": "Max is a impus. Tom is a lempus. Every lempus is a rempus. Is Tom a rempus or impus?"}

@@ -86,7 +86,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_parameters(workspace)
     """At least five SIGKILLs at moments drawn anew each time; the seed is printed with a failure."""
     prepared()
     words = [*WORDS, "--stage_steps=60,60,60", "--save_every=7", "--eval_every=25"]
-    words += ["--taught=0.5", "--questions=2", "--reask=0.5", "--grow=100"]
+    words += ["--questions=2", "--reask=0.5", "--grow=20"]
     assert finished(*words, "--name=whole")[0] == 0
     seed = time.time_ns() % 10**6
     rng, n_kills, steps = random.Random(seed), 0, []
@@ -229,7 +229,7 @@ def test_two_processes_go_on_as_one_would(workspace):
     prepared()
     words = ["smoke", "--stage_steps=4,4,4", "--log_every=1", "--micro_batch_size=3", "--grad_clip=1"]
     # 5 graphs: one process has 3 of them in 3 parts, and the other one 2
-    words += ["--device=cpu", "--save_every=2", "--taught=1", "--questions=2", "--reask=0.5", "--batch_size=10"]
+    words += ["--device=cpu", "--save_every=2", "--grow=2", "--questions=2", "--reask=0.5", "--batch_size=10"]
     assert finished(*words, "--name=one")[0] == 0
     finished("ckpt.pt", "4", *words, "--name=two", code=SUICIDE)
     assert state_of("two")["step"] == 2

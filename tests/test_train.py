@@ -6,6 +6,7 @@ import math
 import os
 import random
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ import torch
 import prepare
 import sample
 import train
-from nanococonut import answers, coconut, config, curriculum, data, evaluate, optimizers
+from nanococonut import answers, batching, coconut, config, curriculum, data, evaluate, optimizers
 from nanococonut.config import UserError
+from nanococonut.curriculum import METHODS
 from nanococonut.model import GPT, GPTConfig
 from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
@@ -90,16 +92,16 @@ def test_the_number_of_thoughts_is_the_checkpoints_and_latent_overrides_it(works
     assert [r["latent"] for r in answered(capsys, "a", "--latent=0,2,4")["results"]] == [0, 2, 4]
     capsys.readouterr()
     with pytest.raises(UserError, match=r"\d+ tokens, but \d+ positions: train with --block_size="):
-        evaluate.main(evaluate.EvaluateConfig("a", latent=(0, 1, 900)))
+        evaluate.main(evaluate.EvaluateConfig("a", latent="0,1,900"))
     assert capsys.readouterr().out == "", "refused before anything is printed"
-    evaluate.main(evaluate.EvaluateConfig("a", latent=(1,)))
+    evaluate.main(evaluate.EvaluateConfig("a", latent="1"))
     assert "1 thoughts instead of the 4 of training" in capsys.readouterr().out
     trained("--name=b", "--method=cot")
     with pytest.raises(UserError, match="expected 0 or more, and a run with thoughts; b was trained with method cot"):
         answered(capsys, "b", "--latent=2")
 
 
-@pytest.mark.parametrize("options", [[], ["--taught=1", "--questions=2", "--reask=0.5", "--grow=9"]])
+@pytest.mark.parametrize("options", [[], ["--questions=2", "--reask=0.5", "--grow=3"]])
 def test_same_seed_same_run_and_micro_batches_change_nothing(workspace, options):
     prepared()
     words = ["--grad_clip=1", "--warmup=2", "--decay=0.5", "--stage_steps=3", *options]
@@ -143,8 +145,11 @@ def test_the_optimizer_starts_anew_at_each_stage(workspace, monkeypatch):
     made = []
     real = optimizers.make
     monkeypatch.setattr(optimizers, "make", lambda *a: made.append(1) or real(*a))
-    trained("--stage_steps=4,4,4")
+    trained("--stage_steps=4,4,4", "--layout=paper")
     assert len(made) == 3
+    made.clear()
+    trained("--stage_steps=0,4,4", "--layout=in_place")
+    assert len(made) == 1, "in place the losses of the stages before stay, and so does the optimizer"
 
 
 def test_a_tiny_run_memorises_32_problems(workspace, capsys):
@@ -182,7 +187,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(workspace, monkeypatch, capsys)
         (["--n_head=5"], "--n_embd=32 should be a multiple of --n_head=5"),
         (["--decay=1.5"], "--decay=1.5 should be"),
         (["--threads=100000"], "--threads=100000 should be from 0 to 1024"),
-        (["--taught=1", "--augment=false"], "--taught=1.0 should be 0 with --augment=false"),
+        (["--grow=1", "--augment=false"], "--grow=1 should be 0 with --augment=false"),
+        (["--extra_stage=true", "--layout=in_place"], "--extra_stage=true should be false with --layout=in_place"),
         (["--grow=9", "--augment=false"], "--grow=9 should be 0 with --augment=false"),
         (["--lr=-1"], "--lr=-1.0 should be"),
         (["--dropout=1"], "--dropout=1.0 should be"),
@@ -228,43 +234,63 @@ def test_mistakes_of_evaluate_and_sample(workspace, capsys):
         answers.Run("a")
 
 
-def test_taught_thoughts_say_the_frontier(workspace):
-    """A tiny model learns what it is taught: the first thought is the root, the second the root's neighbours."""
+def test_a_thought_in_place_says_the_next_word(workspace, capsys):
+    """A tiny model learns on chains alone: the first thought is the person, and thinking ends by itself."""
     prepared()
-    words = ["--stage_steps=0,0,250", "--taught=1", "--questions=4", "--batch_size=32", "--n_embd=64", "--lr=3e-3"]
-    trained(*words, "--init=lookup", "--init_std=0.08", "--warmup=10", "--augment=true", "--name=run")
+    words = ["--layout=in_place", "--stage_steps=150,60,60,200", "--max_stage=3", "--batch_size=32", "--n_embd=64"]
+    words += ["--lr=3e-3", "--muon_lr=5e-3", "--init=lookup", "--init_std=0.08", "--warmup=10", "--augment=true"]
+    trained(*words, "--grow=100000", "--name=run")
     run = answers.Run("run")
+    assert run.plan.in_place and run.plan.n_thoughts == 3
     examples = run.split("train")
+    asked = [examples.example(i) for i in range(len(examples))]
     n_right = 0
-    for i in range(len(examples)):
-        row = examples.rows[i]
-        (((word, _),),) = run.words(run.thoughts(examples.example(i), 1), 1)
+    for example, row in zip(asked, examples.rows, strict=True):
+        (((word, _),),) = run.words(run.thoughts(example, 1), 1)
         n_right += word == f"{row['idx_to_symbol'][row['root']]} is a"
     assert n_right > 0.9 * len(examples)
+    log_rows = read_csv(Path("runs/run/log.csv"))
+    following = [float(r["value"]) for r in log_rows if r["metric"] == "next_word_loss"]
+    assert following[-1] < 0.5 < 2 < following[0], "on graphs of two chains"
 
 
-def test_short_questions_come_late(workspace, monkeypatch):
+def test_graphs_grow_in_the_last_stage_and_then_get_more_questions(workspace, monkeypatch):
     prepared()
     seen, real = [], data.Split.draw
-    monkeypatch.setattr(data.Split, "draw", lambda self, *a, **how: seen.append(how["least"]) or real(self, *a, **how))
-    words = ["--reask=0.5", "--augment=true", "--stage_steps=3", "--max_stage=1"]
-    trained(*words, "--short_from=4", "--name=a")
-    trained(*words, "--name=b")
-    assert seen == [3, 3, 3, 3, 1, 1] + [3] * 6
+    monkeypatch.setattr(data.Split, "draw", lambda self, *a, **how: seen.append((*a[3:], how)) or real(self, *a, **how))
+    words = ["--reask=0.5", "--questions=2", "--stage_steps=2,4"]
+    c = parsed("smoke", *words, "--grow=2")
+    dataset = data.Dataset("prosqa")
+    schedule = batching.Schedule(c, dataset.meta["longest"])
+    for step in range(6):
+        batching.draw_batch(c, dataset.split("train"), schedule, dataset.special, step)
+    grown = [(how["keep"], questions, how["least"]) for questions, how in seen]
+    assert grown == [(0, 1, 3), (0, 1, 3), (0, 1, 3), (0.5, 1, 3), (1, 2, 1), (1, 2, 1)]
+    whole = parsed("smoke", "--questions=2", "--stage_steps=2,4", "--augment=false")
+    batch = batching.draw_batch(whole, dataset.split("train"), schedule, dataset.special, 0)
+    assert len(batch.suffix) == 8, "without augmentation questions do not share a graph, and are as many"
 
 
-def test_several_questions_come_late(workspace, monkeypatch):
-    prepared()
-    seen, real = [], train.accumulate
-    monkeypatch.setattr(train, "accumulate", lambda f, batch, *a: seen.append(batch) or real(f, batch, *a))
-    trained("--augment=true", "--stage_steps=6", "--max_stage=0", "--questions_from=4", "--questions=2")
-    counts = [(len(batch.prompt), len(batch.suffix)) for batch in seen[-6:]]
-    assert counts == [(8, 8)] * 4 + [(4, 8)] * 2, "eight questions a step, from step 4 on two per graph"
-    trained("--augment=false", "--stage_steps=1", "--max_stage=0", "--questions=2", "--name=b")
-    assert len(seen[-1].suffix) == 8, "without augmentation questions do not share a graph, and are as many"
+def test_a_stage_in_place_reads_its_own_rest_or_an_earlier_ones():
+    rng = random.Random(0)
+    drawn = Counter(batching.stage_to_read(3, rng) for _ in range(3000))
+    assert set(drawn) == {0, 1, 2, 3} and abs(drawn[3] / 3000 - 0.6) < 0.04
+    assert all(abs(drawn[s] / 3000 - 0.4 / 3) < 0.03 for s in (0, 1, 2))
+    assert {batching.stage_to_read(0, rng) for _ in range(9)} == {0}
 
 
-@pytest.mark.parametrize("option", ["--taught=1", "--questions=4", "--reask=0.5", "--grow=5"])
+@pytest.mark.parametrize("preset", ["laptop", "prosqa", "prontoqa", "gpt2"])
+def test_the_rows_of_a_preset_are_eight_different_trainings(preset):
+    plans = {}
+    for method in METHODS:
+        c = parsed(preset, f"--method={method}")
+        schedule = batching.Schedule(c, dict(question=90, chain=8, rest=10))
+        assert schedule.ends[-1] == sum(c.schedule) and min(c.schedule) > 0, "every stage is trained"
+        plans[method] = tuple((n, schedule.plan(stage, 0.5)) for stage, n in enumerate(schedule.n_steps))
+    assert len(set(plans.values())) == 8
+
+
+@pytest.mark.parametrize("option", ["--questions=4", "--reask=0.5", "--grow=5"])
 def test_options_on_graphs_need_graphs(workspace, option):
     lines = [f"What is {n} + 2?||<<{n}+2={n + 2}>> #### {n + 2}" for n in range(30)]
     Path("some.txt").write_text("\n".join(lines))
@@ -310,7 +336,7 @@ def test_evaluation_takes_no_more_at_once_than_training(workspace, monkeypatch):
     assert seen == [10] * 3
 
 
-@pytest.mark.parametrize("words", [[], ["--taught=0", "--muon_lr=0"], ["laptop", "--questions=1", "--seed=3"]])
+@pytest.mark.parametrize("words", [[], ["--layout=paper", "--muon_lr=0"], ["laptop", "--questions=1", "--seed=3"]])
 def test_the_settings_printed_are_those_of_the_run(capsys, words):
     c = parsed(*words)
     config.print_resolved(c, PRESETS[c.preset])
@@ -329,7 +355,7 @@ def test_longer_chains_than_any_in_training_get_room(workspace, capsys):
     run = answers.Run("a")
     example = run.split("test").example(0)
     longest = max(len(rest) for i in range(10) for rest in run.split("test").example(i).rests)
-    long = example._replace(rests=[example.rests[0] * 5, *example.rests[1:]])
+    long = example._replace(rests=[example.rests[0] * 7, *example.rests[1:]])
     assert len(long.rests[0]) > longest + 8
     with torch.no_grad():  # a model that never ends: all logits are equal, and 0 is no <eos>
         run.model.wte.weight.zero_()
@@ -350,7 +376,7 @@ def test_a_presets_options_for_prosqa_are_refused_on_prontoqa(workspace):
     ):
         train.main(config.parse(TrainConfig, words, PRESETS, CHOICES))
     train.main(config.parse(TrainConfig, [*words, *off], PRESETS, CHOICES))
-    assert json.loads(Path("runs/a/config.json").read_text())["taught"] == 1, "ProntoQA's thoughts can be taught"
+    assert json.loads(Path("runs/a/config.json").read_text())["grow"] > 0, "ProntoQA's graphs can grow"
 
 
 class Evil:
@@ -370,7 +396,7 @@ def test_a_checkpoint_that_carries_code_is_refused_and_does_not_run(workspace):
 def test_a_question_of_ones_own(workspace, capsys):
     prepared()
     trained("--name=a")
-    sample.main(sample.SampleConfig(question="Tom is a lempus. Max is a impus. Is Tom a impus or lempus?", latent=1))
+    sample.main(sample.SampleConfig(question="Tom is a lempus. Max is a impus. Is Tom a impus or lempus?", latent="1"))
     printed = capsys.readouterr().out
     assert "1 thoughts instead of the 2 of training" in printed
     assert "Is Tom a impus or lempus?" in printed
