@@ -130,7 +130,8 @@ class Plan(NamedTuple):
     n_pauses: int
     n_removed: int  # steps cut from the front of the chain; ALL: the chain, however long
     markers: bool  # whether <bot> stands before what was put in, and <eot> behind it
-    in_place: bool = False  # then no <eot> stands behind it
+    # Differs from the paper: in place no <eot> stands behind it, and earlier stages stay in the loss.
+    in_place: bool = False
     n_tokens: int = 0  # icot: tokens taken from the front of what is left of the chain
 
     @property
@@ -223,12 +224,15 @@ def next_words(example: Example, plan: Plan, special, nothing: int) -> list[int]
     >>> next_words(example, plan, special={"eos": 9}, nothing=-100)
     [10, -100, 11, -100, 20]
     """
+
+    def first(n_removed: int) -> int:
+        return [*example.rest(n_removed, in_place=True), special["eos"]][0]
+
     K = plan.n_fillers
-    first = (example.rest(plan.n_removed, plan.in_place) + [special["eos"]])[0]
     if plan.n_removed == ALL:
-        return [nothing] * K + [first]
+        return [nothing] * K + [first(ALL)]
     words = [nothing] * (K + 1)
+    thoughts_of_a_step = K // max(1, plan.n_removed)
     for k in range(plan.n_removed + 1):
-        c = K // max(1, plan.n_removed)  # thoughts of a step
-        words[k * c] = (example.rest(k, in_place=True) + [special["eos"]])[0]
+        words[k * thoughts_of_a_step] = first(k)
     return words

@@ -186,7 +186,7 @@ class Split:
         """For each row, whether its words tell a graph: such rows can be augmented."""
         return [graph.is_prosqa(row) or self.ontologies(i) is not None for i, row in enumerate(self.rows)]
 
-    def retold(self, i: int, rng: random.Random, questions=1, reask=0.0, least=1, keep=1.0) -> Group:
+    def retold(self, i: int, rng: random.Random, questions=1, reask=0.0, least=3, keep=1.0) -> Group:
         """Problem i in a new order and with new names; reordered() does it for ProntoQA. For the options see draw()."""
         if self.ontologies(i):
             return self.reordered(i, rng, keep)

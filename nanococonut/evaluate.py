@@ -47,7 +47,7 @@ class EvaluateConfig:
     run: str = ""  # name or path of the run; default: the newest
     split: str = "test"  # split of the data that the run was trained on
     data: str = ""  # file of problems to use instead of the run's own data
-    latent: str = ""  # numbers of thoughts to try, like 0,3,6, or auto: until the answer begins; default: as in training
+    latent: str = ""  # numbers of thoughts, like 0,3,6, or auto: until the answer begins; default: as in training
     intervene: str = "none"  # what the model is fed in place of its thoughts; none: the thoughts themselves
     device: str = "auto"  # device to run on; auto: cuda, else mps, else cpu
 
@@ -105,9 +105,10 @@ def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts:
 
 
 def measure(run: answers.Run, examples: data.Split, latent: str = "", intervene="none"):
-    """Runs a split and its twins with the thoughts that latent asks for (Run.plans_for), or what intervene makes of them.
+    """Runs a split and its twins: returns the summary, and the texts written for the split.
 
-    Returns the summary, and the texts written for the split.
+    latent     how many thoughts, see Run.plans_for
+    intervene  what is fed in their place
     """
     change = INTERVENTIONS[intervene]
 

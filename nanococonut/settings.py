@@ -82,11 +82,11 @@ PRESETS = {
     # two CPU cores, fair problems of 16 nodes, chains of 3 to 5 hops
     "laptop": FROM_SCRATCH
     | MANY
-    | dict(task="prosqa-small", stage_steps=(1000, 200, 200, 200, 200, 200, 4000), grow=2000),
+    | dict(task="prosqa-small", stage_steps=(800, 100, 100, 100, 100, 100, 4700), grow=2000),
     # the default, ProsQA at the released size, chains of 3 to 6 hops
     "prosqa": FROM_SCRATCH
     | MANY
-    | dict(task="prosqa", stage_steps=(1500, 250, 250, 250, 250, 250, 250, 9000), grow=5000),
+    | dict(task="prosqa", stage_steps=(1000, 100, 100, 100, 100, 100, 100, 8900), grow=3000),
     # ProntoQA
     "prontoqa": FROM_SCRATCH | dict(task="prontoqa", stage_steps=(300,) * 7 + (2300,), grow=2000),
     # one CUDA GPU, the paper's recipe for ProsQA (5 epochs a stage, the last to epoch 50): 97 % there, not run here

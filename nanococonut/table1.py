@@ -15,7 +15,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from nanococonut import answers, config, data, evaluate, log, runs
+from nanococonut import answers, batching, config, data, evaluate, log, runs
 from nanococonut.curriculum import METHODS
 from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
@@ -51,6 +51,32 @@ class Table1Config:
     seeds: tuple[int, ...] = (0, 1, 2)  # random seeds; each row is trained once with each seed
     jobs: int = 1  # runs trained in parallel; with more than one, each uses a single CPU thread
     options: str = ""  # additional options for train.py, separated by spaces
+
+
+def training_of(row: TrainConfig, dataset: data.Dataset) -> tuple:
+    """What a run trains on, whatever its row is called: two rows with the same would be the same run twice."""
+    schedule, most = batching.Schedule(row, dataset.meta["longest"]), dataset.meta["max_steps"]
+    stages = []
+    for stage, n_steps in enumerate(schedule.n_steps):
+        plan = schedule.plan(stage, progress=0.5)
+        if not plan.in_place:  # in place it matters which steps are gone; else the whole chain is gone, or it is not
+            plan = plan._replace(n_removed=min(plan.n_removed, most))
+        if n_steps:
+            stages.append((n_steps, plan))
+    return replace(row, method="cot", name=""), tuple(stages)
+
+
+def distinct(todo: dict[TrainConfig, str], dataset: data.Dataset) -> dict[TrainConfig, str]:
+    """The runs without those that would repeat another one; says which, and how to tell them apart."""
+    known, kept = {}, {}
+    for row, label in todo.items():
+        same = known.setdefault(training_of(row, dataset), label)
+        if same == label:
+            kept[row] = label
+        else:
+            advice = "stages with steps tell them apart, like --options=--stage_steps=500"
+            print(f"{label}, seed {row.seed}, is the same training as {same} and is left out; {advice}")
+    return kept
 
 
 def start(row: TrainConfig, jobs: int) -> subprocess.Popen:
@@ -114,6 +140,7 @@ def main(c: Table1Config) -> None:
             name = re.sub(r"[^A-Za-z0-9._]+", "-", f"{c.name} {c.task} {c.preset} {label} {seed}")
             words = [f"--task={c.task}", f"--method={method}", f"--seed={seed}", f"--name={name}", *options]
             todo[config.parse(TrainConfig, [c.preset, *words, *c.options.split()], PRESETS, CHOICES)] = label
+    todo = distinct(todo, dataset)
     done = [row for row in todo if (Path("runs") / row.name / "test.json").exists()]
     for row in done:
         runs.load_same(Path("runs") / row.name / "best.pt", row, dataset)

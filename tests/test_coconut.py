@@ -286,7 +286,8 @@ def test_a_part_of_a_batch_is_some_prompts_and_their_questions():
     together, _ = shared_batch(2)
     second = part(together, slice(1, 2))
     assert torch.equal(second.prompt, together.prompt[1:]) and second.n_thoughts == 2
-    assert torch.equal(second.question, together.question[3:]) and torch.equal(second.next_words, together.next_words[3:])
+    assert torch.equal(second.question, together.question[3:])
+    assert torch.equal(second.next_words, together.next_words[3:])
     halves = [part(together, slice(rank, None, 2)) for rank in (0, 1)]  # as two processes share it
     assert torch.equal(halves[0].suffix, together.suffix[:3]) and torch.equal(halves[1].suffix, together.suffix[3:])
     assert together.n_supervised() == tuple(map(sum, zip(*(half.n_supervised() for half in halves), strict=True)))

@@ -50,7 +50,8 @@ def test_layout_of_tokens(method, stage, prompt, suffix, n_thoughts):
     assert arrange(EXAMPLE, p, SPECIAL) == (prompt, suffix)
     pairs = [arrange(e, p, SPECIAL) for e in (EXAMPLE, Example([7], [[8]]))]
     batch = collate(pairs, p.n_fillers, SPECIAL["eos"], pause=SPECIAL["pause"] if p.n_pauses else None)
-    assert batch.n_thoughts == n_thoughts and (batch.pause == 92) == (METHODS[method].filler == "pause" and stage + n_thoughts > 0)
+    assert batch.n_thoughts == n_thoughts
+    assert batch.pause == (92 if METHODS[method].filler == "pause" and n_thoughts else None)
     assert batch.prompt_len.tolist() == [len(prompt), len(prompt) - 2]
     assert batch.prompt[0].tolist() == prompt
     assert batch.suffix[0].tolist() == suffix[:-1]

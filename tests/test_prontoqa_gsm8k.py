@@ -11,7 +11,7 @@ import pytest
 import prepare
 import sample
 import train
-from nanococonut import config, curriculum, data, evaluate, graph, ontology
+from nanococonut import config, curriculum, data, evaluate, ontology
 from nanococonut.config import UserError
 from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 

@@ -1,5 +1,6 @@
 """Every row is trained once, an interrupted one goes on, a finished one is not repeated."""
 
+import itertools
 import json
 import os
 import re
@@ -12,8 +13,10 @@ from pathlib import Path
 import pytest
 
 import prepare
-from nanococonut import config, log, table1
+from nanococonut import config, data, log, table1
 from nanococonut.config import UserError
+from nanococonut.curriculum import METHODS
+from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -150,3 +153,17 @@ def test_the_lines_in_the_results_draw_the_curves_of_prontoqa(workspace, monkeyp
             assert first == pytest.approx((300, 0.55, 0.3, 0.8))
             assert second == pytest.approx((500, 0.75, 0.5, 1.0))
     assert Path("figures/table1-prontoqa.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_rows_that_are_the_same_training_are_trained_once(small, capsys, monkeypatch):
+    monkeypatch.setattr(table1, "start", lambda row, jobs: pytest.fail(f"{row.method} was started"))
+    dataset, rows = data.Dataset("prosqa"), {}
+    for layout, schedule in itertools.product(("paper", "in_place"), ("0,0,0,4", "1,1,1,1")):
+        words = ["smoke", f"--layout={layout}", f"--stage_steps={schedule}"]
+        todo = {config.parse(TrainConfig, [*words, f"--method={m}"], PRESETS, CHOICES): m for m in METHODS}
+        rows[layout, schedule] = list(table1.distinct(todo, dataset).values())
+    assert rows["paper", "0,0,0,4"] == ["cot", "no_cot", "pause", "coconut"], "the last stage alone"
+    assert rows["in_place", "0,0,0,4"] == ["cot", "no_cot", "pause", "coconut", "no_curriculum", "pause_as_thought"]
+    assert rows["paper", "1,1,1,1"] == rows["in_place", "1,1,1,1"] == list(METHODS)
+    printed = capsys.readouterr().out
+    assert "no_curriculum, seed 0, is the same training as coconut and is left out; stages with steps" in printed
