@@ -78,7 +78,7 @@ def main(c: TrainConfig) -> None:
             if n_behind == 0:
                 run.best = -1.0  # a stage is compared with itself alone
             # Differs from the released code, which starts the optimizer anew at every epoch.
-            # In place a stage keeps the losses of those before it, so its optimizer goes on.
+            # In place the losses of earlier stages stay, so the optimizer goes on (in all rows).
             if step == 0 or (n_behind == 0 and c.layout == "paper"):
                 opts = optimizers.make(model, c)
             numbers = accumulate(gradients, next(batches), c, machine)

@@ -13,7 +13,7 @@ from nanococonut.config import UserError
 from nanococonut.curriculum import METHODS, Example, Plan, arrange, plan_of
 from nanococonut.data import Dataset, Split, is_right
 from nanococonut.model import GPT, GPTConfig
-from nanococonut.reading import read_rows
+from nanococonut.reading import read_json, read_rows
 from nanococonut.settings import TrainConfig
 
 AT_ONCE = 250  # questions answered in one batch
@@ -49,8 +49,11 @@ class Run:
 
     def split(self, name: str) -> Split:
         """A split of the data that the run was trained on. Raises UserError if the data has changed since."""
-        kept = self.folder.with_suffix(".json")  # models/NAME.json: a few problems, for where the data is not prepared
-        if kept.exists() and not Path("data", self.config["task"]).exists():
+        kept = self.folder.with_suffix(".json")  # models/NAME.json: a few problems, for where its data is not prepared
+        there = Path("data", self.config["task"], "meta.json")
+        if kept.exists() and (not there.exists() or read_json(there).get("sha256") != self.data["sha256"]):
+            if there.exists():
+                print(f"{there.parent} is other data than {self.folder} was trained on: asking from {kept}")
             return Split(self.encoding, read_rows(kept))
         dataset = Dataset(self.config["task"])
         if self.data["sha256"]:  # unknown for checkpoints of other code bases
@@ -70,25 +73,28 @@ class Run:
         """The plan of each example. Raises UserError.
 
         latent  a number of thoughts; "" for that of training; "auto" for as many as an example needs: thoughts until
-                the head says that the answer begins, and one that takes the place of that word
+                the head says that the answer begins, and those that take the place of that word
         """
         if latent != "auto":
             if latent and not latent.isdecimal():
                 raise UserError(f"--latent={latent}: expected a number of thoughts, or auto")
             return [self.plan_for(int(latent) if latent else None)] * len(examples)
-        if not self.plan.in_place or not self.plan.n_thoughts:
+        by_steps = METHODS[self.config["method"]].removes == "steps"
+        if not (self.plan.in_place and self.plan.n_thoughts and by_steps):
             raise UserError(f"--latent=auto: {self.folder.name} was not trained to say when its thoughts end")
         ends = [i for i in range(self.encoding.n_vocab) if b"###" in token_bytes(self.encoding, i)]
-        longest = max(len(example.question) for example in examples)
-        room = self.model.config.block_size - longest - 1 - self.data["max_new_tokens"]
-        most = max(self.plan.n_thoughts, min(2 * self.plan.n_thoughts, room))
+        c = self.config["c_thought"]  # thoughts of a step; only the last of them is asked for a word
+        longest = max(len(example.question) for example in examples) + 1  # with <bot>
+        room = self.model.config.block_size - longest - self.data["max_new_tokens"]
+        demand_room(self.model, longest + self.plan.n_thoughts + self.data["max_new_tokens"])
+        most = max(self.plan.n_thoughts, min(2 * self.plan.n_thoughts, room - room % c))
         plans = []
         for start in range(0, len(examples), AT_ONCE):
             rows = [before_thoughts(x, self.plan, self.special) for x in examples[start : start + AT_ONCE]]
             words = self.model.logits(self.states(rows, most)).argmax(dim=-1)  # (B, most + 1)
-            says_end = torch.isin(words, torch.tensor(ends, device=words.device))
+            says_end = torch.isin(words, torch.tensor(ends, device=words.device))[:, ::c]
             for said in says_end.tolist():
-                plans.append(self.plan_for(min(most, said.index(True) + 1 if True in said else most)))
+                plans.append(self.plan_for(min(most, c * (said.index(True) + 1) if True in said else most)))
         return plans
 
     def answer_each(self, examples: list[Example], plans: list[Plan], change=None) -> list[list[int]]:
@@ -103,7 +109,7 @@ class Run:
         """The ids that the run writes for each example, without <eos>; change as in coconut.generate."""
         # Chains may be longer than any in training. The number of the model's positions limits them.
         due = [len(example.rests[min(plan.n_removed, len(example.rests) - 1)]) for example in examples]
-        asked = max(len(example.question) for example in examples) + plan.n_fillers + 2  # two markers
+        asked = max(len(example.question) for example in examples) + plan.n_fillers + 2  # at most two markers
         most = max(self.data["max_new_tokens"], min(max(due) + 1, self.model.config.block_size - asked))
         n_cut = sum(n > most for n in due)
         if n_cut:
@@ -135,6 +141,12 @@ class Run:
         return found
 
 
+def demand_room(model: GPT, need: int) -> None:
+    """Raises UserError if a model has fewer positions than needed."""
+    if need > model.config.block_size:
+        raise UserError(f"{need} tokens, but {model.config.block_size} positions: train with --block_size={need}")
+
+
 def token_bytes(encoding, i: int) -> bytes:
     """The bytes of a token; none for a special token."""
     return b"" if i in encoding._special_tokens.values() else encoding.decode_single_token_bytes(i)
@@ -151,9 +163,7 @@ def write(model: GPT, examples, plan, special, max_new_tokens, change=None, at_o
     rows = [before_thoughts(example, plan, special) for example in examples]
     eot = special["eot"] if plan.markers and not plan.in_place else None
     eos, pause = special["eos"], special["pause"] if plan.n_pauses else None
-    need = max(map(len, rows)) + plan.n_fillers + plan.markers + max_new_tokens
-    if need > model.config.block_size:
-        raise UserError(f"{need} tokens, but {model.config.block_size} positions: train with --block_size={need}")
+    demand_room(model, max(map(len, rows)) + plan.n_fillers + (eot is not None) + max_new_tokens)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # similar lengths together: little padding
     written, was_training, device = {}, model.training, model.wte.weight.device
     model.eval()

@@ -70,7 +70,7 @@ def draw_batch(c: TrainConfig, problems: Split, schedule: Schedule, special: dic
     read = schedule.plan(stage_to_read(stage, rng)) if plan.in_place else plan  # whose rest is read, in words
     keep = 1.0
     if c.grow:  # first the search is learned on the chains alone, then the graphs grow
-        keep = min(1.0, n_behind / c.grow) if stage == len(schedule.plans) - 1 else 0.0
+        keep = min(1.0, n_behind / c.grow) if schedule.ends[stage] == schedule.total else 0.0
     questions = c.questions if keep == 1 else 1
     groups = problems.draw(c.batch_size, rng, c.augment, questions, reask=c.reask, keep=keep)
     examples = [example for group in groups for example in group.examples]

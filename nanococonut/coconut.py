@@ -234,7 +234,7 @@ def reason(model: GPT, prompt: Tensor, length: Tensor, n_thoughts: int, change=N
     hidden, prompt_kv = prefill(model, prompt, length)
     before = open_cache(prompt_kv, length, n_slots=n_thoughts)
     states, cache = think(model, hidden, before, n_thoughts, pause)
-    if change and n_thoughts:
+    if change and n_thoughts and pause is None:
         # A cache is never changed in place: go back to before the thoughts, and feed others.
         after, cache = step(model, change(states[:, :-1]), before)
         states = torch.cat([hidden, after], dim=1)

@@ -44,8 +44,10 @@ There a small model from scratch lets <eot> take the first hop by itself, the th
 and stage 2 is never learned. In place nothing stands between the thought and the word, and because
 the head is the embedding, a state that names the next word is already an input that means it.
 
-A stage past a chain's length removes all of it and keeps its thoughts: their number says nothing
-about the chain's length. icot removes token by token, see icot.py.
+Exactly which words a thought stands for is said by Example.rest. A chain of n steps is gone after
+n + 1 thoughts, the last of which takes the place of the words with which the answer begins. A stage
+past that keeps its thoughts: their number says nothing about the chain's length. icot removes token
+by token, see icot.py.
 """
 
 from typing import NamedTuple
@@ -65,9 +67,9 @@ class Example(NamedTuple):
         """What is left to write without the first steps.
 
         In place it is the end of the whole text. A token that spans two steps, as "lempus.\\nEvery
-        lempus is a ", goes with the second one. Words that a step has in common with the one before
-        it go too, as "Max is a " in each step of ProntoQA: a thought stands for what is new. A step
-        past the chain is the token with which the answer begins.
+        lempus is a ", goes with the second one. The token with which a step begins goes too if
+        another step begins with it, as "Max is a " in ProntoQA: a thought stands for what is new.
+        One step more than the chain has is the token with which the answer begins.
 
         >>> whole, without_one, answer = [10, 11, 12, 10, 13, 20, 21], [10, 13, 20, 21], [20, 21]
         >>> example = Example([1], [whole, without_one, answer])
@@ -82,12 +84,11 @@ class Example(NamedTuple):
         whole, answer = self.rests[0], self.rests[-1]
         if n_removed > n_steps:
             return whole[len(whole) - len(answer) + 1 :]
-        start = len(whole) - len(self.rests[n_removed])
-        if 0 < n_removed < n_steps:
-            before = len(whole) - len(self.rests[n_removed - 1])
-            end = len(whole) - len(self.rests[n_removed + 1])
-            while start < end - 1 and whole[start] == whole[before]:
-                start, before = start + 1, before + 1
+        starts = [len(whole) - len(rest) for rest in self.rests]
+        start = starts[n_removed]
+        firsts = [whole[i] for i in starts[:-1]]
+        if 0 < n_removed < n_steps and firsts.count(whole[start]) > 1:
+            start = min(start + 1, starts[n_removed + 1])
         return whole[start:]
 
 

@@ -62,12 +62,15 @@ def wilson(n_right: int, n: int) -> tuple[float, float]:
 def verdict(text: str, row: dict, hidden: bool) -> str:
     """Which of the six VERDICTS [Hao24 5.1] a text gets: its steps decide (graph.judge_chain), else its answer does.
 
-    hidden  whether thoughts stand before the text. In place it may begin with the object of a hidden step, and after
+    hidden  whether thoughts stand before the text. In place it may begin in the middle of a hidden step, and after
             more thoughts than the chain has steps it is the answer without its mark
     """
     chain, mark, _ = text.rpartition("###")
-    steps = (chain if mark or hidden else text).strip().split("\n")
-    if hidden and " " not in steps[0]:
+    if not mark:
+        is_answer = hidden and "\n" not in text and text.startswith(graph.subject(row["idx_to_symbol"][row["root"]]))
+        chain = "" if is_answer else text
+    steps = chain.strip().split("\n")
+    if hidden and not steps[0][:1].isupper():
         steps = steps[1:]
     if any(steps):
         return graph.judge_chain(steps, row, hidden)
@@ -135,6 +138,10 @@ def measure(run: answers.Run, examples: data.Split, latent: str = "", intervene=
 
 
 def main(c: EvaluateConfig) -> None:
+    if "auto" in c.latent and c.intervene != "none":  # most would meet only thoughts of equally long chains
+        raise config.UserError(
+            "--latent=auto goes with the thoughts themselves: leave --intervene out, or give numbers"
+        )
     run = answers.Run(c.run, c.device)
     examples = data.Split(run.encoding, data.read_rows(Path(c.data))) if c.data else run.split(c.split)
     prepared = Path("data", run.config["task"], f"{c.split}.json")
@@ -143,7 +150,7 @@ def main(c: EvaluateConfig) -> None:
     without, without_both = rules([(row,) for row in rows]), rules(pairs)
     asked = [latent.strip() for latent in c.latent.split(",")]
     # If the most thoughts do not fit, nothing is printed.
-    most_first = sorted(asked, key=lambda latent: int(latent) if latent.isdecimal() else 0, reverse=True)
+    most_first = sorted(asked, key=lambda latent: int(latent) if latent.isdecimal() else math.inf, reverse=True)
     measured = {latent: measure(run, examples, latent, c.intervene) for latent in most_first}
     print(f"{run.folder.name} ({run.config['method']}, stage {run.stage}) on {name}, {len(rows)} questions")
     for rule, share in without.items():

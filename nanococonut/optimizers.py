@@ -1,4 +1,4 @@
-"""AdamW and Muon, their learning rates over a stage, and one step of them."""
+"""AdamW and Muon, their learning rates over a stage or a run, and one step of them."""
 
 import math
 
@@ -64,7 +64,7 @@ def update(model: GPT, optimizers: list, c: TrainConfig, factor: float) -> Tenso
 
 
 def factor(n_behind: int, n_steps: int, c: TrainConfig) -> float:
-    """The factor of the learning rates in a stage: it rises over `warmup` steps and falls over the last share `decay`.
+    """The factor of the learning rates: it rises over `warmup` steps and falls over the last share `decay` of n_steps.
 
     >>> [factor(step, 100, TrainConfig(warmup=10, decay=0.5)) for step in (0, 9, 50, 75)]
     [0.1, 1.0, 1.0, 0.5]

@@ -2,8 +2,9 @@
 
 k               the same weights with 0, 1, 2, ... thoughts: accuracy, also on twins, and verdicts  [Hao24 5]
 interventions   accuracy and changed answers when thoughts are zeroed, swapped, permuted, ...: the controls
-values          <eot> is forced after k thoughts: the probability of "Every lempus is a ", not renormalised [Hao24 5]
+values          paper's layout: <eot> is forced after k thoughts: the probability of "Every lempus is a " [Hao24 5]
 mass            the probability that the output head gives the search's nodes at each thought
+pruning         among the nodes that are equally far: those that lead to the target, and dead ends by height [Hao24 5.3]
 readings        the most probable words when a thought is read through the output head
 """
 
@@ -93,6 +94,30 @@ def mass(rows: list[dict], leaned: list[np.ndarray]) -> dict[str, list]:
     return means(cells)
 
 
+def pruning(rows: list[dict], leaned: list[np.ndarray]) -> dict[str, list]:
+    """means() over nodes, by thought k: leanings() of a node first reached after k - 1 steps, over an equal share.
+
+    1 is what a search without preferences gives: the probability of all such nodes, divided by their number. Problems
+    in which there is only one such node do not count, nor thoughts past the chain. A dead end's height is the distance
+    of the farthest node below it. The nodes of a problem are not independent: the intervals are a little too narrow.
+    """
+    cells = defaultdict(list)
+    for row, shares in zip(rows, leaned, strict=True):
+        depth = graph.distances(row["edges"], row["root"])
+        leads = graph.distances([[b, a] for a, b in row["edges"]], row["target"])
+        for k, at_thought in enumerate(shares.T[: depth[row["target"]] + 1], start=1):
+            level = [v for v in depth if depth[v] == k - 1]
+            total = sum(at_thought[level])
+            if len(level) < 2 or total == 0:
+                continue
+            for v in level:
+                height = max(graph.distances(row["edges"], v).values())
+                dead = f"dead end, height {height if height < 2 else '2 or more'}"
+                group = "leads to the target" if v in leads else dead
+                cells[group, k].append(float(at_thought[v] * len(level) / total))
+    return means(cells)
+
+
 def parallelism(rows: list[dict], found: list[np.ndarray]) -> tuple[dict, int]:
     """Sums of the three highest values at depth k after k = 1, 2 thoughts, and the problem with the best runner-up."""
     best = defaultdict(list)
@@ -169,11 +194,16 @@ def main(c: ProbeConfig) -> None:
         print("these problems are not all ProsQA's: groups of nodes, parallelism and tree are left out")
     else:
         asked, names = list(map(examples.example, range(n))), [row["idx_to_symbol"] for row in rows]
-        leaned = [leanings(run, rows[i], run.thoughts(asked[i], K)) for i in range(n)]
-        # In place the thoughts themselves name the nodes; in the paper's layout the word after <eot> does.
-        found = leaned if run.plan.in_place and K > 1 else values(run, asked, names, K)
+        prompts = [answers.before_thoughts(example, run.plan, run.special) for example in asked]
+        states = [run.states([prompt], K)[0] for prompt in prompts]  # (K + 1, C) each
+        leaned = [leanings(run, row, its) for row, its in zip(rows, states, strict=True)]
+        # In place the states themselves name the nodes; in the paper's layout the word after <eot> does.
+        found = leaned if run.plan.in_place else values(run, asked, names, K)
+        leaned = leaned if run.plan.in_place else [its[:, :K] for its in leaned]  # its last state is not used
         numbers["mass"] = mass(rows, leaned)
         figures["mass"] = [("thought", "share of the head's distribution", numbers["mass"])]
+        numbers["pruning"] = pruning(rows, leaned)
+        figures["pruning"] = [("thought", "probability of a node, times its level's size", numbers["pruning"])]
         tops, shown = parallelism(rows, found)
         figures["parallelism"] = [(x, "sum of the highest values", by) for x, by in tops.items()]
         draw_tree(rows[shown], found[shown], folder / "tree.png")

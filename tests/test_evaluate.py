@@ -58,6 +58,22 @@ def test_every_text_gets_one_verdict():
     assert list(result["verdicts"]) == list(evaluate.VERDICTS)
 
 
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        (f"lempus.\n{B}\n{C}\n{RIGHT}", "correct_path"),  # begins with the object of a hidden step
+        (f"impus.\n{RIGHT}", "correct_label"),
+        (f" ipus is a rempus.\n{C}\n{RIGHT}", "correct_path"),  # GPT-2's tokens may begin within a word
+        ("Tom is a impus.", "correct_label"),  # more thoughts than the chain has steps took the mark
+        ("Tom is a yumpus.", "incorrect_label"),
+        (f"lempus.\n{B}\n{C}", "correct_path"),  # it never came to an answer: its steps are judged
+        (f"lempus.\n{B}\nEvery x is a y.\n### z", "hallucination"),
+    ],
+)
+def test_verdicts_behind_thoughts_in_place(text, verdict):
+    assert evaluate.verdict(text, ROW, hidden=True) == verdict
+
+
 def test_shortcuts_of_one_problem():
     # impus: persons within two steps back none, five nodes above it and itself; yumpus: Max one step back.
     assert list(evaluate.rules([(ROW,)]).values()) == [0.5, 1.0, 1.0, 1.0], "chance first"

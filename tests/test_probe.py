@@ -82,6 +82,18 @@ def test_a_model_that_knows_nothing_values_a_text_at_one_in_v_for_each_token(ask
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+def test_pruning_of_a_hand_made_graph():
+    # 0 -> 1, 2, 3 one step away: 1 leads to the target 4; 2 is a leaf; 3 has a child, but not the target
+    row = {"edges": [[0, 1], [0, 2], [0, 3], [1, 4], [3, 5]], "root": 0, "target": 4}
+    shares = np.array([[1.0, 0], [0, 0.5], [0, 0.1], [0, 0.2], [0, 0], [0, 0]])  # (nodes, thoughts)
+    found = probe.pruning([row] * 5, [shares] * 5)
+    assert {group: [(k, round(mean, 6)) for k, mean, _, _ in curve] for group, curve in found.items()} == {
+        "leads to the target": [(2, 1.875)],  # .5 of .8 in all, times three
+        "dead end, height 0": [(2, 0.375)],
+        "dead end, height 1": [(2, 0.75)],
+    }, "one node alone, as at thought 1, does not count"
+
+
 def test_interventions_that_change_nothing(asked):
     run, examples = asked
     with torch.no_grad():  # a model that says many things, and other things for other thoughts
@@ -146,7 +158,7 @@ def test_the_command_makes_every_figure(workspace, capsys):
     probe.main(probe.ProbeConfig())
     folder = Path("runs/run/probe")
     figures = {path.stem for path in folder.glob("*.png") if path.read_bytes().startswith(b"\x89PNG")}
-    assert figures == {"k", "interventions", "mass", "parallelism", "tree"}
+    assert figures == {"k", "interventions", "mass", "pruning", "parallelism", "tree"}
     numbers = json.loads((folder / "probe.json").read_text())
     cells = {(x["intervene"], x["latent"]): x for x in numbers["interventions"]}
     assert {k for name, k in cells if name == "none"} >= {0, 1, 2}, "and as many more as fit"
@@ -157,6 +169,7 @@ def test_the_command_makes_every_figure(workspace, capsys):
     assert all(x["both_low"] <= x["both"] <= x["both_high"] for x in cells.values())
     assert cells["none", 2]["flipped"] == cells["permute", 1]["flipped"] == 0
     assert cells["permute", 1]["accuracy"] == cells["none", 1]["accuracy"]
+    assert "leads to the target" in numbers["pruning"]
     assert set(numbers["mass"]) == {"not reachable", "reachable", "one behind", "frontier"}
     assert list(map(len, numbers["readings"])) == [4, 4]
     assert 0 <= numbers["problem"] < 8

@@ -254,6 +254,32 @@ def test_a_thought_in_place_says_the_next_word(workspace, capsys):
     assert following[-1] < 0.5 < 2 < following[0], "on graphs of two chains"
 
 
+def test_thinking_ends_when_the_head_says_so(workspace, monkeypatch):
+    prepared()
+    trained("--name=a", "--c_thought=2", "--stage_steps=1", "--max_stage=3")
+    run = answers.Run("a")
+    examples = [run.split("test").example(i) for i in range(3)]
+    (ends,) = run.encoding.encode_ordinary(f"{run.split('test').rows[0]['idx_to_symbol'][-1]}.\n### ")
+    said = torch.full((3, 13, run.encoding.n_vocab), -1.0)
+    said[0, 3, ends] = 1  # after three thoughts, but only every second one is asked
+    said[0, 4, ends] = said[1, 0, ends] = said[1, 6, ends] = 1
+    monkeypatch.setattr(run, "states", lambda rows, n: said[:, : n + 1])
+    monkeypatch.setattr(run.model, "logits", lambda states: states)
+    assert [plan.n_thoughts for plan in run.plans_for(examples, "auto")] == [6, 2, 12], "at most twice as many"
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"\d+ tokens, but \d+ positions: train with --block_size="):
+        run.plans_for([examples[0]._replace(question=examples[0].question * 20)], "auto")
+    with pytest.raises(UserError, match="--latent=x: expected a number of thoughts, or auto"):
+        run.plans_for(examples, "x")
+    for name, words in {"b": ["--layout=paper"], "c": ["--method=no_curriculum"]}.items():
+        trained(f"--name={name}", "--stage_steps=1", *words)
+        with pytest.raises(UserError, match=f"--latent=auto: {name} was not trained to say when its thoughts end"):
+            answers.Run(name).plans_for(examples, "auto")
+    evaluate.main(config.parse(evaluate.EvaluateConfig, ["a", "--latent=2,auto"]))
+    with pytest.raises(UserError, match="--latent=auto goes with the thoughts themselves"):
+        evaluate.main(config.parse(evaluate.EvaluateConfig, ["a", "--latent=auto", "--intervene=zero"]))
+
+
 def test_graphs_grow_in_the_last_stage_and_then_get_more_questions(workspace, monkeypatch):
     prepared()
     seen, real = [], data.Split.draw
@@ -264,8 +290,11 @@ def test_graphs_grow_in_the_last_stage_and_then_get_more_questions(workspace, mo
     schedule = batching.Schedule(c, dataset.meta["longest"])
     for step in range(6):
         batching.draw_batch(c, dataset.split("train"), schedule, dataset.special, step)
-    grown = [(how["keep"], questions, how["least"]) for questions, how in seen]
-    assert grown == [(0, 1, 3), (0, 1, 3), (0, 1, 3), (0.5, 1, 3), (1, 2, 1), (1, 2, 1)]
+    grown = [(how["keep"], questions) for questions, how in seen]
+    assert grown == [(0, 1), (0, 1), (0, 1), (0.5, 1), (1, 2), (1, 2)]
+    c = parsed("smoke", "--stage_steps=2,4,0", "--grow=2")
+    batching.draw_batch(c, dataset.split("train"), batching.Schedule(c, dataset.meta["longest"]), dataset.special, 5)
+    assert seen[-1][1]["keep"] == 1, "the last stage that has steps"
     whole = parsed("smoke", "--questions=2", "--stage_steps=2,4", "--augment=false")
     batch = batching.draw_batch(whole, dataset.split("train"), schedule, dataset.special, 0)
     assert len(batch.suffix) == 8, "without augmentation questions do not share a graph, and are as many"
