@@ -131,7 +131,7 @@ class Plan(NamedTuple):
     n_pauses: int
     n_removed: int  # steps cut from the front of the chain; ALL: the chain, however long
     markers: bool  # whether <bot> stands before what was put in, and <eot> behind it
-    # Differs from the paper: in place no <eot> stands behind it, and earlier stages stay in the loss.
+    # Differs from the paper: no <eot> stands behind it, and earlier stages stay in the loss.
     in_place: bool = False
     n_tokens: int = 0  # icot: tokens taken from the front of what is left of the chain
 

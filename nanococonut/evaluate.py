@@ -139,9 +139,7 @@ def measure(run: answers.Run, examples: data.Split, latent: str = "", intervene=
 
 def main(c: EvaluateConfig) -> None:
     if "auto" in c.latent and c.intervene != "none":  # most would meet only thoughts of equally long chains
-        raise config.UserError(
-            "--latent=auto goes with the thoughts themselves: leave --intervene out, or give numbers"
-        )
+        raise config.UserError("--latent=auto goes with the thoughts themselves: leave --intervene out")
     run = answers.Run(c.run, c.device)
     examples = data.Split(run.encoding, data.read_rows(Path(c.data))) if c.data else run.split(c.split)
     prepared = Path("data", run.config["task"], f"{c.split}.json")

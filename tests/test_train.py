@@ -263,10 +263,10 @@ def test_thinking_ends_when_the_head_says_so(workspace, monkeypatch):
     said = torch.full((3, 13, run.encoding.n_vocab), -1.0)
     said[0, 3, ends] = 1  # after three thoughts, but only every second one is asked
     said[0, 4, ends] = said[1, 0, ends] = said[1, 6, ends] = 1
-    monkeypatch.setattr(run, "states", lambda rows, n: said[:, : n + 1])
-    monkeypatch.setattr(run.model, "logits", lambda states: states)
-    assert [plan.n_thoughts for plan in run.plans_for(examples, "auto")] == [6, 2, 12], "at most twice as many"
-    monkeypatch.undo()
+    with monkeypatch.context() as here:
+        here.setattr(run, "states", lambda rows, n: said[:, : n + 1])
+        here.setattr(run.model, "logits", lambda states: states)
+        assert [plan.n_thoughts for plan in run.plans_for(examples, "auto")] == [6, 2, 12], "at most twice as many"
     with pytest.raises(UserError, match=r"\d+ tokens, but \d+ positions: train with --block_size="):
         run.plans_for([examples[0]._replace(question=examples[0].question * 20)], "auto")
     with pytest.raises(UserError, match="--latent=x: expected a number of thoughts, or auto"):
