@@ -67,7 +67,7 @@ def main(c: TrainConfig) -> None:
     print(f"{n:,} parameters on {machine.device}, {machine.dtype}, {how}")
     gradients = compiling.Gradients(model, phases, machine)
     run = runs.Writer(c, dataset, machine, model, schedule.max_new_tokens)
-    step, opts = run.resume()
+    step, opts = run.resume(schedule)
     run.settle_threads(lambda: accumulate(gradients, batch_of(schedule.total - 1), c, machine))
     batches = machine.ahead(batch_of, range(step, schedule.total))
     progress = tqdm(total=schedule.total, initial=step, unit="step", disable=not machine.is_first)
@@ -87,6 +87,9 @@ def main(c: TrainConfig) -> None:
             run.recent.append(torch.stack([*numbers, gradient_norm]))
             step += 1
             progress.update()
+            if run.passes(stage, n_behind, numbers):
+                schedule.end_stage(stage, step)
+                batches = machine.ahead(batch_of, range(step, schedule.total))
 
             is_end = step == schedule.ends[stage]
             logs, evaluates, saves, stops = run.due(step, n_behind == 0, is_end, stop)
@@ -99,7 +102,7 @@ def main(c: TrainConfig) -> None:
             if evaluates:
                 run.evaluate(step, stage, valid, schedule.plans[stage], special)
             if saves:
-                run.save_last(step, stage, opts)
+                run.save_last(step, stage, opts, schedule)
             if stops:
                 progress.close()
                 run.say_how_to_go_on(step)

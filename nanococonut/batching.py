@@ -23,8 +23,7 @@ class Schedule:
     def __init__(self, c: TrainConfig, longest: dict[str, int]):
         self.c = c
         self.longest = longest  # lengths in tokens of the longest question, chain and rest
-        self.n_steps = c.schedule  # steps of each stage
-        self.ends = list(itertools.accumulate(self.n_steps))  # the step at which each stage ends
+        self.set_steps(c.schedule)
         self.total = self.ends[-1]
         self.plans = [self.plan(stage) for stage in range(len(self.n_steps))]  # at the start of each stage
         self.max_new_tokens = longest["rest"] + 8  # an answer may be longer than those in the data
@@ -52,6 +51,19 @@ class Schedule:
             return step, self.total
         stage, n_behind = self.locate(step)
         return n_behind, self.n_steps[stage]
+
+    def end_stage(self, stage: int, step: int) -> None:
+        """Ends a stage at a step, because it is learned; the last stage gets the steps that are left of it."""
+        n_left = self.ends[stage] - step
+        n_steps = list(self.n_steps)
+        n_steps[stage] -= n_left
+        n_steps[-1] += n_left
+        self.set_steps(n_steps)
+
+    def set_steps(self, n_steps: list[int]) -> None:
+        """Sets the steps of each stage."""
+        self.n_steps = list(n_steps)
+        self.ends = list(itertools.accumulate(self.n_steps))  # the step at which each stage ends
 
     def show(self) -> None:
         """Prints one line per stage: its steps, thoughts, pauses and removed reasoning steps."""

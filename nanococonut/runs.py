@@ -15,10 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from nanococonut import answers, compiling, devices, graph, log, optimizers, pretrained, starts, tokenizer
 from nanococonut.answers import load_state, named
+from nanococonut.batching import Schedule
 from nanococonut.config import UserError, written
 from nanococonut.curriculum import METHODS, Plan
 from nanococonut.data import Dataset, Split, folder_of, write_atomically, write_text
@@ -110,9 +112,10 @@ class Writer:
         self.best = -1.0  # accuracy on valid of the stage's best weights
         self.recent = []  # (4,) of each step since the last log entry, on the device: train.accumulate's, gradient norm
         self.seen = torch.zeros(0, 4)  # the same numbers on the CPU
+        self.level = torch.zeros((), device=machine.device)  # running mean of the stage's loss, this process's part
         self.last_loss, self.last_saved = math.nan, "There is no checkpoint yet"
 
-    def resume(self) -> tuple[int, list]:
+    def resume(self, schedule: Schedule) -> tuple[int, list]:
         """The step to resume from, and the optimizers ([] in a new run). Removes later steps from log.csv."""
         step, held, state = 0, [], self.state
         if state:
@@ -124,6 +127,8 @@ class Writer:
             if state["cuda_rng"] is not None and torch.cuda.is_available():
                 torch.cuda.set_rng_state(state["cuda_rng"])
             step, self.best = state["step"], state["best"]
+            schedule.set_steps(state.get("n_steps", schedule.n_steps))
+            self.level = state.get("level", self.level).to(self.machine.device) / self.machine.n_processes
             self.began -= state["seconds"]
             n = self.machine.n_processes  # losses and thought norms are sums over these, gradient norms are not
             self.recent = list((state["recent"] / torch.tensor([n, n, n, 1])).to(self.machine.device))
@@ -147,6 +152,14 @@ class Writer:
         self.settings["threads"] = threads
         if self.machine.is_first:
             write_text(self.folder / "config.json", json.dumps(self.settings, indent=1) + "\n")
+
+    def passes(self, stage: int, n_behind: int, numbers: Tensor) -> bool:
+        """Whether a stage is learned: the running mean of its loss is below --pass_loss. The last stage never is."""
+        if not self.c.pass_loss or stage == len(self.c.schedule) - 1:
+            return False
+        loss = numbers[0] + numbers[1]
+        self.level = loss if n_behind == 0 else self.level.lerp(loss, 0.05)  # over some 20 steps
+        return n_behind % 20 == 19 and float(self.machine.add_up(self.level.clone())) < self.c.pass_loss
 
     def due(self, step: int, begins: bool, ends: bool, stop: list[int]) -> tuple:
         """Whether to log, to evaluate and to save, and the received signal to stop on, or 0."""
@@ -202,13 +215,15 @@ class Writer:
         more |= dict(data=self.about_data, step=step, stage=stage, best=self.best)
         write_atomically(self.folder / file, lambda f: torch.save(more, f))
 
-    def save_last(self, step: int, stage: int, held: list[torch.optim.Optimizer]) -> None:
+    def save_last(self, step: int, stage: int, held: list[torch.optim.Optimizer], schedule: Schedule) -> None:
         """Writes ckpt.pt, which holds all that is needed to resume as if the run had not stopped."""
+        level = self.machine.add_up(self.level.clone()).cpu()
         if not self.machine.is_first:
             return
         on_cuda = self.machine.device.type == "cuda"
         rngs = dict(rng=torch.get_rng_state(), cuda_rng=torch.cuda.get_rng_state() if on_cuda else None)
         moments, seconds = [optimizer.state_dict() for optimizer in held], time.time() - self.began
+        rngs |= dict(n_steps=schedule.n_steps, level=level)
         # recent: summed over all processes, and not logged yet
         self.save("ckpt.pt", step, stage, optimizers=moments, recent=self.seen, seconds=seconds, **rngs)
         self.last_saved = f"{self.folder}/ckpt.pt holds step {step}"

@@ -18,6 +18,7 @@ class TrainConfig:
     seed: int = 0  # random seed of the weights, the batches and dropout
     stage_steps: tuple[int, ...] = (700,)  # optimizer steps of each stage 0..max_stage; one number serves all stages
     max_stage: int = 6  # number of the last stage, used if --stage_steps is a single number
+    pass_loss: float = 0.0  # a stage whose loss falls below this many nats leaves its other steps to the last; 0: never
     c_thought: int = 1  # thoughts that replace each removed reasoning step
     extra_stage: bool = False  # the last stage removes all steps without adding thoughts, as in the paper's GSM8k
     augment: bool = True  # augment each problem drawn: new names, and a new order of facts and options
@@ -59,7 +60,7 @@ class TrainConfig:
         sizes = "batch_size n_layer n_head n_embd c_thought questions"
         demand(self, sizes, lambda n: 1 <= n <= 10**5, "from 1 to 100000")
         demand(self, "log_every save_every", lambda x: x >= 1, "at least 1")
-        amounts = "seed micro_batch_size warmup grow eval_every weight_decay grad_clip init_std lr muon_lr"
+        amounts = "seed micro_batch_size warmup grow eval_every weight_decay grad_clip init_std lr muon_lr pass_loss"
         demand(self, amounts, lambda x: 0 <= x <= 1e9, "from 0 to 1e9")
         demand(self, "max_stage block_size", lambda x: 0 <= x <= 10**5, "from 0 to 100000")
         demand(self, "threads", lambda n: 0 <= n <= 1024, "from 0 to 1024")
@@ -74,7 +75,8 @@ class TrainConfig:
 
 SHAPE = dict(n_layer=2, n_head=2, n_embd=128, dropout=0.0)
 RATES = dict(lr=3e-3, muon_lr=5e-3, beta2=0.99, warmup=100, decay=0.7, grad_clip=1.0)
-FROM_SCRATCH = SHAPE | RATES | dict(layout="in_place", init="lookup", init_std=0.08, batch_size=64, eval_every=500)
+FROM_SCRATCH = SHAPE | RATES | dict(init="lookup", init_std=0.08, batch_size=64, eval_every=500)
+FROM_SCRATCH |= dict(layout="in_place", pass_loss=0.15)
 MANY = dict(questions=4, reask=0.5)
 PRESETS = {
     # for tests, on any machine, in a second: the model is too small to learn
@@ -82,11 +84,11 @@ PRESETS = {
     # two CPU cores, fair problems of 16 nodes, chains of 3 to 5 hops
     "laptop": FROM_SCRATCH
     | MANY
-    | dict(task="prosqa-small", stage_steps=(800, 100, 100, 100, 100, 100, 4700), grow=2000),
+    | dict(task="prosqa-small", stage_steps=(1600, 200, 200, 200, 200, 200, 3400), grow=2000),
     # the default, ProsQA at the released size, chains of 3 to 6 hops
     "prosqa": FROM_SCRATCH
     | MANY
-    | dict(task="prosqa", stage_steps=(1000, 100, 100, 100, 100, 100, 100, 8900), grow=3000),
+    | dict(task="prosqa", stage_steps=(2000, 200, 200, 200, 200, 200, 200, 7300), grow=3000),
     # ProntoQA
     "prontoqa": FROM_SCRATCH | dict(task="prontoqa", stage_steps=(300,) * 7 + (2300,), grow=2000),
     # one CUDA GPU, the paper's recipe for ProsQA (5 epochs a stage, the last to epoch 50): 97 % there, not run here

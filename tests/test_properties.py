@@ -26,6 +26,7 @@ VALUES = {
     "augment": ["true", "true", "false"],
     "reask": [0, 0.5, 1],
     "layout": ["in_place", "in_place", "paper"],
+    "pass_loss": [0, 0.1, 100],
     "questions": [1, 2, 3],
     "grow": [0, 2],
     "batch_size": [1, 2, 6],

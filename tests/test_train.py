@@ -439,3 +439,20 @@ def test_scoring():
     assert data.is_right("### 1,000", {"answer": "1000"})
     low, high = evaluate.wilson(0, 50)
     assert low == 0 < high < 0.08
+
+
+def test_a_stage_that_is_learned_leaves_its_steps_to_the_last(workspace, capsys):
+    prepared()
+    words = ["--log_every=5", "--stage_steps=60,30,30", "--max_stage=2", "--save_every=7"]
+    trained(*words, "--pass_loss=1000", "--name=a")
+
+    def stages(name):
+        rows = [row for row in read_csv(f"runs/{name}/log.csv") if row["metric"] == "loss"]
+        return {stage: max(int(r["step"]) for r in rows if r["stage"] == stage) for stage in "012"}
+
+    assert stages("a") == {"0": 20, "1": 40, "2": 120}, "it is looked at after every 20 steps of a stage"
+    assert torch.load("runs/a/ckpt.pt", weights_only=True)["n_steps"] == [20, 20, 80]
+    trained(*words, "--pass_loss=0.0001", "--name=b")
+    assert stages("b") == {"0": 60, "1": 90, "2": 120}, "never learned: the steps are as many as given"
+    accuracies = [row for row in read_csv("runs/a/log.csv") if row["metric"] == "accuracy"]
+    assert [row["step"] for row in accuracies] == ["20", "40", "120"], "each stage is evaluated when it ends"
