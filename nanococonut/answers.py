@@ -17,7 +17,7 @@ from nanococonut.reading import read_json, read_rows
 from nanococonut.settings import TrainConfig
 
 AT_ONCE = 250  # questions answered in one batch
-SHIPPED = Path("models/prosqa.pt")  # a trained model that comes with the project
+SHIPPED = Path(__file__).parents[1] / "models/prosqa.pt"  # a trained model that comes with the project
 
 
 class Run:
@@ -52,6 +52,10 @@ class Run:
         kept = self.folder.with_suffix(".json")  # models/NAME.json: a few problems, for where its data is not prepared
         there = Path("data", self.config["task"], "meta.json")
         if kept.exists() and (not there.exists() or read_json(there).get("sha256") != self.data["sha256"]):
+            if name != "test":
+                raise UserError(
+                    f"{kept} has problems of test alone; for --split={name} prepare the data it was trained on"
+                )
             if there.exists():
                 print(f"{there.parent} is other data than {self.folder} was trained on: asking from {kept}")
             return Split(self.encoding, read_rows(kept))

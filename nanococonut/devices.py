@@ -107,8 +107,14 @@ def pick(device: str = "auto", dtype: str = "auto", n_embd: int = 768) -> Machin
 def join(*wanted) -> Machine:
     """pick(), and the rank of this process if torchrun started several."""
     machine = pick(*wanted)
-    if not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():  # all of them are torchrun's
+    theirs = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun sets all of them
+    missing = [name for name in theirs if name not in os.environ]
+    if os.environ.get("WORLD_SIZE", "1") == "1" and missing:
         return machine
+    wrong = [name for name in theirs[:3] if name not in missing and not os.environ[name].isdecimal()]
+    if missing or wrong:
+        about = f"{', '.join(missing)} is missing" if missing else f"{wrong[0]}={os.environ[wrong[0]]} is no number"
+        raise UserError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}, but {about}: start several processes with torchrun")
     on_cuda, chosen = machine.device.type == "cuda", machine.device
     distributed.init_process_group("nccl" if on_cuda else "gloo")
     if distributed.get_rank():

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import signal
+import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -246,6 +247,9 @@ class Writer:
 def stop_signals():
     """A list that receives the signals of STOPS, so that the loop can save. A second Ctrl-C kills the process."""
     seen = []
+    if threading.current_thread() is not threading.main_thread():  # as in a notebook's or a web server's worker
+        yield seen  # Python handles signals in the main thread alone
+        return
 
     def note(number, frame):
         seen.append(number)

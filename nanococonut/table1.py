@@ -84,7 +84,8 @@ def start(row: TrainConfig, jobs: int) -> subprocess.Popen:
     folder = Path("runs") / row.name
     folder.parent.mkdir(exist_ok=True)
     settings = asdict(row) | {"resume": (folder / "config.json").exists()}
-    command = [sys.executable, "-u", "train.py", *(f"--{key}={config.written(x)}" for key, x in settings.items())]
+    train = Path(__file__).parents[1] / "train.py"  # this project's, wherever one stands
+    command = [sys.executable, "-u", str(train), *(f"--{key}={config.written(x)}" for key, x in settings.items())]
     environment = os.environ | ({"OMP_NUM_THREADS": "1"} if jobs > 1 else {})
     with open(f"{folder}.log", "ab") as file:
         return subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)

@@ -128,3 +128,28 @@ with runs.stop_signals() as stop:
     os.killpg(process.pid, number)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 7, err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "LOCAL_RANK, MASTER_ADDR, MASTER_PORT is missing"),  # as Slurm leaves it
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost"}, "MASTER_PORT is missing"),
+        (
+            {"WORLD_SIZE": "x", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"},
+            "WORLD_SIZE=x is no",
+        ),
+        ({"WORLD_SIZE": "2", "RANK": "y", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK=y is no"),
+    ],
+)
+def test_half_of_what_torchrun_sets_is_a_mistake_and_not_two_silent_trainings(monkeypatch, given, message):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"{message}.*: start several processes with torchrun"):
+        devices.join("cpu", "float32", 8)
+
+
+def test_one_process_needs_no_torchrun(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")  # set by many batch systems
+    monkeypatch.setenv("RANK", "0")
+    assert devices.join("cpu", "float32", 8).n_processes == 1

@@ -73,12 +73,32 @@ def test_sample_answers_at_once_as_the_readme_shows(bare):
     assert "right; the chain is:" in done.stdout
 
 
+def test_it_is_found_from_anywhere(tmp_path):
+    done = subprocess.run([sys.executable, str(ROOT / "sample.py")], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "right; the chain is:" in done.stdout, done.stderr
+
+
+def test_other_data_of_the_same_name_does_not_hide_its_problems(bare, capsys):
+    """As the command for one's own problems makes it."""
+    prepare.main(config.parse(prepare.PrepareConfig, ["--train=20", "--valid=5", "--test=5"]))
+    capsys.readouterr()
+    sample.main(sample.SampleConfig("models/prosqa.pt"))
+    printed = capsys.readouterr().out
+    assert "data/prosqa is other data than models/prosqa was trained on: asking from models/prosqa.json" in printed
+    assert "right; the chain is:" in printed
+
+
 def test_evaluate_probe_and_training_take_it_by_its_path(bare, capsys):
     words = ["models/prosqa.pt", "--data=models/prosqa.json"]
     evaluate.main(config.parse(evaluate.EvaluateConfig, words, choices=evaluate.CHOICES))
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["n"] == 20 and found["results"][0]["accuracy"] >= 0.9
-    words = ["models/prosqa.pt", "--split=valid", "--intervene=zero"]  # there is no data: only the few problems
+    words = ["models/prosqa.pt", "--split=valid"]
+    with pytest.raises(
+        config.UserError, match=r"models/prosqa.json has problems of test alone; for --split=valid prep"
+    ):
+        evaluate.main(config.parse(evaluate.EvaluateConfig, words, choices=evaluate.CHOICES))
+    words = ["models/prosqa.pt", "--intervene=zero"]  # there is no data: only the few problems
     evaluate.main(config.parse(evaluate.EvaluateConfig, words, choices=evaluate.CHOICES))
     *lines, last = capsys.readouterr().out.splitlines()
     assert lines[0].endswith(" on models/prosqa.json, 20 questions")

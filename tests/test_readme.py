@@ -83,9 +83,11 @@ def test_the_short_way_as_typed(tmp_path):
 def test_a_mistake_is_one_line_and_exit_2(tmp_path):
     for words, line in {
         ("train.py",): "train.py: data/prosqa not found; run: python prepare.py prosqa\n",
-        ("sample.py",): "sample.py: runs/ not found; there is: none yet; run: python train.py\n",
+        ("sample.py", "nope"): "sample.py: runs/nope not found; there is: none yet; run: python train.py\n",
     }.items():
-        done = subprocess.run([sys.executable, str(ROOT / words[0])], cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, str(ROOT / words[0]), *words[1:]], cwd=tmp_path, capture_output=True, text=True
+        )
         assert (done.returncode, done.stderr) == (2, line)
 
 

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -256,3 +257,17 @@ def test_an_error_gives_the_signal_handlers_back():
         assert signal.getsignal(signal.SIGINT) is not before[0]
         raise UserError("a mistake")
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_training_outside_the_main_thread_has_no_handlers():
+    """As a notebook's or a web server's worker does it: Python refuses handlers there."""
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def work():
+        with runs.stop_signals() as stop:
+            seen.append((stop, signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [([], before)]
