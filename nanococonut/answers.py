@@ -53,9 +53,7 @@ class Run:
         there = Path("data", self.config["task"], "meta.json")
         if kept.exists() and (not there.exists() or read_json(there).get("sha256") != self.data["sha256"]):
             if name != "test":
-                raise UserError(
-                    f"{kept} has problems of test alone; for --split={name} prepare the data it was trained on"
-                )
+                raise UserError(f"{kept} has test problems alone; --split={name} needs the data it was trained on")
             if there.exists():
                 print(f"{there.parent} is other data than {self.folder} was trained on: asking from {kept}")
             return Split(self.encoding, read_rows(kept))

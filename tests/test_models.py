@@ -94,9 +94,7 @@ def test_evaluate_probe_and_training_take_it_by_its_path(bare, capsys):
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["n"] == 20 and found["results"][0]["accuracy"] >= 0.9
     words = ["models/prosqa.pt", "--split=valid"]
-    with pytest.raises(
-        config.UserError, match=r"models/prosqa.json has problems of test alone; for --split=valid prep"
-    ):
+    with pytest.raises(config.UserError, match="has test problems alone; --split=valid needs the data"):
         evaluate.main(config.parse(evaluate.EvaluateConfig, words, choices=evaluate.CHOICES))
     words = ["models/prosqa.pt", "--intervene=zero"]  # there is no data: only the few problems
     evaluate.main(config.parse(evaluate.EvaluateConfig, words, choices=evaluate.CHOICES))
