@@ -224,6 +224,9 @@ def read_source(c: PrepareConfig) -> dict[str, list[dict]]:
         splits = {"train": rows[:a], "valid": rows[a:b], "test": rows[b:]}
     else:
         splits = {split: reading.read_rows(file_of_split(c, split)) for split in data.SPLITS}
+    unread = sorted({field for rows in splits.values() for field in reading.unread(rows)})
+    if unread:
+        print(f"not read: {', '.join(unread)}; a model reads question, context, steps and answer")
     questions = {split: sorted(row["question"] for row in rows) for split, rows in splits.items()}
     for one, other in itertools.combinations(splits, 2):
         if questions[one] == questions[other]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from nanococonut import answers, config, data, graph, ontology
+from nanococonut import answers, config, data, graph, ontology, reading
 from nanococonut.curriculum import METHODS
 
 
@@ -84,13 +84,17 @@ def twins(rows: list[dict]) -> list[tuple[dict, dict]]:
 
 
 def rules(asked: list[tuple[dict, ...]]) -> dict[str, float]:
-    """How often chance and each rule get all of (problem,) or (problem, its twin) right; {} if they differ."""
+    """How often chance and each rule get all of (problem,) or (problem, its twin) right.
+
+    Problems whose words tell no graph are left out; {} if none remain, or if they are of several tasks.
+    """
     points_of = [[(graph if graph.is_prosqa(row) else ontology).rule_points(row) for row in rows] for rows in asked]
-    names = {tuple(points) for rows in points_of for points in rows}
-    if len(names) != 1 or names == {()}:
+    fit = [rows for rows in points_of if all(rows)]
+    names = {tuple(points) for rows in fit for points in rows}
+    if len(names) != 1:
         return {}
-    n_right = {rule: sum(math.prod(points[rule] for points in rows) for rows in points_of) for rule in names.pop()}
-    return {"chance": 0.5 ** len(asked[0])} | {rule: n / len(asked) for rule, n in n_right.items()}
+    n_right = {rule: sum(math.prod(points[rule] for points in rows) for rows in fit) for rule in names.pop()}
+    return {"chance": 0.5 ** len(asked[0])} | {rule: n / len(fit) for rule, n in n_right.items()}
 
 
 def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts: list[int], hidden: bool) -> dict:
@@ -98,8 +102,9 @@ def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts:
     n_hops, n, verdicts = [len(row["steps"]) for row in rows], len(rows), {}
     won = [k for k, text, row in zip(n_hops, texts, rows, strict=True) if data.is_right(text, row)]
     hops = {str(k): [won.count(k), n_hops.count(k)] for k in sorted(set(n_hops))}
-    if all(map(graph.is_prosqa, rows)):
-        found = [verdict(text, row, hidden) for text, row in zip(texts, rows, strict=True)]
+    judged = [(text, row) for text, row in zip(texts, rows, strict=True) if graph.is_prosqa(row)]
+    if judged:
+        found = [verdict(text, row, hidden) for text, row in judged]
         verdicts = {name: found.count(name) for name in VERDICTS}
     (low, high), tokens = wilson(len(won), n), (sum(n_tokens) + sum(n_thoughts)) / n
     thoughts = {k: statistics.mean(t for t, its in zip(n_thoughts, n_hops, strict=True) if str(its) == k) for k in hops}
@@ -145,12 +150,19 @@ def main(c: EvaluateConfig) -> None:
     prepared = Path("data", run.config["task"], f"{c.split}.json")
     name, results = c.data or str(prepared if prepared.exists() else run.folder.with_suffix(".json")), []
     rows, pairs = examples.rows, twins(examples.rows)
+    n_told = sum(graph.is_prosqa(row) or ontology.read(row) is not None for row in rows)
+    unread = reading.unread(rows)
+    if unread:
+        print(f"{name}: not read: {', '.join(unread)}")
     without, without_both = rules([(row,) for row in rows]), rules(pairs)
     asked = [latent.strip() for latent in c.latent.split(",")]
     # If the most thoughts do not fit, nothing is printed.
     most_first = sorted(asked, key=lambda latent: int(latent) if latent.isdecimal() else math.inf, reverse=True)
     measured = {latent: measure(run, examples, latent, c.intervene) for latent in most_first}
     print(f"{run.folder.name} ({run.config['method']}, stage {run.stage}) on {name}, {len(rows)} questions")
+    if 0 < n_told < len(rows):
+        n_odd = len(rows) - n_told
+        print(f"  {n_odd} of {len(rows)} tell no graph in words that are known: no rules, verdicts and twins of them")
     for rule, share in without.items():
         both = f"question and twin both right {without_both[rule]:.1%}, accuracy " if pairs else ""
         print(f"  without a model, {rule}: {both}{share:.1%}")

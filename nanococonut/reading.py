@@ -6,6 +6,7 @@ kept, but a graph is read from the words: graph.py. The formats, in UTF-8 with o
     [row, row]    {"data": [row, row]}    row, newline, row         JSON and JSON lines
     {"question": text, "cot": "<<4-2=2>> <<12/4=3>>", "answer": 3}  GSM8k-Aug on Hugging Face: steps as one text
     question||<<4-2=2>> <<12/4=3>> #### 3                           GSM8k-Aug's own lines [Deng23]
+    {"context": facts, "question": text, ...}                       facts, passage or context: joined, facts first
     {"example1": {"test_example": {"question", "query", "chain_of_thought", "answer"}}}     ProntoQA's generator
 """
 
@@ -20,6 +21,7 @@ from nanococonut.config import UserError
 
 SHORT = reprlib.Repr()  # shortens wrong values in error messages
 SHORT.maxstring = SHORT.maxother = 60
+CONTEXTS = ("facts", "passage", "context")  # fields of other files that hold what a question is about
 BLANKS = re.compile(r"\s*")
 
 
@@ -60,7 +62,12 @@ def read_rows(path: Path) -> list[dict]:
     text = read_text(path)
     if path.suffix == ".txt" and not text.lstrip().startswith(("[", "{")):
         unit, first = "line {}: expected question||<<step>> <<step>> #### answer; ", 1
-        rows = [gsm8k_row(line) for line in text.rstrip().split("\n")]
+        lines = text.rstrip().split("\n")
+        for number, line in enumerate(lines, start=first):
+            n_bars, has_mark = line.count("||"), "####" in line.partition("||")[2]
+            if n_bars != 1 or not has_mark:  # else a question's words would become steps, or steps an answer
+                raise UserError(f"{path}: {unit.format(number)}it has {n_bars} || and {'a' if has_mark else 'no'} ####")
+        rows = list(map(gsm8k_row, lines))
     else:
         unit, first = "row {}: ", 0
         rows = [problem(row) for row in rows_in(read_json(path), path)]
@@ -68,6 +75,13 @@ def read_rows(path: Path) -> list[dict]:
         if wrong := fault(row):
             raise UserError(f"{path}: {unit.format(number)}{wrong}")
     return list(map(graph.read, rows))
+
+
+def unread(rows: list[dict]) -> list[str]:
+    """The fields of rows that hold text which no model gets to read."""
+    known = {"question", "steps", "answer", *graph.FIELDS}
+    found = {field for row in rows for field, value in row.items() if isinstance(value, str) and value.strip()}
+    return sorted(found - known)
 
 
 def rows_in(value, path: Path) -> list:
@@ -92,6 +106,12 @@ def problem(row):
     if not isinstance(row, dict):
         return row
     row = dict(row)
+    for field in CONTEXTS:  # facts beside the question are read before it
+        facts, question = row.get(field), row.get("question")
+        facts = " ".join(facts) if isinstance(facts, list) and all(isinstance(x, str) for x in facts) else facts
+        if isinstance(facts, str) and isinstance(question, str):
+            row["question"] = question if facts in question else f"{facts.strip()} {question}"
+            del row[field]
     if "steps" not in row and "cot" in row:
         row["steps"] = row.pop("cot")
     if "steps" not in row and isinstance(row.get("chain_of_thought"), list):  # two sentences a step, the last alone

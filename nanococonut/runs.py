@@ -15,6 +15,11 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows has none: there a run is not locked
+    fcntl = None
+
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -43,10 +48,25 @@ def open_run(c: TrainConfig, dataset: Dataset) -> tuple[Path, dict | None]:
         return folder, load_same(folder / "ckpt.pt", c, dataset) if (folder / "ckpt.pt").exists() else None
     if folder.exists() and not c.name:
         folder = next(f for n in itertools.count(2) if not (f := Path(f"{folder}-{n}")).exists())
-    if folder.exists():
+    if folder.exists() and (not folder.is_dir() or any(folder.glob("*.json")) or any(folder.glob("*.pt"))):
         raise UserError(f"{folder} exists; resume it (--resume=true), choose another --name, or delete it")
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)  # one without a run in it is used
     return folder, None
+
+
+def lock(folder: Path) -> int | None:
+    """Keeps other processes from writing a run for as long as this one lives. Raises UserError if one writes it."""
+    if not fcntl:
+        return None
+    held = os.open(folder, os.O_RDONLY)  # until the process ends, however it does
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(held)
+        raise UserError(
+            f"{folder} is being trained by another process: wait for it, or choose another --name"
+        ) from None
+    return held
 
 
 def load_same(path: Path, c: TrainConfig, dataset: Dataset) -> dict:
@@ -108,6 +128,7 @@ class Writer:
         if machine.is_first or c.resume:
             self.folder, self.state = open_run(c, dataset)
             self.log = self.folder / "log.csv"
+        self.lock = lock(self.folder) if machine.is_first else None
         self.settings = asdict(c) | {"stage_steps": c.schedule}
         self.began = time.time()
         self.best = -1.0  # accuracy on valid of the stage's best weights
@@ -239,6 +260,9 @@ class Writer:
         """Draws the curves, and prints the result and the next command."""
         if self.machine.is_first:
             log.curves(log.read(self.log), self.folder / "curves.png")
+            if self.lock is not None:
+                os.close(self.lock)  # in a notebook the process goes on
+                self.lock = None
             result = f"{self.best:.1%} of valid right. Next: python sample.py {self.folder.name}"
             print(f"{self.folder} after {time.time() - self.began:.0f} s: {result}")
 

@@ -137,6 +137,7 @@ def main(c: Table1Config) -> None:
     dataset, todo = data.Dataset(c.task), {}  # todo: the TrainConfig of each run -> its label
     for seed in c.seeds:  # one seed after the other, so that a first table is complete early
         for label in c.methods.split(","):
+            label = " ".join(label.split())
             method, *options = label.split() or [""]
             name = re.sub(r"[^A-Za-z0-9._]+", "-", f"{c.name} {c.task} {c.preset} {label} {seed}")
             words = [f"--task={c.task}", f"--method={method}", f"--seed={seed}", f"--name={name}", *options]

@@ -82,6 +82,14 @@ def test_shortcuts_of_one_problem():
     assert evaluate.rules([({"question": "1 + 1?", "steps": [], "answer": "2"},)]) == {}
 
 
+def test_one_odd_row_leaves_rules_and_verdicts_of_the_others():
+    odd = {"question": "1 + 1?", "steps": [], "answer": "2"}
+    assert evaluate.rules([(ROW,), (odd,), (ROW,)]) == evaluate.rules([(ROW,)])
+    found = evaluate.summary([RIGHT, "### 2", WRONG], [1] * 3, [ROW, odd, ROW], [2] * 3, hidden=True)
+    assert found["accuracy"] == 2 / 3 and sum(found["verdicts"].values()) == 2
+    assert (found["verdicts"]["correct_label"], found["verdicts"]["incorrect_label"]) == (1, 1)
+
+
 @pytest.mark.skipif(not RELEASED.exists(), reason="the released files stand beside the project, not in it")
 def test_shortcuts_of_the_released_file():
     """Measured on its 300 problems together with the 500 of test: 84.3, 70.7, 91.6 %."""

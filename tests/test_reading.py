@@ -509,3 +509,31 @@ def test_prepare_in_such_a_terminal(workspace):
     words = [sys.executable, str(ROOT / "prepare.py"), "prosqa", "--source=où.json", "--name=mine"]
     done = subprocess.run(words, env=environment, capture_output=True, check=False)
     assert done.returncode == 0 and b"O?? Twice" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("field", ["context", "passage", "facts"])
+def test_facts_beside_a_question_are_read_before_it(workspace, field):
+    facts = ["Tom is a lempus.", "Every lempus is a rempus.", "Max is a impus."]
+    row = {"question": "Is Tom a impus or rempus?", "steps": facts[:2], "answer": "Tom is a rempus."}
+    for value in (" ".join(facts), facts):
+        Path("a.json").write_text(json.dumps([row | {field: value, "id": "7", "note": "seen by nobody"}]))
+        (found,) = reading.read_rows(Path("a.json"))
+        assert found["question"] == " ".join(facts) + " Is Tom a impus or rempus?" and graph.is_prosqa(found)
+        assert reading.unread([found]) == ["id", "note"]
+    whole = row | {"question": f"{facts[0]} Is it?", field: facts[0]}
+    Path("a.json").write_text(json.dumps([whole]))
+    assert reading.read_rows(Path("a.json"))[0]["question"] == whole["question"], "it stands there already"
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("What is |x| || y?||<<0+1=1>> #### 1", "it has 2 || and a ####"),
+        ("How much?||<<0+1=1>> 1", "it has 1 || and no ####"),
+        ("How much #### is it?||<<0+1=1>> 1", "it has 1 || and no ####"),
+    ],
+)
+def test_a_line_of_gsm8k_has_one_bar_and_a_mark(workspace, line, found):
+    Path("a.txt").write_text(f"Fine?||<<1+1=2>> #### 2\n{line}\n")
+    with pytest.raises(UserError, match=f"a.txt: line 2: expected .*{re.escape(found)}"):
+        reading.read_rows(Path("a.txt"))

@@ -271,3 +271,30 @@ def test_training_outside_the_main_thread_has_no_handlers():
     thread.start()
     thread.join()
     assert seen == [([], before)]
+
+
+def test_a_folder_without_a_run_in_it_is_used(workspace):
+    prepared()
+    Path("runs/a").mkdir(parents=True)
+    Path("runs/a/train.log").write_text("of whoever started it")
+    train.main(config.parse(TrainConfig, ["smoke", "--name=a", "--stage_steps=1"], PRESETS, CHOICES))
+    assert Path("runs/a/best.pt").exists()
+    with pytest.raises(UserError, match="runs/a exists"):
+        train.main(config.parse(TrainConfig, ["smoke", "--name=a", "--stage_steps=1"], PRESETS, CHOICES))
+
+
+def test_two_processes_cannot_write_one_run(workspace):
+    prepared()
+    words = [*WORDS, "--stage_steps=2000", "--save_every=1", "--name=a"]
+    process = start(*words)
+    while not Path("runs/a/ckpt.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    code, _, err = finished(*words, "--resume=true")
+    assert code == 2 and "runs/a is being trained by another process: wait for it, or choose another --name" in err
+    process.kill()
+    process.communicate()
+    assert state_of("a")["step"] >= 1
+    code, _, err = finished(*words[:-2], "--name=a", "--stage_steps=2000", "--resume=true", "--help")
+    assert code == 0, err
+    runs.lock(Path("runs/a"))  # a killed process has released it
