@@ -7,6 +7,7 @@ A batch depends on (seed, step) alone. So a run that was cut off resumes exactly
 and `torchrun --nproc_per_node=N train.py` cuts the same batches into N parts.
 """
 
+import contextlib
 import functools
 
 from nanococonut import batching, compiling, config, data, devices, optimizers, runs
@@ -72,7 +73,7 @@ def main(c: TrainConfig) -> None:
     batches = machine.ahead(batch_of, range(step, schedule.total))
     progress = tqdm(total=schedule.total, initial=step, unit="step", disable=not machine.is_first)
 
-    with progress, runs.stop_signals() as stop:
+    with progress, contextlib.closing(run), runs.stop_signals() as stop:
         while step < schedule.total:
             stage, n_behind = schedule.locate(step)
             if n_behind == 0:

@@ -63,9 +63,7 @@ def lock(folder: Path) -> int | None:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(held)
-        raise UserError(
-            f"{folder} is being trained by another process: wait for it, or choose another --name"
-        ) from None
+        raise UserError(f"{folder} is being trained by another process; choose another --name, or wait") from None
     return held
 
 
@@ -256,13 +254,16 @@ class Writer:
         if self.machine.is_first:
             print(f"stopped at step {step}; to go on: the same command with --name={self.folder.name} --resume=true")
 
+    def close(self) -> None:
+        """Leaves the run to other processes."""
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
+
     def finish(self) -> None:
         """Draws the curves, and prints the result and the next command."""
         if self.machine.is_first:
             log.curves(log.read(self.log), self.folder / "curves.png")
-            if self.lock is not None:
-                os.close(self.lock)  # in a notebook the process goes on
-                self.lock = None
             result = f"{self.best:.1%} of valid right. Next: python sample.py {self.folder.name}"
             print(f"{self.folder} after {time.time() - self.began:.0f} s: {result}")
 

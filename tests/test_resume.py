@@ -291,10 +291,7 @@ def test_two_processes_cannot_write_one_run(workspace):
         assert process.poll() is None
         time.sleep(0.05)
     code, _, err = finished(*words, "--resume=true")
-    assert code == 2 and "runs/a is being trained by another process: wait for it, or choose another --name" in err
+    assert code == 2 and "runs/a is being trained by another process; choose another --name, or wait" in err
     process.kill()
     process.communicate()
-    assert state_of("a")["step"] >= 1
-    code, _, err = finished(*words[:-2], "--name=a", "--stage_steps=2000", "--resume=true", "--help")
-    assert code == 0, err
-    runs.lock(Path("runs/a"))  # a killed process has released it
+    os.close(runs.lock(Path("runs/a")))  # a killed process has released it
