@@ -83,8 +83,8 @@ def draw_batch(c: TrainConfig, problems: Split, schedule: Schedule, special: dic
     keep = 1.0
     if c.grow:  # first the search is learned on the chains alone, then the graphs grow
         keep = min(1.0, n_behind / c.grow) if schedule.ends[stage] == schedule.total else 0.0
-    questions = c.questions if keep == 1 else 1
-    groups = problems.draw(c.batch_size, rng, c.augment, questions, reask=c.reask, keep=keep)
+    questions, least = (c.questions, c.shortest) if keep == 1 else (1, 3)
+    groups = problems.draw(c.batch_size, rng, c.augment, questions, reask=c.reask, least=least, keep=keep)
     examples = [example for group in groups for example in group.examples]
     pairs = [curriculum.arrange(example, read, special, rng) for example in examples]
     contexts = [group.context for group in groups if group.context]

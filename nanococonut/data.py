@@ -28,7 +28,6 @@ TASKS = ("prosqa", "prontoqa", "gsm8k")
 SPLITS = ("train", "valid", "test")
 OPTIONS = {"prontoqa-fair": " --fair=true"} | {f"{task}-gpt2": " --tokenizer=gpt2" for task in TASKS}
 OPTIONS["prosqa-small"] = " --fair=true --n_nodes=16 --min_hops=3 --max_hops=5"
-LEAST = 3  # steps of a question asked anew; with shorter ones a chain may end at the first thought (ours)
 MAX_DOWNLOAD = 2 * 10**9  # bytes; a download is held in memory while it is checked
 ALLOWED = re.compile(r"https://|http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)")  # http: only this machine
 
@@ -187,13 +186,13 @@ class Split:
         """For each row, whether its words tell a graph: such rows can be augmented."""
         return [graph.is_prosqa(row) or self.ontologies(i) is not None for i, row in enumerate(self.rows)]
 
-    def retold(self, i: int, rng: random.Random, questions=1, reask=0.0, keep=1.0) -> Group:
+    def retold(self, i: int, rng: random.Random, questions=1, reask=0.0, least=3, keep=1.0) -> Group:
         """Problem i in a new order and with new names; reordered() does it for ProntoQA. For the options see draw()."""
         if self.ontologies(i):
             return self.reordered(i, rng, keep)
         row, names, askers = self.rows[i], self.rows[i]["idx_to_symbol"], self.askers(i)
         again = [reask > 0 and rng.random() < reask for _ in range(questions)]
-        rows = [graph.ask(row, askers, rng, LEAST) if new else graph.rechain(row, askers, rng) for new in again]
+        rows = [graph.ask(row, askers, rng, least) if new else graph.rechain(row, askers, rng) for new in again]
         # Differs from the paper: its texts are fixed, but its weights are pretrained. From scratch, 17,886 are few.
         persons, concepts = self.pool
         n_persons = len(graph.persons_of(row))
@@ -233,8 +232,8 @@ class Split:
     def draw(self, n: int, rng: random.Random, augment: bool, questions: int = 1, **how) -> list[Group]:
         """n questions about problems drawn with replacement, in groups of `questions` that share their facts.
 
-        If augmented, a question is replaced by another one about its graph with probability `reask`, and a fact off the
-        chains is kept with probability `keep`.
+        If augmented, a question is replaced by one of `least` steps or more about its graph with probability `reask`, and
+        a fact off the chains is kept with probability `keep`.
         """
         n_groups = n // questions if augment else n
         # Takes one eighth of 8 n sorted by length: neighbours need little padding, and all problems are equally likely.

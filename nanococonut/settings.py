@@ -23,6 +23,7 @@ class TrainConfig:
     extra_stage: bool = False  # the last stage removes all steps without adding thoughts, as in the paper's GSM8k
     augment: bool = True  # augment each problem drawn: new names, and a new order of facts and options
     reask: float = 0.0  # probability that a question is replaced by a random one about the same graph
+    shortest: int = 3  # fewest steps of such a random question once the graphs are whole; before, it has 3 or more
     questions: int = 1  # questions per graph, which --reask makes different; its facts are read once for all of them
     grow: int = 0  # steps of the last stage over which facts off the chains are phased in; 0: all are there from step 0
     batch_size: int = 128  # examples per optimizer step
@@ -57,7 +58,7 @@ class TrainConfig:
         return list(self.stage_steps) * (self.max_stage + 1 if len(self.stage_steps) == 1 else 1)
 
     def __post_init__(self):
-        sizes = "batch_size n_layer n_head n_embd c_thought questions"
+        sizes = "batch_size n_layer n_head n_embd c_thought questions shortest"
         demand(self, sizes, lambda n: 1 <= n <= 10**5, "from 1 to 100000")
         demand(self, "log_every save_every", lambda x: x >= 1, "at least 1")
         amounts = "seed micro_batch_size warmup grow eval_every weight_decay grad_clip init_std lr muon_lr pass_loss"
@@ -88,7 +89,7 @@ PRESETS = {
     # the default, ProsQA at the released size, chains of 3 to 6 hops
     "prosqa": FROM_SCRATCH
     | MANY
-    | dict(task="prosqa", stage_steps=(2000, 200, 200, 200, 200, 200, 200, 7300), grow=3000),
+    | dict(task="prosqa", shortest=1, stage_steps=(2000, 200, 200, 200, 200, 200, 200, 7300), grow=3000),
     # ProntoQA
     "prontoqa": FROM_SCRATCH | dict(task="prontoqa", stage_steps=(300,) * 7 + (2300,), grow=2000),
     # one CUDA GPU, the paper's recipe for ProsQA (5 epochs a stage, the last to epoch 50): 97 % there, not run here

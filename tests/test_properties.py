@@ -27,6 +27,7 @@ VALUES = {
     "reask": [0, 0.5, 1],
     "layout": ["in_place", "in_place", "paper"],
     "pass_loss": [0, 0.1, 100],
+    "shortest": [1, 3],
     "questions": [1, 2, 3],
     "grow": [0, 2],
     "batch_size": [1, 2, 6],
