@@ -232,8 +232,8 @@ class Split:
     def draw(self, n: int, rng: random.Random, augment: bool, questions: int = 1, **how) -> list[Group]:
         """n questions about problems drawn with replacement, in groups of `questions` that share their facts.
 
-        If augmented, a question is replaced by one of `least` steps or more about its graph with probability `reask`, and
-        a fact off the chains is kept with probability `keep`.
+        If augmented, a question is replaced by one of `least` steps or more about its graph with probability `reask`,
+        and a fact off the chains is kept with probability `keep`.
         """
         n_groups = n // questions if augment else n
         # Takes one eighth of 8 n sorted by length: neighbours need little padding, and all problems are equally likely.
