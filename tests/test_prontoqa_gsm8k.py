@@ -157,8 +157,10 @@ def test_an_entity_whose_name_ends_in_es():
 def test_rows_of_two_tasks_have_no_common_rules(workspace):
     run("prosqa", "--train=20", "--valid=4", "--test=4")
     mixed = [*data.read_rows(Path("data/prosqa/test.json")), LEMPUS]
-    for rows in (mixed, mixed[::-1], [*mixed[-1:], {"question": "1 + 1?", "steps": [], "answer": "2"}]):
+    for rows in (mixed, mixed[::-1]):
         assert evaluate.rules([(row,) for row in rows]) == {}
+    alone = evaluate.rules([(LEMPUS,)])
+    assert evaluate.rules([(LEMPUS,), ({"question": "1 + 1?", "steps": [], "answer": "2"},)]) == alone != {}
     assert evaluate.rules(evaluate.twins(mixed)) == {}
 
 

@@ -203,8 +203,9 @@ def test_mistakes(workspace, words, message):
 
 
 def test_mistakes_of_evaluate_and_sample(workspace, capsys):
-    with pytest.raises(UserError, match=r"runs/ not found; there is: none yet; run: python train\.py"):
-        answers.Run("")
+    with pytest.raises(UserError, match=r"runs/a not found; there is: none yet; run: python train\.py"):
+        answers.Run("a")
+    assert answers.Run("").folder.name == "prosqa", "without a run the shipped model answers"
     prepared()
     trained("--name=a")
     for name, message in {"b": "runs/b not found; there is: a", "../a": "not found"}.items():
