@@ -3,8 +3,9 @@
     locate the stage, begin it if it is new, draw a batch, accumulate, update,
     and when due: look at the numbers, evaluate, save
 
-A batch depends on (seed, step) alone. So a run that was cut off resumes exactly (--resume=true),
-and `torchrun --nproc_per_node=N train.py` cuts the same batches into N parts.
+A batch depends on the seed, the step and the schedule, which a checkpoint holds. So a run that was
+cut off resumes exactly (--resume=true), and `torchrun --nproc_per_node=N train.py` cuts the same
+batches into N parts.
 """
 
 import contextlib
@@ -88,7 +89,7 @@ def main(c: TrainConfig) -> None:
             run.recent.append(torch.stack([*numbers, gradient_norm]))
             step += 1
             progress.update()
-            if run.passes(stage, n_behind, numbers):
+            if run.passes(stage == schedule.last, n_behind, numbers):
                 schedule.end_stage(stage, step)
                 batches = machine.ahead(batch_of, range(step, schedule.total))
 

@@ -1,6 +1,6 @@
 """What a training step learns from: its stage in the schedule, and its problems, drawn, augmented and padded.
 
-The examples of a step, and their words, depend only on (seed, step).
+The examples of a step, and their words, depend only on the seed, the step and the schedule.
 """
 
 import bisect
@@ -25,6 +25,7 @@ class Schedule:
         self.longest = longest  # lengths in tokens of the longest question, chain and rest
         self.set_steps(c.schedule)
         self.total = self.ends[-1]
+        self.last = max(stage for stage, n in enumerate(self.n_steps) if n)  # the last stage that has steps
         self.plans = [self.plan(stage) for stage in range(len(self.n_steps))]  # at the start of each stage
         self.max_new_tokens = longest["rest"] + 8  # an answer may be longer than those in the data
         # The longest sequence of a run: a question, thoughts or pauses between two markers, and an answer.
@@ -57,7 +58,7 @@ class Schedule:
         n_left = self.ends[stage] - step
         n_steps = list(self.n_steps)
         n_steps[stage] -= n_left
-        n_steps[-1] += n_left
+        n_steps[self.last] += n_left
         self.set_steps(n_steps)
 
     def set_steps(self, n_steps: list[int]) -> None:
@@ -82,7 +83,7 @@ def draw_batch(c: TrainConfig, problems: Split, schedule: Schedule, special: dic
     read = schedule.plan(stage_to_read(stage, rng)) if plan.in_place else plan  # whose rest is read, in words
     keep = 1.0
     if c.grow:  # first the search is learned on the chains alone, then the graphs grow
-        keep = min(1.0, n_behind / c.grow) if schedule.ends[stage] == schedule.total else 0.0
+        keep = min(1.0, n_behind / c.grow) if stage == schedule.last else 0.0
     questions, least = (c.questions, c.shortest) if keep == 1 else (1, 3)
     groups = problems.draw(c.batch_size, rng, c.augment, questions, reask=c.reask, least=least, keep=keep)
     examples = [example for group in groups for example in group.examples]

@@ -40,9 +40,10 @@ last thought is the next word. The layout "paper" has a token <eot> between the 
 >>> print(layout("coconut", stage=1, max_stage=3, n_steps=3, in_place=False))
 Q <bot> ~ <eot> *s2 *s3 *A
 
-There a small model from scratch lets <eot> take the first hop by itself, the thought stays empty,
-and stage 2 is never learned. In place nothing stands between the thought and the word, and because
-the head is the embedding, a state that names the next word is already an input that means it.
+There a small model from scratch can let <eot> take the first hop by itself: then the thought stays
+empty, and stage 2 has two hops to learn at once. In place nothing stands between the thought and
+the word, and because the head is the embedding, a state that names the next word is already an
+input that means it.
 
 Exactly which words a thought stands for is said by Example.rest. A chain of n steps is gone after
 n + 1 thoughts, the last of which takes the place of the words with which the answer begins. A stage
@@ -232,7 +233,7 @@ def next_words(example: Example, plan: Plan, special, nothing: int) -> list[int]
     K = plan.n_fillers
     if plan.n_removed == ALL:
         return [nothing] * K + [first(ALL)]
-    words = [nothing] * (K + 1)
+    words = [nothing for _ in range(K + 1)]
     thoughts_of_a_step = K // max(1, plan.n_removed)
     for k in range(plan.n_removed + 1):
         words[k * thoughts_of_a_step] = first(k)

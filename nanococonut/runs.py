@@ -173,9 +173,9 @@ class Writer:
         if self.machine.is_first:
             write_text(self.folder / "config.json", json.dumps(self.settings, indent=1) + "\n")
 
-    def passes(self, stage: int, n_behind: int, numbers: Tensor) -> bool:
+    def passes(self, is_last: bool, n_behind: int, numbers: Tensor) -> bool:
         """Whether a stage is learned: the running mean of its loss is below --pass_loss. The last stage never is."""
-        if not self.c.pass_loss or stage == len(self.c.schedule) - 1:
+        if not self.c.pass_loss or is_last:
             return False
         loss = numbers[0] + numbers[1]
         self.level = loss if n_behind == 0 else self.level.lerp(loss, 0.05)  # over some 20 steps

@@ -455,5 +455,7 @@ def test_a_stage_that_is_learned_leaves_its_steps_to_the_last(workspace, capsys)
     assert torch.load("runs/a/ckpt.pt", weights_only=True)["n_steps"] == [20, 20, 80]
     trained(*words, "--pass_loss=0.0001", "--name=b")
     assert stages("b") == {"0": 60, "1": 90, "2": 120}, "never learned: the steps are as many as given"
+    trained("--log_every=5", "--stage_steps=40,40,0", "--pass_loss=1000", "--name=c")
+    assert torch.load("runs/c/ckpt.pt", weights_only=True)["n_steps"] == [20, 60, 0], "none for a stage without any"
     accuracies = [row for row in read_csv("runs/a/log.csv") if row["metric"] == "accuracy"]
     assert [row["step"] for row in accuracies] == ["20", "40", "120"], "each stage is evaluated when it ends"
