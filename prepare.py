@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from nanococonut import config, data, graph, ontology, reading
+from nanococonut import config, data, graph, ontology, reading, tokenizer
 from nanococonut.curriculum import layout
 
 PERSONS = "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren".split()
@@ -61,6 +61,7 @@ class PrepareConfig:
     hops: int = 5  # ProntoQA: length of each chain; its last hop leads from a concept to a property
     fair: bool = False  # no shortcuts. ProsQA: mirrored ancestors of both options; ProntoQA: both named equally often
     tokenizer: str = "words"  # tokenizer of the token files
+    vocabulary_of: str = ""  # run or model whose tokens are used, so that it can be trained on; default: new ones
 
 
 def draw_graph(n_nodes: int, rng: random.Random) -> list[list[int]]:
@@ -264,6 +265,25 @@ def file_of_split(c: PrepareConfig, split: str) -> Path:
     raise config.UserError(f"{c.source} has no {' nor '.join(stems)}, in {', '.join(SUFFIXES)}")
 
 
+def tokens_of_run(name: str) -> dict:
+    """The tokens of a run or a model, by name or path, for meta.json. Raises UserError."""
+    from nanococonut import answers  # imports torch, which nothing else here needs
+
+    file = answers.named(name)
+    if not file:
+        raise config.UserError(f"--vocabulary_of={name} not found; expected a run or a file")
+    return data.tokens_of(answers.load_state(file)[0]["data"])
+
+
+def say_what_is_no_token(meta: dict, rows: list[dict]) -> None:
+    """Prints how many names of graphs are read byte by byte, if any are."""
+    encoding = tokenizer.load(meta["tokenizer"], meta["vocabulary"], meta["pattern"])
+    names = [name for found in graph.names_of(rows) for name in found]
+    split = [name for name in names if not data.node_tokens(encoding, name)]
+    if split and meta["tokenizer"] == "words":
+        print(f"{len(split)} of {len(names)} names have no token and are read byte by byte, as {split[0]!r}")
+
+
 def main(c: PrepareConfig) -> None:
     n_names, n_hops = len(CONCEPTS) + 2, 5 if c.fair and c.task == "prontoqa" else 6
     config.demand(c, "train valid test", lambda n: 0 <= n <= 10**7, f"from 0 to {10**7}")
@@ -276,6 +296,8 @@ def main(c: PrepareConfig) -> None:
     meta = {"task": c.task, "seed": c.seed, "tokenizer": c.tokenizer, "max_steps": max(lengths)}
     options = {"prosqa": ["n_nodes", "min_hops", "max_hops", "fair"], "prontoqa": ["hops", "fair"], "gsm8k": ["source"]}
     meta["options"] = {k: getattr(c, k) for k in (["source"] if c.source else options[c.task])}
+    if c.vocabulary_of:
+        meta |= tokens_of_run(c.vocabulary_of)
     folder, meta = data.save(c.name or c.task, splits, meta)
     shown = []  # ten examples as text, each with its layout at every stage of coconut
     for row in splits["train"][:10]:
@@ -286,6 +308,7 @@ def main(c: PrepareConfig) -> None:
     print(shown[0])
     print("steps in a chain (train):", ", ".join(f"{k}: {n}" for k, n in sorted(lengths.items())))
     print(f"{folder}: {meta['counts']}, {len(meta['vocabulary'])} words, see {folder}/preview.txt")
+    say_what_is_no_token(meta, splits["train"])
     kept = [i for i, row in enumerate(splits["train"]) if not graph.is_prosqa(row) and not ontology.read(row)]
     if kept and c.task != "gsm8k":
         how_many = f"--augment leaves {len(kept)} of {len(splits['train'])} problems as they are in the file"

@@ -25,10 +25,28 @@ def outline(row: dict, values, v: int) -> list[str]:
     return [f"  {line}", *(text for _, b in edges for text in outline(row, values, b))]
 
 
+def say_what_is_new(question: str, trained: dict) -> None:
+    """Prints which words of a question, or else which forms of known words, are no tokens of a run."""
+    if trained["tokenizer"] != "words":
+        return
+    pieces = tokenizer.pieces(question, trained["pattern"])
+    new = sorted({text for text in pieces if len(text.encode()) > 1} - set(trained["vocabulary"]))
+    known = {name for text in trained["vocabulary"] for name in tokenizer.names_in(text)}
+    words = sorted({name for text in new for name in tokenizer.names_in(text)} - known)
+    if words:
+        print(f"never seen in training, and read byte by byte: {', '.join(words)}\n")
+    elif new:
+        print(f"in a form never seen in training, and read byte by byte: {', '.join(map(repr, new))}\n")
+
+
 def main(c: SampleConfig) -> None:
     run = answers.Run(c.run)
-    row = {"question": c.question, "steps": [], "answer": "?"}  # the chain of a typed question is unknown
-    if not c.question:
+    remark, is_known = "", True
+    if c.question:
+        row, remark = graph.solve(c.question)
+        is_known = row is not None
+        row = row or {"question": c.question, "steps": [], "answer": "?"}
+    else:
         rows = run.split(c.split).rows
         if not 0 <= c.index < len(rows):
             raise config.UserError(f"--index={c.index}: {c.split} has questions 0 to {len(rows) - 1}")
@@ -38,10 +56,9 @@ def main(c: SampleConfig) -> None:
     instead = "" if p is run.plan else f" instead of the {run.plan.n_thoughts} of training"
     about = f"{run.config['method']}, stage {run.stage}, {p.n_thoughts} thoughts{instead}"
     print(f"{run.folder.name}: {about}\n{run.about}\n{row['question']}\n")
-    pieces = tokenizer.pieces(row["question"], run.data["pattern"])
-    unknown = {text for text in pieces if len(text) > 1} - set(run.data["vocabulary"])
-    if run.data["tokenizer"] == "words" and unknown:
-        print(f"never seen in training, and read byte by byte: {', '.join(map(repr, sorted(unknown)))}\n")
+    if remark and run.data["task"] == "prosqa":
+        print(f"{remark}\n")
+    say_what_is_new(row["question"], run.data)
     (ids,) = run.answer([example], p)
     if p.n_thoughts:
         thoughts = run.thoughts(example, p.n_thoughts)  # computed again, this time to show them
@@ -58,7 +75,7 @@ def main(c: SampleConfig) -> None:
         print(*outline(row, values, row["root"]), sep="\n", end="\n\n")
     text = run.encoding.decode(ids)
     print(text)
-    if not c.question:
+    if is_known:
         right = data.is_right(text, row)
         print(f"\n{'right' if right else 'wrong: expected ' + row['answer']}; the chain is: {' '.join(row['steps'])}")
 

@@ -27,7 +27,6 @@ def accumulate(gradients: compiling.Gradients, batch: Batch, c: TrainConfig, mac
     A part's mean loss is weighed by its share of the batch's supervised tokens. So parts add up to
     the mean over tokens, where a mean of means would favour short answers.
     Returns (3,): the loss on words, the loss on next words, the thoughts' mean length.
-    Raises UserError without memory.
     """
     n_targets, n_next = batch.n_supervised()
     most = c.micro_batch_size or c.batch_size  # examples of a part
@@ -35,18 +34,12 @@ def accumulate(gradients: compiling.Gradients, batch: Batch, c: TrainConfig, mac
     size = max(1, most * len(batch.prompt) // len(batch.suffix))  # prompts of a part
     starts = range(0, len(mine.prompt), size)
     total = torch.zeros(3, device=machine.device)
-    try:
-        for start in starts:
-            part = batching.part(mine, slice(start, start + size))
-            words, following = part.n_supervised()  # counted on the CPU: no wait for the device
-            shares = [words / n_targets, following / max(1, n_next)]
-            shares.append(1 / len(starts) / machine.n_processes)
-            total += gradients(part, shares, is_last=start == starts[-1])
-    except RuntimeError as error:
-        if "out of memory" in str(error) or "can't allocate memory" in str(error):
-            fewer = f"--micro_batch_size={max(1, most // 2)}"
-            raise UserError(f"out of memory; with fewer examples at once: {fewer}") from None
-        raise
+    for start in starts:
+        part = batching.part(mine, slice(start, start + size))
+        words, following = part.n_supervised()  # counted on the CPU: no wait for the device
+        shares = [words / n_targets, following / max(1, n_next)]
+        shares.append(1 / len(starts) / machine.n_processes)
+        total += gradients(part, shares, is_last=start == starts[-1])
     return total
 
 

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from nanococonut import coconut, devices, pretrained, tokenizer
 from nanococonut.config import UserError
 from nanococonut.curriculum import METHODS, Example, Plan, arrange, plan_of
-from nanococonut.data import Dataset, Split, is_right
+from nanococonut.data import Dataset, Split, is_right, same_problems
 from nanococonut.model import GPT, GPTConfig
 from nanococonut.reading import read_json, read_rows
 from nanococonut.settings import TrainConfig
@@ -51,7 +51,8 @@ class Run:
         """A split of the data that the run was trained on. Raises UserError if the data has changed since."""
         kept = self.folder.with_suffix(".json")  # models/NAME.json: a few problems, for where its data is not prepared
         there = Path("data", self.config["task"], "meta.json")
-        if kept.exists() and (not there.exists() or read_json(there).get("sha256") != self.data["sha256"]):
+        prepared = read_json(there).get("sha256", {}) if there.exists() else {}
+        if kept.exists() and not same_problems(prepared, self.data["sha256"]):
             if name != "test":
                 raise UserError(f"{kept} has test problems alone; --split={name} needs the data it was trained on")
             if there.exists():
@@ -59,8 +60,9 @@ class Run:
             return Split(self.encoding, read_rows(kept))
         dataset = Dataset(self.config["task"])
         if self.data["sha256"]:  # unknown for checkpoints of other code bases
-            dataset.demand_unchanged(str(self.folder), self.data["sha256"])
-        return dataset.split(name)
+            dataset.demand_unchanged(str(self.folder), self.data)
+        split = dataset.split(name)
+        return split if dataset.has_tokens_of(self.data) else Split(self.encoding, split.rows)
 
     def plan_for(self, n_thoughts: int | None) -> Plan:
         """The run's own plan, or the same plan with another number of thoughts. Raises UserError."""

@@ -84,7 +84,9 @@ def draw_batch(c: TrainConfig, problems: Split, schedule: Schedule, special: dic
     keep = 1.0
     if c.grow:  # first the search is learned on the chains alone, then the graphs grow
         keep = min(1.0, n_behind / c.grow) if stage == schedule.last else 0.0
-    questions, least = (c.questions, c.shortest) if keep == 1 else (1, 3)
+    # Several questions about a graph have several chains, which make no small graph: they wait for the last stage.
+    questions = 1 if c.grow and stage != schedule.last else c.questions
+    least = c.shortest if keep == 1 else 3
     groups = problems.draw(c.batch_size, rng, c.augment, questions, reask=c.reask, least=least, keep=keep)
     examples = [example for group in groups for example in group.examples]
     pairs = [curriculum.arrange(example, read, special, rng) for example in examples]

@@ -16,16 +16,34 @@ def run(main, config_class, presets=None, choices=None) -> None:
     """Parses the command line and calls main(config). A UserError becomes one line on stderr and exit status 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # ? for characters that a terminal without UTF-8 cannot show
+    c = None
     try:
-        main(parse(config_class, sys.argv[1:], presets, choices))
+        c = parse(config_class, sys.argv[1:], presets, choices)
+        main(c)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except BrokenPipeError:  # `python sample.py | head`
         sys.stderr.close()
         raise SystemExit(0) from None
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = getattr(c, "less_memory", "close other programs, or use a smaller file or model")
+        print(f"{sys.argv[0].rsplit('/', 1)[-1]}: out of memory; {advice}", file=sys.stderr)
+        raise SystemExit(2) from None
     except (UserError, OSError) as error:  # OSError: a full disk, a folder without write permission
         print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or the one that it came from, says that memory is used up, on the CPU or on a GPU."""
+    said = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+    while error:
+        if isinstance(error, MemoryError) or any(text in str(error) for text in said):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def parse(config_class, argv, presets=None, choices=None):

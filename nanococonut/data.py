@@ -72,7 +72,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """The checksum of a file; of an .npz that of its arrays, because Python's versions pack them differently.
+
+    A missing or damaged file raises what numpy does.
+    """
+    if path.suffix != ".npz":
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with open(path, "rb") as packed, np.load(packed, allow_pickle=False) as file:
+        for name in sorted(file):
+            array = file[name]
+            digest.update(f"{name} {array.dtype.str} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
 
 
 def fetch(url: str, path: Path, option: str, digest: str | None = None) -> Path:
@@ -115,19 +126,32 @@ def tokenized(encoding, rows: list[dict]) -> dict[str, np.ndarray]:
     }
 
 
+def texts_to_know(rows: list[dict]) -> list[str]:
+    """The texts of training problems, and each name in each place where augmentation can put it."""
+    texts = [text for row in rows for text in texts_of(row)]
+    persons, concepts = graph.names_of(rows)
+    # Not all pairs of names, which would be too many texts.
+    pairs = [(person, concepts[0]) for person in persons] + [(persons[0], concept) for concept in concepts]
+    for person, concept in pairs:
+        one, every = graph.subject(person), graph.subject(concept)
+        texts.append(f"{one}{concept}. {one}{concept}. {every}{concept}. Is {person} a {concept} or {concept}?\n")
+        texts.append(f"{every}{concept}.\n{every}{concept}.\n### {one}{concept}.")
+    for found in filter(None, map(ontology.read, rows)):  # a fact may come to stand first, or later
+        texts += [gap + fact for fact in found.facts.values() for gap in ("", " ")]
+    return texts
+
+
 def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, dict]:
     """Writes data/<name>/ (JSON, token ids, and meta.json last) and returns the folder and the completed meta."""
-    folder, vocabulary = folder_of("data", name), []
-    if meta["tokenizer"] == "words":
-        texts = [text for row in splits["train"] for text in texts_of(row)]
-        persons, concepts = graph.names_of(splits["train"])  # each in every place: augmentation can put it there
-        facts = [(graph.subject(p), graph.subject(c), c, p) for p in persons for c in concepts]
-        texts += [f"{one}{c}. {one}{c}. {every}{c}. Is {p} a {c} or {c}?\n" for one, every, c, p in facts]
-        texts += [f"{every}{c}.\n{every}{c}.\n### {one}{c}." for one, every, c, p in facts]
-        for found in filter(None, map(ontology.read, splits["train"])):  # a fact may come to stand first, or later
-            texts += [gap + fact for fact in found.facts.values() for gap in ("", " ")]
-        vocabulary = tokenizer.fit(texts)
-    encoding = tokenizer.load(meta["tokenizer"], vocabulary)
+    folder = folder_of("data", name)
+    if meta["tokenizer"] == "words" and not meta.get("vocabulary"):
+        meta["vocabulary"], n_left_out = tokenizer.fit(texts_to_know(splits["train"]))
+        meta["pattern"] = tokenizer.PATTERN
+        if n_left_out:
+            about = f"the {len(meta['vocabulary'])} most frequent pieces of text are tokens"
+            print(f"{about}; {n_left_out} others are read byte by byte")
+    meta = {"vocabulary": [], "pattern": tokenizer.PATTERN} | meta
+    encoding = tokenizer.load(meta["tokenizer"], meta["vocabulary"], meta["pattern"])
     longest, digests = {}, {}  # longest lengths in tokens; checksum of each file
     for split, rows in splits.items():
         lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
@@ -140,7 +164,7 @@ def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, di
         for what, found in (("question", question), ("chain", rest - answer), ("rest", rest)):
             longest[what] = max(longest.get(what, 0), int(found.max()))
     counts = {split: len(rows) for split, rows in splits.items()}
-    meta |= dict(counts=counts, longest=longest, vocabulary=vocabulary, sha256=digests, pattern=tokenizer.PATTERN)
+    meta |= dict(counts=counts, longest=longest, sha256=digests)
     write_text(folder / "meta.json", json.dumps(meta, indent=1, ensure_ascii=False) + "\n")
     return folder, meta
 
@@ -245,6 +269,18 @@ class Split:
         ]
 
 
+def tokens_of(about: dict) -> dict:
+    """What decides how a text is split into tokens, out of a meta.json or of what a checkpoint holds of its data."""
+    keys = ["tokenizer"] if about["tokenizer"] == "gpt2" else ["tokenizer", "vocabulary", "pattern"]
+    return {key: about[key] for key in keys}
+
+
+def same_problems(sha256: dict[str, str], other: dict[str, str]) -> bool:
+    """Whether two records of checksums are of the same problems, in whatever tokens."""
+    files = [f"{split}.json" for split in SPLITS]
+    return all(sha256.get(file) == other.get(file) for file in files)
+
+
 class Dataset:
     """The data set data/<name>/: its meta, encoding and special ids. Its splits are read on demand."""
 
@@ -256,23 +292,30 @@ class Dataset:
             raise UserError(f"{self.folder} not found; run: python prepare.py {task}{OPTIONS.get(name, '')}")
         self.meta = read_json(self.folder / "meta.json")
         try:
-            self.encoding = tokenizer.load(self.meta["tokenizer"], self.meta["vocabulary"])
+            self.encoding = tokenizer.load(*(self.meta[key] for key in ("tokenizer", "vocabulary", "pattern")))
             assert all(self.meta["longest"][part] in range(10**6) for part in ("question", "chain", "rest"))
             assert all(f"{split}.{kind}" in self.meta["sha256"] for split in SPLITS for kind in ("json", "npz"))
-            assert self.meta["pattern"] == tokenizer.PATTERN
         except (KeyError, TypeError, ValueError, AttributeError, AssertionError):
             raise UserError(f"{self.folder}/meta.json is damaged or outdated; prepare the data again") from None
         self.special = tokenizer.special_ids(self.encoding)
 
-    def demand_unchanged(self, run: str, sha256: dict[str, str]) -> None:
-        """Raises UserError if the files do not have the checksums of those that a run was trained on."""
-        if sha256 != self.meta["sha256"]:
+    def demand_unchanged(self, run: str, trained: dict) -> None:
+        """Raises UserError if the problems are not those that a run was trained on, by what its checkpoint holds."""
+        if not same_problems(trained["sha256"], self.meta["sha256"]):
             raise UserError(f"{self.folder} is not the data {run} was trained on; prepare it again, or train a new run")
+
+    def has_tokens_of(self, trained: dict) -> bool:
+        """Whether the token files are in the tokens that a checkpoint was trained with."""
+        return tokens_of(self.meta) == tokens_of(trained)
 
     def split(self, name: str) -> Split:
         """One of train, valid, test. Raises UserError if a file has changed since it was prepared."""
         for file in (f"{name}.json", f"{name}.npz"):
-            if not (self.folder / file).exists() or sha256(self.folder / file) != self.meta["sha256"][file]:
+            try:
+                is_intact = sha256(self.folder / file) == self.meta["sha256"][file]
+            except Exception:  # of a damaged .npz, numpy and zipfile raise many types
+                is_intact = False
+            if not is_intact:
                 raise UserError(f"{self.folder}/{file} is not as it was prepared (checksum); prepare the data again")
         rows = read_rows(self.folder / f"{name}.json")
         with np.load(self.folder / f"{name}.npz", allow_pickle=False) as file:

@@ -1,7 +1,8 @@
 """ProsQA graphs: putting them in words, finding paths, asking new questions, and judging what is written about them.
 
-A node is a number. A name with a capital first letter is a person's; the other names are concepts'. An edge [a, b] is
-the fact that a is a b. The root reaches the target but not the neg_target. read() finds all of this in a row's words:
+A node is a number. A name is made of letters of any script, digits, "_" and "-", and does not begin with a digit. With
+a capital first letter it is a person's; the other names are concepts'. An edge [a, b] is the fact that a is a b. The
+root reaches the target but not the neg_target. read() finds all of this in a row's words:
 
     idx_to_symbol  ["Tom", "Max", "lempus", "rempus", "impus"]      root 0, target 3, neg_target 4
     edges          [[0, 2], [2, 3], [1, 4]]                         Tom -> lempus -> rempus     Max -> impus
@@ -12,8 +13,12 @@ import math
 import random
 import re
 
-ASKED = re.compile(r"Is (\S+) a (\S+) or (\S+)\?")
-FACT = re.compile(r"(?:Every )?(\S+) is a (\S+)\.")
+# As ranges of characters, because Python's engine and tiktoken's disagree about what \w is outside ASCII.
+LETTERS = r"A-Za-z_\u00aa-\u167f\u1681-\u1fff\u2c00-\u2dff\u3040-\ud7ff\uf900-\ufaff"
+LETTERS += r"\U00010000-\U0001efff\U00020000-\U0003ffff"
+NAME = rf"[{LETTERS}][{LETTERS}0-9]*(?:-[{LETTERS}0-9]+)*"
+ASKED = re.compile(rf"Is ({NAME}) a ({NAME}) or ({NAME})\?")
+FACT = re.compile(rf"(?:Every )?({NAME}) is a ({NAME})\.")
 FIELDS = ("idx_to_symbol", "edges", "root", "target", "neg_target")
 
 
@@ -68,25 +73,59 @@ def tell(row: dict, rng: random.Random, names: list[str] | None = None, edges: l
     }
 
 
-def read(row: dict) -> dict:
-    """The row with the graph that its words tell, whatever graph it came with; without one if tell() writes others."""
-    row = {field: value for field, value in row.items() if field not in FIELDS}
-    *facts, question = re.split(r"(?<=\.) ", row["question"])
-    asked, found = ASKED.fullmatch(question), [FACT.fullmatch(text) for text in facts]
-    if not asked or not all(found):
-        return row
+def told_by(question: str) -> dict | None:
+    """The graph that a question tells in tell()'s words, with its two options in their order; None for other words."""
+    *facts, asked = re.split(r"(?<=\.) ", question)
+    asks, found = ASKED.fullmatch(asked), [FACT.fullmatch(text) for text in facts]
+    if not asks or not all(found):
+        return None
     names = list(dict.fromkeys(name for match in found for name in match.groups()))
     number = {name: v for v, name in enumerate(names)}
     edges = [[number[match[1]], number[match[2]]] for match in found]
-    root, *options = map(number.get, asked.groups())
-    reached = distances(edges, root)
-    target, neg_target = sorted(options, key=lambda v: v not in reached)
-    told = row | dict(idx_to_symbol=names, edges=edges, root=root, target=target, neg_target=neg_target)
-    if facts != [fact(names, *edge) for edge in edges] or neg_target in reached or neg_target is None:
+    if facts != [fact(names, *edge) for edge in edges] or any(is_person(names[b]) for _, b in edges):
+        return None
+    if any(name not in number for name in asks.groups()):
+        return None
+    root, *options = map(number.get, asks.groups())
+    return dict(idx_to_symbol=names, edges=edges, root=root, options=options)
+
+
+def read(row: dict) -> dict:
+    """The row with the graph that its words tell, whatever graph it came with; without one if tell() writes others."""
+    row = {field: value for field, value in row.items() if field not in FIELDS}
+    told = told_by(row["question"])
+    if not told:
         return row
+    reached = distances(told["edges"], told["root"])
+    target, neg_target = sorted(told.pop("options"), key=lambda v: v not in reached)
+    if neg_target in reached or row["answer"] != fact(told["idx_to_symbol"], told["root"], target):
+        return row
+    told = row | told | dict(target=target, neg_target=neg_target)
     if not row["steps"] or not judge_chain(row["steps"], told, hidden=False).endswith("path"):
         return row
-    return told if row["answer"] == fact(names, root, target) else row
+    return told
+
+
+def solve(question: str) -> tuple[dict | None, str]:
+    """The problem of a typed question, with a shortest chain and the answer; or None, and why it has none."""
+    told = told_by(question)
+    if not told:
+        return (
+            None,
+            "it is not in ProsQA's words, so its answer is not checked: facts, and then Is Tom a lempus or rempus?",
+        )
+    names, root, options = told["idx_to_symbol"], told["root"], told.pop("options")
+    reached = distances(told["edges"], root)
+    true = [v for v in options if v in reached]
+    if len(true) != 1:
+        how_many = "both options" if true else "none of the two options"
+        return None, f"{names[root]} reaches {how_many}: a question needs exactly one"
+    (target,) = true
+    (neg_target,) = [v for v in options if v != target]
+    path = shortest_path(told["edges"], reached, target, random.Random(0))
+    steps = [fact(names, *edge) for edge in itertools.pairwise(path)]
+    row = dict(question=question, steps=steps, answer=fact(names, root, target))
+    return row | told | dict(target=target, neg_target=neg_target), ""
 
 
 def distances(edges: list[list[int]], *roots: int) -> dict[int, int]:

@@ -75,8 +75,15 @@ def load_same(path: Path, c: TrainConfig, dataset: Dataset) -> dict:
     if differ:
         had = " ".join(f"--{k}={written(before[k])}" for k in differ)
         raise UserError(f"{path.parent} was trained with {had}: it goes on with its own settings only, else delete it")
-    dataset.demand_unchanged(str(path.parent), state["data"]["sha256"])
+    dataset.demand_unchanged(str(path.parent), state["data"])
+    if not dataset.has_tokens_of(state["data"]):
+        raise UserError(f"{dataset.folder} has other tokens than {path.parent}; {how_to_keep(path)}")
     return state
+
+
+def how_to_keep(file: Path) -> str:
+    """What to type for data in the tokens of a checkpoint."""
+    return f"prepare it with --vocabulary_of={file}"
 
 
 def starting_model(c: TrainConfig, dataset: Dataset, n_positions: int) -> GPT:
@@ -91,9 +98,8 @@ def starting_model(c: TrainConfig, dataset: Dataset, n_positions: int) -> GPT:
         if not file and dataset.meta["tokenizer"] != "gpt2":  # asked before anything is fetched
             raise UserError("--init_from=gpt2 needs data in GPT-2's tokens; prepare it with --tokenizer=gpt2")
         state, model = load_state(file or pretrained.released(), dropout=c.dropout)
-        if any(state["data"][key] != dataset.meta[key] for key in ("tokenizer", "vocabulary")):
-            tokens = f"--tokenizer={state['data']['tokenizer']}"
-            raise UserError(f"{file} has another vocabulary than {dataset.folder}; prepare its data, with {tokens}")
+        if not dataset.has_tokens_of(state["data"]):
+            raise UserError(f"{file} has another vocabulary than {dataset.folder}; {how_to_keep(file)}")
         if model.config.block_size < n_positions:
             raise UserError(f"{c.init_from} has fewer positions than the {n_positions} that data/{c.task} needs")
         return model

@@ -24,7 +24,7 @@ class TrainConfig:
     augment: bool = True  # augment each problem drawn: new names, and a new order of facts and options
     reask: float = 0.0  # probability that a question is replaced by a random one about the same graph
     shortest: int = 3  # fewest steps of such a random question once the graphs are whole; before, it has 3 or more
-    questions: int = 1  # questions per graph, which --reask makes different; its facts are read once for all of them
+    questions: int = 1  # questions per graph, which --reask makes different; with --grow in the last stage only
     grow: int = 0  # steps of the last stage over which facts off the chains are phased in; 0: all are there from step 0
     batch_size: int = 128  # examples per optimizer step
     micro_batch_size: int = 0  # examples per forward pass, with gradients accumulated; 0: batch_size
@@ -51,6 +51,15 @@ class TrainConfig:
     eval_every: int = 0  # steps between evaluations on valid; 0: only at the end of each stage
     save_every: int = 500  # steps between checkpoints
     resume: bool = False  # resume the run --name from its last checkpoint
+
+    @property
+    def less_memory(self) -> str:
+        """What to type when memory is used up: fewer examples at once give the same result."""
+        at_once = min(self.micro_batch_size or self.batch_size, self.batch_size)
+        if at_once > self.questions:  # the questions about a graph stay together
+            fewer = max(self.questions, at_once // 2)
+            return f"with fewer examples at once, and the same result: --micro_batch_size={fewer}"
+        return "one graph at once is too much already: use a smaller --n_layer or --n_embd, or --device=cpu"
 
     @property
     def schedule(self) -> list[int]:
@@ -80,7 +89,7 @@ FROM_SCRATCH = SHAPE | RATES | dict(init="lookup", init_std=0.08, batch_size=64,
 FROM_SCRATCH |= dict(layout="in_place", pass_loss=0.15)
 ASKED_ANEW = dict(questions=4, reask=0.5)
 SMALL_STEPS = (1600, 200, 200, 200, 200, 200, 3400)  # at most, but for the last: see pass_loss
-STEPS = (2000, 200, 200, 200, 200, 200, 200, 7300)
+STEPS = (2000, 200, 200, 200, 200, 200, 200, 8800)
 PRESETS = {
     # for tests, on any machine, in a second: the model is too small to learn
     "smoke": SHAPE | dict(layout="in_place", stage_steps=(4,), max_stage=2, n_embd=32, batch_size=8, lr=1e-3),

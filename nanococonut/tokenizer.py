@@ -18,17 +18,19 @@ import re
 import tiktoken
 
 from nanococonut.config import UserError
+from nanococonut.graph import NAME
 
 FUNCTION_WORDS = "True or false:|Every|every|Each|each|Is|is|are|not|an|a|or"
+FUNCTION_WORD = rf"\b(?:{FUNCTION_WORDS})(?![\w-])"  # and not the beginning of a name
 # Differs from the paper: it uses GPT-2's tokens, as --tokenizer=gpt2 does; from scratch, one token a step is easier.
 PATTERN = (
-    r"([a-z]+)\.\n(?:Every|Each) \1 is an? |"  # a step's object, which is the next step's subject
-    r"(?:not )?[a-z]+\.\n### |"  # the last step's object, and that the answer begins
-    r" ?(?:(?:Every|Each) [a-z]+|[A-Z][a-z]+) is an? | Is [A-Z][a-z]+ an? |"  # subject
-    r" ?(?:(?:Every|Each) [a-z]+ is|[A-Z][a-z]+puses are|True or false: [A-Z][a-z]+ is) |"  # ProntoQA's subjects
-    r"\n[A-Z][a-z]+ is (?!an? )|"  # and how its conclusion begins
-    r"(?:not )?[a-z]+\.|\n(?=### )|"  # object, and the newline before an answer
-    rf"(?! ?(?:{FUNCTION_WORDS})\b) ?[A-Za-z]+|(?:[ .?#\n]|\b(?:{FUNCTION_WORDS})\b)+|[0-9]|[\s\S]"  # word, glue, rest
+    rf"({NAME})\.\n(?:Every|Each) \1 is an? |"  # a step's object, which is the next step's subject
+    rf"(?:not )?{NAME}\.\n### |"  # the last step's object, and that the answer begins
+    rf" ?(?:(?:Every|Each) )?{NAME} is an? | Is {NAME} an? |"  # subject
+    rf" ?(?:(?:Every|Each) {NAME} is|[A-Z][a-z]+puses are|True or false: {NAME} is) |"  # ProntoQA's subjects
+    rf"\n{NAME} is (?!an? )|"  # and how its conclusion begins
+    rf"(?:not )?{NAME}\.|\n(?=### )|"  # object, and the newline before an answer
+    rf"(?! ?{FUNCTION_WORD}) ?{NAME}|(?:[ .?#\n]|{FUNCTION_WORD})+|[0-9]|[\s\S]"  # word, glue, rest
 )
 GPT2_FILES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # where tiktoken downloads from
 SPECIAL = ("bot", "eot", "pause", "eos")  # begin and end of thought, Table 1's pause, end of sequence
@@ -39,10 +41,24 @@ def pieces(text: str, pattern: str = PATTERN) -> list[str]:
     return [match.group() for match in re.finditer(pattern, text)]
 
 
-def fit(texts, max_pieces: int = 8000) -> list[str]:
-    """The most frequent pieces of some texts, as the vocabulary of `words`; single bytes are always in it."""
+def names_in(text: str) -> list[str]:
+    """The words of a text that are no function words.
+
+    >>> names_in("Every zumpüs is a c37.")
+    ['zumpüs', 'c37']
+    """
+    function_words = re.findall(NAME, FUNCTION_WORDS)
+    return [word for word in re.findall(NAME, text) if word not in function_words]
+
+
+def fit(texts, max_pieces: int = 8000) -> tuple[list[str], int]:
+    """The most frequent pieces of some texts, as the vocabulary of `words`, and how many others there are.
+
+    Single bytes are always in it. A piece that is not in it is read byte by byte.
+    """
     counts = collections.Counter(piece for text in texts for piece in pieces(text))
-    return sorted((p for p in counts if len(p.encode()) > 1), key=lambda p: (-counts[p], p))[:max_pieces]
+    found = sorted((p for p in counts if len(p.encode()) > 1), key=lambda p: (-counts[p], p))
+    return found[:max_pieces], len(found[max_pieces:])
 
 
 def alike(vocabulary: list[str]) -> list[list[int]]:
@@ -53,7 +69,7 @@ def alike(vocabulary: list[str]) -> list[list[int]]:
     """
     said = collections.defaultdict(list)
     for i, piece in enumerate(vocabulary, start=256):
-        names = set(re.findall("[A-Za-z]+", piece)) - set(re.findall("[A-Za-z]+", FUNCTION_WORDS))
+        names = set(names_in(piece))
         names = {name.lower().removesuffix("es") for name in names}  # "Lempuses" and "lempus"
         if len(names) == 1 and "not " not in piece:
             said[names.pop()].append(i)

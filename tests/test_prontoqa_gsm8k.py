@@ -11,7 +11,7 @@ import pytest
 import prepare
 import sample
 import train
-from nanococonut import config, curriculum, data, evaluate, ontology
+from nanococonut import config, curriculum, data, evaluate, ontology, tokenizer
 from nanococonut.config import UserError
 from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
@@ -188,14 +188,17 @@ def test_a_node_that_is_no_token_has_none(workspace):
     assert [encoding.decode([i]) for i in data.node_tokens(encoding, "Max")] == ["Max is a "]
 
 
-def test_data_of_an_earlier_tokenizer_is_refused(workspace):
+def test_data_is_read_with_the_pattern_it_was_prepared_with(workspace):
     run("prontoqa", "--train=20", "--valid=4", "--test=4")
     path = Path("data/prontoqa/meta.json")
     meta = json.loads(path.read_text())
-    for other in ({"pattern": "[a-z]+"}, {}):
-        path.write_text(json.dumps({key: value for key, value in meta.items() if key != "pattern"} | other))
-        with pytest.raises(UserError, match="json is damaged or outdated; prepare the data again"):
-            data.Dataset("prontoqa")
+    path.write_text(json.dumps(meta | {"pattern": r"[a-z]+|[\s\S]"}))
+    assert data.Dataset("prontoqa").encoding.encode("a pus") != tokenizer.load("words", meta["vocabulary"]).encode(
+        "a pus"
+    )
+    path.write_text(json.dumps({key: value for key, value in meta.items() if key != "pattern"}))
+    with pytest.raises(UserError, match="json is damaged or outdated; prepare the data again"):
+        data.Dataset("prontoqa")
 
 
 @pytest.mark.parametrize(

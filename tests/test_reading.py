@@ -474,10 +474,15 @@ def test_words_that_tell_no_graph(tmp_path, change):
     assert reading.read_rows(path) == [TOM | GRAPH, TOM | change], "a graph that contradicts the words is not kept"
 
 
-def test_a_name_that_ends_in_a_dot():
-    turned = json.dumps(TOM).replace("rempus or impus", "impus or rempus")
-    row = graph.read(json.loads(turned.replace("rempus", "x9.")))
-    assert [row["idx_to_symbol"][v] for v in graph.chain_of(row)] == ["Tom", "lempus", "x9."]
+@pytest.mark.parametrize("name", ["c37", "kind_x", "x-pus", "zumpüs", "汤", "is-pus", "_9", "Ōsaka"])
+def test_names_of_letters_of_any_script_digits_and_two_marks(name):
+    row = graph.read(json.loads(json.dumps(TOM, ensure_ascii=False).replace("rempus", name)))
+    assert graph.is_prosqa(row) == (not name[0].isupper()), "a concept is not named like a person"
+
+
+@pytest.mark.parametrize("name", ["x9.", "9x", "x--y", "a+b", "-x", "x-"])
+def test_what_is_no_name_tells_no_graph(name):
+    assert not graph.is_prosqa(graph.read(json.loads(json.dumps(TOM).replace("rempus", name))))
 
 
 def test_neighbor_k_is_kept_and_ignored(workspace):

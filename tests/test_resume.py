@@ -15,7 +15,7 @@ import torch
 
 import prepare
 import train
-from nanococonut import coconut, config, runs
+from nanococonut import coconut, config, optimizers, runs
 from nanococonut.config import UserError
 from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
@@ -216,15 +216,55 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(workspace, monkeypatch):
     assert_same_run("whole", "run")
 
 
-def test_memory_that_does_not_suffice_is_one_line(workspace, monkeypatch):
+MEMORY_IS_USED_UP = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 40 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", MEMORY_IS_USED_UP, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "where", [(coconut, "forward"), (runs, "starting_model"), (optimizers, "make"), (coconut, "generate")], ids=str
+)
+def test_memory_that_does_not_suffice_is_one_line(workspace, monkeypatch, capsys, where, error):
     prepared()
 
-    def too_much(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 40 GiB")
+    def too_much(*_, **__):
+        raise error
 
-    monkeypatch.setattr(coconut, "forward", too_much)
-    with pytest.raises(UserError, match="out of memory; with fewer examples at once: --micro_batch_size=4"):
-        trained()
+    monkeypatch.setattr(*where, too_much)
+    monkeypatch.setattr(sys, "argv", ["train.py", "smoke", "--task=prosqa", "--device=cpu"])
+    with pytest.raises(SystemExit) as end:
+        config.run(train.main, TrainConfig, PRESETS, CHOICES)
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert end.value.code == 2
+    assert said == "train.py: out of memory; with fewer examples at once, and the same result: --micro_batch_size=4"
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        (dict(batch_size=64, micro_batch_size=10), "--micro_batch_size=5"),
+        (dict(batch_size=64, micro_batch_size=5, questions=4), "--micro_batch_size=4"),
+        (dict(batch_size=64, micro_batch_size=4, questions=4), "--n_embd"),
+        (dict(batch_size=1), "--n_embd"),
+    ],
+)
+def test_the_advice_about_memory_can_help(options, advice):
+    assert advice in TrainConfig(**options).less_memory
+
+
+def test_another_error_is_not_about_memory():
+    assert not config.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    try:
+        try:
+            raise MemoryError
+        except MemoryError:
+            raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
+    except RuntimeError as error:
+        assert config.is_out_of_memory(error)
 
 
 def test_two_processes_go_on_as_one_would(workspace):

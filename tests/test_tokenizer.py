@@ -25,12 +25,12 @@ ODD = [
 
 
 def encoding():
-    return tokenizer.words(tokenizer.fit(TEXTS))
+    return tokenizer.words(tokenizer.fit(TEXTS)[0])
 
 
 def test_every_known_piece_is_one_token():
     enc = encoding()
-    for piece in tokenizer.fit(TEXTS):
+    for piece in tokenizer.fit(TEXTS)[0]:
         text = piece
         assert enc.decode(enc.encode_ordinary(text)[:1]) == piece
     assert [len(enc.encode_ordinary(text)) for text in TEXTS] == [9, 3]
@@ -41,7 +41,7 @@ def test_tiktoken_cuts_where_python_cuts():
     for text in TEXTS + ODD:
         pieces = [enc.decode_bytes(enc.encode_ordinary(piece)) for piece in tokenizer.pieces(text)]
         assert b"".join(pieces) == text.encode()
-        known = [p for p in tokenizer.pieces(text) if p in tokenizer.fit(TEXTS)]
+        known = [p for p in tokenizer.pieces(text) if p in tokenizer.fit(TEXTS)[0]]
         assert sum(t >= 256 for t in enc.encode_ordinary(text)) >= len(known)
 
 
@@ -71,8 +71,8 @@ def test_specials_never_come_from_text():
 def test_the_released_file_comes_back():
     rows = data.read_rows(RELEASED)
     texts = [text for row in rows for text in data.texts_of(row)]
-    enc = tokenizer.words(tokenizer.fit(texts))
-    assert len(tokenizer.fit(texts)) == 282  # 3 for each of 17 persons, 6 for each of 38 concepts, 3 kinds of glue
+    enc = tokenizer.words(tokenizer.fit(texts)[0])
+    assert len(tokenizer.fit(texts)[0]) == 282  # 3 for each of 17 persons, 6 for each of 38 concepts, 3 kinds of glue
     for text, ids in zip(texts, enc.encode_ordinary_batch(texts), strict=True):
         assert enc.decode(ids) == text and all(i >= 256 or i == ord("\n") for i in ids)  # nothing fell back to bytes
 
@@ -99,7 +99,7 @@ def test_gpt2_without_its_vocabulary_is_one_clear_line(workspace, monkeypatch, e
     with pytest.raises(UserError, match=message) as refused:
         tokenizer.gpt2()
     assert "TIKTOKEN_CACHE_DIR" in str(refused.value) and "\n" not in str(refused.value)
-    meta = {"tokenizer": "gpt2", "vocabulary": [], "longest": {}, "sha256": {}}
+    meta = {"tokenizer": "gpt2", "vocabulary": [], "pattern": "", "longest": {}, "sha256": {}}
     data.write_text(workspace / "data/theirs/meta.json", json.dumps(meta))
     with pytest.raises(UserError, match=message):
         data.Dataset("theirs")

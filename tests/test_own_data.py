@@ -1,0 +1,189 @@
+"""One's own data to the end: other names, many names, another vocabulary, and the shipped model trained on."""
+
+import json
+import random
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import prepare
+import sample
+import train
+from nanococonut import answers, config, data, evaluate, graph
+from nanococonut.config import UserError
+from nanococonut.settings import CHOICES, PRESETS, TrainConfig
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*words):
+    prepare.main(config.parse(prepare.PrepareConfig, words, choices=prepare.CHOICES))
+
+
+def trained(*words):
+    train.main(config.parse(TrainConfig, ["smoke", *words], PRESETS, CHOICES))
+
+
+def sampled(*words):
+    sample.main(config.parse(sample.SampleConfig, words))
+
+
+def chains(n, names, persons, seed=0):
+    """n problems of two hops with these names, each with two persons."""
+    rng, rows = random.Random(seed), []
+    for _ in range(n):
+        a, b, c, d = rng.sample(names, 4)
+        one, other = rng.sample(persons, 2)
+        facts = [f"{one} is a {a}.", f"Every {a} is a {b}.", f"{other} is a {c}.", f"Every {c} is a {d}."]
+        question = " ".join([*rng.sample(facts, 4), f"Is {one} a {b} or {d}?"])
+        rows.append({"question": question, "steps": facts[:2], "answer": f"{one} is a {b}."})
+    return rows
+
+
+def write(name, rows):
+    Path(name).write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+
+
+NAMES = "c37 kind_x x-pus zumpüs concept0001 汤 каша".split()
+
+
+def test_names_of_any_script_are_tokens_and_are_learned_on(workspace, capsys):
+    write("mine.json", chains(40, NAMES, ["Ömer", "Zoë"]))
+    run("prosqa", "--source=mine.json")
+    said = capsys.readouterr().out
+    assert "no token" not in said and "tell no graph" not in said
+    split = data.Dataset("prosqa").split("train")
+    assert all(split.told)
+    encoding = split.encoding
+    assert all(data.node_tokens(encoding, name) for row in split.rows for name in row["idx_to_symbol"])
+    for i, row in enumerate(split.rows):  # two tokens a fact, and 9 of "Is Tom a x or y?" and the newline at most
+        assert len(split.example(i).question) <= 2 * len(row["edges"]) + 9
+    (group,) = split.draw(1, random.Random(0), augment=True)
+    text = encoding.decode(group.examples[0].question)
+    assert graph.told_by(text.strip()) and set(graph.told_by(text.strip())["idx_to_symbol"]) <= {*NAMES, "Ömer", "Zoë"}
+
+
+def test_a_thousand_names_are_prepared_in_linear_memory(workspace, capsys):
+    names = [f"concept{i:04}" for i in range(1000)]
+    write("mine.json", chains(700, names, ["Tom", "Max", "Eva"]))
+    tracemalloc.start()
+    run("prosqa", "--source=mine.json")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 100e6, f"{most / 1e6:.0f} MB for a file of 200 KB"
+    meta = data.Dataset("prosqa").meta
+    assert f"Every {names[7]} is a " in meta["vocabulary"] and len(meta["vocabulary"]) < 8000
+    assert "byte by byte" not in capsys.readouterr().out
+
+
+def test_a_vocabulary_that_is_cut_says_so(workspace, capsys, monkeypatch):
+    write("mine.json", chains(100, [f"c{i}" for i in range(60)], ["Tom", "Max"]))
+    monkeypatch.setattr(data.tokenizer.fit, "__defaults__", (100,))
+    run("prosqa", "--source=mine.json")
+    said = capsys.readouterr().out
+    assert "the 100 most frequent pieces of text are tokens; " in said and " others are read byte by byte" in said
+    assert "names have no token and are read byte by byte, as 'c" in said
+
+
+def packed_anew(path):
+    """The same arrays in another zip file, as another version of Python writes it."""
+    with zipfile.ZipFile(path) as old:
+        parts = {name: old.read(name) for name in old.namelist()}
+    before = path.read_bytes()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in sorted(parts, reverse=True):
+            new.writestr(name, parts[name])
+    assert path.read_bytes() != before
+
+
+def test_data_packed_by_another_python_are_the_same_data(workspace):
+    run("prosqa", "--train=20", "--valid=4", "--test=4")
+    trained("--name=run", "--stage_steps=1")
+    for split in data.SPLITS:
+        packed_anew(Path(f"data/prosqa/{split}.npz"))
+    assert len(answers.Run("run").split("test")) == 4
+    trained("--name=run", "--stage_steps=1", "--resume=true")
+
+
+@pytest.mark.parametrize("how", ["tokens", "half"])
+def test_damaged_tokens_are_refused(workspace, how):
+    run("prosqa", "--train=20", "--valid=4", "--test=4")
+    path = Path("data/prosqa/train.npz")
+    if how == "half":
+        path.write_bytes(path.read_bytes()[:1000])
+    else:
+        with np.load(path) as file:
+            arrays = dict(file)
+        arrays["tokens"][3] += 1
+        np.savez(path, **arrays)
+    with pytest.raises(UserError, match=r"train.npz is not as it was prepared \(checksum\)"):
+        data.Dataset("prosqa").split("train")
+
+
+def test_the_shipped_model_is_trained_on_with_ones_own_problems(workspace, capsys):
+    """Its vocabulary is taken over, and then the model learns, is measured and answers a question."""
+    model = str(ROOT / "models/prosqa.pt")
+    write("mine.json", chains(200, prepare.CONCEPTS[:12], prepare.PERSONS[:5]))
+    run("prosqa", "--source=mine.json", "--name=mine")
+    with pytest.raises(UserError, match=r"has another vocabulary than data/mine; prepare it with --vocabulary_of="):
+        trained("--task=mine", "--name=tuned", f"--init_from={model}")
+    run("prosqa", "--source=mine.json", "--name=mine", f"--vocabulary_of={model}")
+    assert data.Dataset("mine").encoding.n_vocab == answers.Run(model).encoding.n_vocab
+    rates = ["--lr=1e-3", "--batch_size=32", "--stage_steps=0,0,0,0,0,0,0,30"]
+    trained("--task=mine", "--name=tuned", f"--init_from={model}", *rates)
+    capsys.readouterr()
+    evaluate.main(evaluate.EvaluateConfig(run="tuned"))
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["results"][0]["accuracy"] >= 0.9
+    sampled("tuned", "--question=Tom is a lempus. Every lempus is a rempus. Max is a impus. Is Tom a rempus or impus?")
+    assert "the chain is: Tom is a lempus. Every lempus is a rempus." in capsys.readouterr().out
+    run("prosqa", "--source=mine.json", "--name=again", "--vocabulary_of=tuned")
+    assert data.Dataset("again").meta["vocabulary"] == data.Dataset("mine").meta["vocabulary"]
+    with pytest.raises(UserError, match="--vocabulary_of=nobody not found"):
+        run("prosqa", "--source=mine.json", "--name=again", "--vocabulary_of=nobody")
+
+
+def test_a_run_keeps_its_own_tokens_when_its_data_are_prepared_again(workspace):
+    """The problems are the same, their tokens are not: the run reads them in its own."""
+    run("prosqa", "--train=20", "--valid=4", "--test=4")
+    trained("--name=run", "--stage_steps=1")
+    before = [answers.Run("run").split("test").example(i) for i in range(4)]
+    run("prosqa", "--train=20", "--valid=4", "--test=4", f"--vocabulary_of={ROOT / 'models/prosqa.pt'}")
+    split = answers.Run("run").split("test")
+    assert [split.example(i) for i in range(4)] == before
+    assert [data.Dataset("prosqa").split("test").example(i) for i in range(4)] != before
+    with pytest.raises(
+        UserError, match=r"data/prosqa has other tokens than runs/run; prepare it with --vocabulary_of=runs/run"
+    ):
+        trained("--name=run", "--stage_steps=1", "--resume=true")
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        (
+            "Tom is a lempus. Max is a impus. Every impus is a rempus. Is Max a rempus or lempus?",
+            "right; the chain is: Max",
+        ),
+        ("Tom is a lempus. Max is a lempus. Is Tom a lempus or impus?", "not in ProsQA's words"),
+        (
+            "Tom is a lempus. Max is a impus. Every impus is a lempus. Is Max a lempus or impus?",
+            "Max reaches both options",
+        ),
+        (
+            "Tom is a lempus. Max is a impus. Every a is a b. Is Tom a b or impus?",
+            "Tom reaches none of the two options",
+        ),
+        ("Tom is a lempus. Is Tom a lempus or impus? Is Tom a impus or lempus?", "not in ProsQA's words"),
+        ("Tom is a lempus.", "not in ProsQA's words"),
+        ("Tom is a lempus. Max is a 汤. Is Tom a lempus or 汤?", "never seen in training, and read byte by byte: 汤\n"),
+        ("Tom is an lempus. Max is a impus. Is Tom a lempus or impus?", "in a form never seen in training"),
+    ],
+)
+def test_a_typed_question(workspace, capsys, question, said):
+    sampled(str(ROOT / "models/prosqa.pt"), f"--question={question}")
+    shown = capsys.readouterr().out
+    assert said in shown
+    assert ("stands on the chain" in shown) == ("; the chain is: " in shown)
