@@ -296,6 +296,9 @@ def main(c: PrepareConfig) -> None:
     meta = {"task": c.task, "seed": c.seed, "tokenizer": c.tokenizer, "max_steps": max(lengths)}
     options = {"prosqa": ["n_nodes", "min_hops", "max_hops", "fair"], "prontoqa": ["hops", "fair"], "gsm8k": ["source"]}
     meta["options"] = {k: getattr(c, k) for k in (["source"] if c.source else options[c.task])}
+    there = data.folder_of("data", c.name or c.task) / "meta.json"
+    if there.exists():
+        print(f"{there.parent} had data already, which are replaced")
     if c.vocabulary_of:
         meta |= tokens_of_run(c.vocabulary_of)
     folder, meta = data.save(c.name or c.task, splits, meta)
@@ -312,7 +315,9 @@ def main(c: PrepareConfig) -> None:
     kept = [i for i, row in enumerate(splits["train"]) if not graph.is_prosqa(row) and not ontology.read(row)]
     if kept and c.task != "gsm8k":
         how_many = f"--augment leaves {len(kept)} of {len(splits['train'])} problems as they are in the file"
-        print(f"{folder}/train.json: {how_many}, because their words tell no graph; the first is row {kept[0]}")
+        why = f": {graph.why_untold(splits['train'][kept[0]])}" if c.task == "prosqa" else ""
+        first = f"the first is row {kept[0]}{why}"
+        print(f"{folder}/train.json: {how_many}, because their words tell no graph; {first}")
 
 
 if __name__ == "__main__":

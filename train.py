@@ -82,6 +82,7 @@ def main(c: TrainConfig) -> None:
             run.recent.append(torch.stack([*numbers, gradient_norm]))
             step += 1
             progress.update()
+            run.keep_pace(lambda at=step - 1: accumulate(gradients, batch_of(at), c, machine))
             if run.passes(stage == schedule.last, n_behind, numbers):
                 schedule.end_stage(stage, step)
                 batches = machine.ahead(batch_of, range(step, schedule.total))

@@ -14,7 +14,7 @@ from nanococonut.curriculum import METHODS, Example, Plan, arrange, plan_of
 from nanococonut.data import Dataset, Split, is_right, same_problems
 from nanococonut.model import GPT, GPTConfig
 from nanococonut.reading import read_json, read_rows
-from nanococonut.settings import TrainConfig
+from nanococonut.settings import MOST_POSITIONS, TrainConfig
 
 AT_ONCE = 250  # questions answered in one batch
 SHIPPED = Path(__file__).parents[1] / "models/prosqa.pt"  # a trained model that comes with the project
@@ -147,8 +147,11 @@ class Run:
 
 def demand_room(model: GPT, need: int) -> None:
     """Raises UserError if a model has fewer positions than needed."""
-    if need > model.config.block_size:
-        raise UserError(f"{need} tokens, but {model.config.block_size} positions: train with --block_size={need}")
+    has = model.config.block_size
+    if need > MOST_POSITIONS:
+        raise UserError(f"{need} tokens, but {has} positions, and {MOST_POSITIONS} are the most that a model can have")
+    if need > has:
+        raise UserError(f"{need} tokens, but {has} positions: train with --block_size={need}")
 
 
 def token_bytes(encoding, i: int) -> bytes:

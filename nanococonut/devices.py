@@ -8,16 +8,59 @@ import ctypes
 import multiprocessing
 import os
 import shutil
+import statistics
 import sys
+import time
 import timeit
+from collections import deque
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed
 from torch.utils._triton import has_triton
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from nanococonut.config import UserError
+
+
+class Pace:
+    """Watches how long steps take, and says when the number of CPU threads should be tried again.
+
+    Programs that start beside a run can make many threads ten times slower than one: they wait for each other, and the
+    one that got no core makes all of them wait. When the programs have gone, more threads are faster again.
+    """
+
+    LATELY = 8  # steps whose median is the pace of now; a step with an evaluation behind it does not count that way
+    SLOWER = 1.25  # times what a step took before (ours): more than steps of one stage differ by
+    SOON = 10.0  # seconds after a try in which slower steps lead to no other one
+    AGAIN = 30.0  # seconds after which fewer threads than there could be lead to another try, at least
+    SHARE = 0.02  # of the time, at most, that those tries may take
+
+    def __init__(self, clock=time.perf_counter):
+        self.clock = clock
+        self.start()
+
+    def start(self, spent: float = 0.0) -> None:
+        """Begins to watch, after tries that took `spent` seconds."""
+        self.tried, self.wait = self.clock(), spent / self.SHARE
+        self.last = self.tried
+        self.steps = deque(maxlen=self.LATELY)
+        self.usual = None  # seconds of a step since the last try, at its fastest
+
+    def is_due(self, has_fewer: bool) -> bool:
+        """Called after each step: whether to try; has_fewer: whether fewer threads are used than there could be."""
+        now = self.clock()
+        self.steps.append(now - self.last)
+        self.last = now
+        if len(self.steps) < self.LATELY:
+            return False
+        lately = statistics.median(self.steps)
+        self.usual = min(self.usual or lately, lately)
+        since = now - self.tried
+        if lately > self.SLOWER * self.usual:
+            return since > self.SOON
+        return has_fewer and since > max(self.wait, self.AGAIN)
 
 
 @dataclass(frozen=True)
@@ -59,17 +102,28 @@ class Machine:
         is_wide = self.device.type == "cuda" and self.dtype == torch.bfloat16
         return wanted == "true" or (wanted == "auto" and is_wide and has_triton())
 
-    def fastest_threads(self, work) -> int:
-        """The number of CPU threads with which work() is fastest: fewer than all, if other processes need them too."""
-        most, seconds = torch.get_num_threads(), {}
-        if most == 1 or "OMP_NUM_THREADS" in os.environ or self.device.type != "cpu" or self.n_processes > 1:
+    def tries_threads(self, most: int) -> bool:
+        """Whether there is a number of CPU threads to choose, of `most` at most: the user may have set it."""
+        return most > 1 and "OMP_NUM_THREADS" not in os.environ and self.device.type == "cpu" and self.n_processes == 1
+
+    def fastest_threads(self, work, most: int) -> int:
+        """The number of CPU threads with which work() is fastest: fewer than most, if other processes need them too."""
+        if not self.tries_threads(most):
             return most
+        torch.set_num_threads(most)
         if timeit.timeit(work, number=1) > 2:
             return most  # a large model gains from every thread, and trying fewer takes too long
-        for n in [most, *(n for n in (16, 8, 4, 2, 1) if n < most)]:
+        return self.timed_threads(work, most)
+
+    def timed_threads(self, work, most: int) -> int:
+        """The fastest of 1, 2, 4, ... and most threads, each timed over five calls of work()."""
+        seconds = {}
+        for n in [*(n for n in (1, 2, 4, 8, 16) if n < most), most]:
             torch.set_num_threads(n)
-            seconds[n] = timeit.timeit(work, number=5) / 5
-        print("seconds per step by CPU threads:", ", ".join(f"{n}: {s:.3f}" for n, s in seconds.items()))
+            seconds[n] = timeit.timeit(work, number=1)
+            if seconds[n] <= 2 * min(seconds.values()):  # else it is out of the question
+                seconds[n] = timeit.timeit(work, number=4) / 4
+        tqdm.write("seconds per step by CPU threads: " + ", ".join(f"{n}: {s:.3f}" for n, s in seconds.items()))
         return min(seconds, key=seconds.get)
 
     def add_up(self, x: Tensor) -> Tensor:

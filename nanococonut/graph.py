@@ -106,14 +106,28 @@ def read(row: dict) -> dict:
     return told
 
 
+def why_untold(row: dict) -> str:
+    """What in a row's words read() cannot take for a problem of ProsQA."""
+    *facts, asked = re.split(r"(?<=\.) ", row["question"])
+    odd = next((text for text in facts if not FACT.fullmatch(text)), "")
+    if odd:
+        return f"{odd[:80]!r} is no fact like 'Tom is a lempus.' or 'Every lempus is a rempus.'"
+    if not ASKED.fullmatch(asked):
+        return f"{asked[:80]!r} is no question like 'Is Tom a lempus or rempus?'"
+    solved, reason = solve(row["question"])
+    if not solved:
+        return reason
+    if row["answer"] != solved["answer"]:
+        return f"the answer is {row['answer'][:80]!r}, but by its facts {solved['answer']!r}"
+    return "its steps are no chain of its facts that leads to the answer"
+
+
 def solve(question: str) -> tuple[dict | None, str]:
     """The problem of a typed question, with a shortest chain and the answer; or None, and why it has none."""
     told = told_by(question)
     if not told:
-        return (
-            None,
-            "it is not in ProsQA's words, so its answer is not checked: facts, and then Is Tom a lempus or rempus?",
-        )
+        about = "facts like 'Every lempus is a rempus.', and then 'Is Tom a lempus or rempus?'"
+        return None, f"it is not in ProsQA's words, so its answer is not checked: {about}"
     names, root, options = told["idx_to_symbol"], told["root"], told.pop("options")
     reached = distances(told["edges"], root)
     true = [v for v in options if v in reached]

@@ -1,6 +1,7 @@
 """Weights of other code bases: GPT-2 as released, checkpoints of the paper's code and of nanoGPT, and safetensors.
 
-Names differ in prefixes, and GPT-2's released files store projections as (in, out).
+Names differ in prefixes, and GPT-2's released files store projections as (in, out). This is no command: give such a
+file to `python train.py gpt2 --init_from=FILE`, to sample.py or to nanococonut.evaluate.
 """
 
 import json
@@ -81,3 +82,7 @@ def as_run(state: dict) -> dict:
     about = dict(config=asdict(c) | {"stage_steps": c.schedule}, data=data, stage=len(c.schedule) - 1)
     about["model_config"] = asdict(model.config) | {"vocab_size": len(wte)}
     return about | {"model": model.state_dict() | {"wte.weight": wte}}
+
+
+if __name__ == "__main__":
+    print(__doc__)

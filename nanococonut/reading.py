@@ -19,9 +19,19 @@ from pathlib import Path
 from nanococonut import graph
 from nanococonut.config import UserError
 
+MOST_CHARACTERS = 10**5  # of a text; more than any model has positions for, and than the tokenizer can split
 SHORT = reprlib.Repr()  # shortens wrong values in error messages
 SHORT.maxstring = SHORT.maxother = 60
 CONTEXTS = ("facts", "passage", "context")  # fields of other files that hold what a question is about
+PACKED = {  # how a file begins that is no text, and what to do with it
+    b"PAR1": "a Parquet file; convert it to JSON lines, as with pandas.read_parquet(...).to_json(..., lines=True)",
+    b"\x1f\x8b": "compressed; unpack it with gunzip",
+    b"BZh": "compressed; unpack it with bunzip2",
+    b"\xfd7zXZ": "compressed; unpack it with unxz",
+    b"\x28\xb5\x2f\xfd": "compressed; unpack it with unzstd",
+    b"PK\x03\x04": "a zip archive; unpack it",
+    b"ARROW1": "an Arrow file; convert it to JSON lines",
+}
 BLANKS = re.compile(r"\s*")
 
 
@@ -29,6 +39,9 @@ def read_text(path: Path) -> str:
     """The content of a text file, with line feeds as the only line ends. Raises UserError."""
     try:
         content = path.read_bytes()
+        packed = next((name for mark, name in PACKED.items() if content.startswith(mark)), "")
+        if packed:
+            raise ValueError(f"it is {packed}")
         if content[:2] in (b"\xff\xfe", b"\xfe\xff") or content[:2].count(0) == 1:
             raise ValueError("it is in UTF-16; save it as UTF-8")
         text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
@@ -162,6 +175,11 @@ def fault(row) -> str:
     for number, step in enumerate(row["steps"], start=1):
         if not isinstance(step, str):
             return f"step {number} is {SHORT.repr(step)}, not a text"
+    texts = {"question": row["question"], "answer": row["answer"]}
+    texts |= {f"step {number}": step for number, step in enumerate(row["steps"], start=1)}
+    for field, text in texts.items():
+        if len(text) > MOST_CHARACTERS:
+            return f"{field} has {len(text)} characters; {MOST_CHARACTERS} are the most"
     if re.fullmatch(r"[\s,]*", row["answer"].rpartition("#")[2]):
         return f"answer is {SHORT.repr(row['answer'])}, but only the text after the last # is scored: it is empty"
     return ""

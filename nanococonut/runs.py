@@ -134,6 +134,7 @@ class Writer:
             self.log = self.folder / "log.csv"
         self.lock = lock(self.folder) if machine.is_first else None
         self.settings = asdict(c) | {"stage_steps": c.schedule}
+        self.most_threads, self.pace = torch.get_num_threads(), devices.Pace()
         self.began = time.time()
         self.best = -1.0  # accuracy on valid of the stage's best weights
         self.recent = []  # (4,) of each step since the last log entry, on the device: train.accumulate's, gradient norm
@@ -171,9 +172,30 @@ class Writer:
         if self.state and "OMP_NUM_THREADS" not in os.environ:
             threads = threads or self.state["config"].get("threads", 0)
         if not threads:
-            with torch.random.fork_rng(devices=[]):  # trials change neither the random state nor gradients
-                threads = self.machine.fastest_threads(work)
-            self.model.zero_grad()
+            threads = self.try_threads(lambda: self.machine.fastest_threads(work, self.most_threads))
+        self.use_threads(threads)
+
+    def try_threads(self, trial) -> int:
+        """What trial() returns; it may train for a moment, but changes neither the random state nor gradients."""
+        with torch.random.fork_rng(devices=[]):
+            threads = trial()
+        self.model.zero_grad()
+        return threads
+
+    def keep_pace(self, work) -> None:
+        """Called after each step: tries numbers of threads again if steps have become slower, and now and then later.
+
+        So a run is bit for bit repeatable only with a number of threads that is set.
+        """
+        if self.c.threads or not self.machine.tries_threads(self.most_threads):
+            return
+        if self.pace.is_due(has_fewer=self.settings["threads"] < self.most_threads):
+            before = time.perf_counter()
+            self.use_threads(self.try_threads(lambda: self.machine.timed_threads(work, self.most_threads)))
+            self.pace.start(spent=time.perf_counter() - before)
+
+    def use_threads(self, threads: int) -> None:
+        """Sets the number of CPU threads, and keeps it for a run that resumes this one."""
         torch.set_num_threads(threads)
         self.settings["threads"] = threads
         if self.machine.is_first:

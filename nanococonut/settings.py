@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from nanococonut.config import demand
 from nanococonut.curriculum import METHODS
 
+MOST_POSITIONS = 10**5  # of a model
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -72,7 +74,7 @@ class TrainConfig:
         demand(self, "log_every save_every", lambda x: x >= 1, "at least 1")
         amounts = "seed micro_batch_size warmup grow eval_every weight_decay grad_clip init_std lr muon_lr pass_loss"
         demand(self, amounts, lambda x: 0 <= x <= 1e9, "from 0 to 1e9")
-        demand(self, "max_stage block_size", lambda x: 0 <= x <= 10**5, "from 0 to 100000")
+        demand(self, "max_stage block_size", lambda x: 0 <= x <= MOST_POSITIONS, "from 0 to 100000")
         demand(self, "threads", lambda n: 0 <= n <= 1024, "from 0 to 1024")
         demand(self, "decay dropout beta2", lambda x: 0 <= x < 1, "at least 0 and below 1")
         demand(self, "reask", lambda x: 0 <= x <= 1, "from 0 to 1")

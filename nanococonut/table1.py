@@ -7,6 +7,7 @@ separate process. An interrupted run is resumed; a finished run, which has a tes
 import json
 import os
 import re
+import shlex
 import signal
 import statistics
 import subprocess
@@ -50,7 +51,7 @@ class Table1Config:
     methods: str = ",".join(METHODS)  # rows, separated by commas; a method may be followed by options of its own
     seeds: tuple[int, ...] = (0, 1, 2)  # random seeds; each row is trained once with each seed
     jobs: int = 1  # runs trained in parallel; with more than one, each uses a single CPU thread
-    options: str = ""  # additional options for train.py, separated by spaces
+    options: str = ""  # additional options for train.py, separated by spaces; quote one that has a space
 
 
 def training_of(row: TrainConfig, dataset: data.Dataset) -> tuple:
@@ -138,10 +139,10 @@ def main(c: Table1Config) -> None:
     for seed in c.seeds:  # one seed after the other, so that a first table is complete early
         for label in c.methods.split(","):
             label = " ".join(label.split())
-            method, *options = label.split() or [""]
+            method, *options = shlex.split(label) or [""]
             name = re.sub(r"[^A-Za-z0-9._]+", "-", f"{c.name} {c.task} {c.preset} {label} {seed}")
             words = [f"--task={c.task}", f"--method={method}", f"--seed={seed}", f"--name={name}", *options]
-            todo[config.parse(TrainConfig, [c.preset, *words, *c.options.split()], PRESETS, CHOICES)] = label
+            todo[config.parse(TrainConfig, [c.preset, *words, *shlex.split(c.options)], PRESETS, CHOICES)] = label
     todo = distinct(todo, dataset)
     done = [row for row in todo if (Path("runs") / row.name / "test.json").exists()]
     for row in done:

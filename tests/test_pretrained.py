@@ -232,7 +232,9 @@ def test_mistakes(task, released, monkeypatch):
     monkeypatch.setattr(pretrained, "fetch", lambda *a: pytest.fail("asks the network, although the data do not fit"))
     with pytest.raises(UserError, match="needs data in GPT-2's tokens; prepare it with --tokenizer=gpt2"):
         trained("--init_from=gpt2", "--task=words")
-    with pytest.raises(UserError, match=r"weights.bin has another vocabulary than data/words; prepare it with --vocabulary_of="):
+    with pytest.raises(
+        UserError, match=r"weights.bin has another vocabulary than data/words; prepare it with --vocabulary_of="
+    ):
         trained("--init_from=weights.bin", "--task=words")
     trained("--init_from=weights.bin", "--name=a", "--stage_steps=1")
     with pytest.raises(UserError, match="has another vocabulary than data/words"):

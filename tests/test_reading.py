@@ -1,9 +1,12 @@
 """Files as people have them: every form gives the same rows, and what is wrong is named by file, row and field."""
 
+import bz2
 import contextlib
+import gzip
 import http.server
 import io
 import json
+import lzma
 import random
 import re
 import subprocess
@@ -542,3 +545,64 @@ def test_a_line_of_gsm8k_has_one_bar_and_a_mark(workspace, line, found):
     Path("a.txt").write_text(f"Fine?||<<1+1=2>> #### 2\n{line}\n")
     with pytest.raises(UserError, match=f"a.txt: line 2: expected .*{re.escape(found)}"):
         reading.read_rows(Path("a.txt"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"PAR1\x15\x04", "is a Parquet file; convert it to JSON lines"),
+        (gzip.compress(b"[]"), "compressed; unpack it with gunzip"),
+        (bz2.compress(b"[]"), "compressed; unpack it with bunzip2"),
+        (lzma.compress(b"[]"), "compressed; unpack it with unxz"),
+        (b"PK\x03\x04\x14\x00", "a zip archive; unpack it"),
+    ],
+)
+def test_files_that_are_no_text_say_what_to_do(workspace, content, said):
+    Path("mine.json").write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        reading.read_rows(Path("mine.json"))
+
+
+@pytest.mark.parametrize("field", ["question", "answer", "step 1"])
+@pytest.mark.parametrize("piece", ["a.", "a", "Every ", ".", "汤", "a.\n"])
+def test_texts_without_end(workspace, field, piece):
+    """200,000 times "a." made the tokenizer panic."""
+    rows = sums(12)
+    if field == "step 1":
+        rows[3]["steps"][0] = piece * 200_000
+    else:
+        rows[3][field] = piece * 200_000 + "1"
+    Path("mine.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError, match=f"row 3: {field} has .* characters; 100000 are the most"):
+        prepares("prosqa", "--source=mine.json")
+    for row in rows:
+        row["question"] = (piece * 100_000)[:99_990] + "1"
+        row["steps"], row["answer"] = ["a"], "b"
+    Path("mine.json").write_text(json.dumps(rows))
+    prepares("prosqa", "--source=mine.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"question": TOM["question"].replace("Tom is a lempus.", "Tom is an ox.")}, "'Tom is an ox.' is no fact like"),
+        ({"question": TOM["question"].replace(" or ", " and ")}, "is no question like 'Is Tom a lempus or rempus"),
+        ({"answer": "Tom is a impus."}, "the answer is 'Tom is a impus.', but by its facts 'Tom is a rempus.'"),
+        ({"steps": TOM["steps"][:1]}, "its steps are no chain of its facts that leads to the answer"),
+        ({"question": TOM["question"].replace("or impus", "or lempus")}, "Tom reaches both options"),
+    ],
+)
+def test_prepare_says_why_words_tell_no_graph(workspace, capsys, change, why):
+    rows = [dict(TOM) for _ in range(12)]
+    Path("mine.json").write_text(json.dumps([row | change for row in rows]))
+    prepares("prosqa", "--source=mine.json")
+    said = capsys.readouterr().out
+    assert "the first is row 0: " in said and why in said
+
+
+def test_data_that_are_replaced_are_named(workspace, capsys):
+    Path("mine.json").write_text(json.dumps(sums(12)))
+    prepares("prosqa", "--source=mine.json")
+    assert "replaced" not in capsys.readouterr().out
+    prepares("prosqa", "--source=mine.json")
+    assert "data/prosqa had data already, which are replaced" in capsys.readouterr().out

@@ -167,3 +167,8 @@ def test_rows_that_are_the_same_training_are_trained_once(small, capsys, monkeyp
     assert rows["paper", "1,1,1,1"] == rows["in_place", "1,1,1,1"] == list(METHODS)
     printed = capsys.readouterr().out
     assert "no_curriculum, seed 0, is the same training as coconut and is left out; stages with steps" in printed
+
+
+def test_options_with_a_path_that_has_a_space(small):
+    with pytest.raises(UserError, match=r"--init_from=my runs/a.pt not found"):
+        run("--methods=cot", "--seeds=0", "--options=--init_from='my runs/a.pt' --n_layer=1")

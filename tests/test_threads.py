@@ -5,8 +5,10 @@ import csv
 import itertools
 import json
 import os
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -61,10 +63,11 @@ class Work:
 )
 def test_the_fastest_number_of_threads_is_taken(free, monkeypatch, capsys, seconds, fastest):
     work = Work(monkeypatch, seconds)
-    assert devices.pick("cpu").fastest_threads(work) == fastest
+    assert devices.pick("cpu").fastest_threads(work, max(seconds)) == fastest
     if max(seconds.values()) < 2:
         assert f"{fastest}: {seconds[fastest]:.3f}" in capsys.readouterr().out
-        assert work.n_calls == 1 + 5 * len(seconds)
+        n_hopeless = sum(s > 2 * min(seconds.values()) for s in list(seconds.values())[1:])
+        assert work.n_calls == 1 + 5 * len(seconds) - 4 * n_hopeless
     else:
         assert work.n_calls == 1
 
@@ -72,7 +75,7 @@ def test_the_fastest_number_of_threads_is_taken(free, monkeypatch, capsys, secon
 def test_what_the_user_sets_is_kept(monkeypatch):
     work = Work(monkeypatch, {1: 0.1, 2: 0.2})
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert devices.pick("cpu").fastest_threads(work) == 2
+    assert devices.pick("cpu").fastest_threads(work, 2) == 2
     assert work.n_calls == 0
 
 
@@ -104,7 +107,7 @@ def trained(*words):
 
 def test_a_run_stores_its_threads_and_resumes_with_them(free, workspace, monkeypatch):
     prepare.main(prepare.PrepareConfig(train=20, valid=4, test=4, n_nodes=8, min_hops=2, max_hops=3))
-    monkeypatch.setattr(devices.Machine, "fastest_threads", lambda self, work: work() is None or 1)
+    monkeypatch.setattr(devices.Machine, "fastest_threads", lambda self, work, most: work() is None or 1)
     trained("--name=tried", "--dropout=0.1", "--max_stage=0")
     stored = json.loads(Path("runs/tried/config.json").read_text())
     assert stored["threads"] == torch.get_num_threads() == 1
@@ -144,6 +147,70 @@ def steps_per_second(name: str, n_busy: int, *words: str, **environment: str) ->
     return (120 - 20) / (seconds[120] - seconds[20])
 
 
+class Steps:
+    """A clock, and steps that take the seconds given for each number of threads: a load is another such table."""
+
+    QUIET, BUSY = {1: 0.09, 2: 0.06}, {1: 0.1, 2: 0.9}
+
+    def __init__(self):
+        self.now, self.threads, self.tries = 0.0, 2, []
+        self.pace = devices.Pace(clock=lambda: self.now)
+
+    def take(self, load, seconds):
+        """Steps for so many seconds; returns how many, of what one thread would have done."""
+        end, n = self.now + seconds, 0
+        while self.now < end:
+            self.now += load[self.threads]
+            n += 1
+            if self.pace.is_due(has_fewer=self.threads < 2):
+                spent = 5 * load[1] + (load[2] if load[2] > 2 * load[1] else 5 * load[2])
+                self.now += spent
+                self.tries.append(self.now)
+                self.threads = min(load, key=load.get)
+                self.pace.start(spent)
+        return n / (seconds / load[1])
+
+
+def test_threads_are_tried_again_when_steps_get_slower_and_later_once_more():
+    steps = Steps()
+    assert steps.take(Steps.QUIET, 300) > 1.4 and not steps.tries
+    assert steps.take(Steps.BUSY, 60) > 0.8, "seconds to notice it, and no more"
+    assert steps.threads == 1
+    assert steps.take(Steps.QUIET, 300) > 1.2 and steps.threads == 2
+    n_before = len(steps.tries)
+    assert steps.take(Steps.BUSY, 600) > 0.95
+    assert len(steps.tries) - n_before <= 600 / 30
+
+
+def test_a_load_that_comes_and_goes_costs_little():
+    steps = Steps()
+    rng = random.Random(0)
+    shares = [steps.take(rng.choice([Steps.QUIET, Steps.BUSY]), rng.uniform(5, 120)) for _ in range(200)]
+    assert sum(shares) / len(shares) > 0.9
+
+
+def test_steps_that_differ_a_little_lead_to_no_tries():
+    steps, rng = Steps(), random.Random(0)
+    for i in range(5000):
+        steps.now += 0.06 * rng.uniform(0.9, 1.1) + 5 * (i % 100 == 0)  # and an evaluation
+        assert not steps.pace.is_due(has_fewer=False)
+
+
+def test_the_pace_is_kept_in_training_unless_threads_are_set(free, workspace, monkeypatch):
+    prepare.main(prepare.PrepareConfig(train=20, valid=4, test=4, n_nodes=8, min_hops=2, max_hops=3))
+    monkeypatch.setattr(devices.Machine, "fastest_threads", lambda self, work, most: 2)
+    monkeypatch.setattr(devices.Machine, "tries_threads", lambda self, most: True)
+    monkeypatch.setattr(devices.Pace, "is_due", lambda self, has_fewer: not has_fewer)
+    monkeypatch.setattr(devices.Machine, "timed_threads", lambda self, work, most: work() is None or 1)
+    trained("--name=tried", "--dropout=0.1", "--max_stage=0", "--stage_steps=6")
+    assert json.loads(Path("runs/tried/config.json").read_text())["threads"] == torch.get_num_threads() == 1
+    monkeypatch.setattr(devices.Machine, "timed_threads", lambda *_: pytest.fail("the user has set them"))
+    trained("--name=typed", "--dropout=0.1", "--max_stage=0", "--stage_steps=6", "--threads=1")
+    tried, typed = (torch.load(f"runs/{name}/ckpt.pt", weights_only=True) for name in ("tried", "typed"))
+    for name, weight in typed["model"].items():
+        assert torch.allclose(tried["model"][name], weight, atol=1e-5), f"trying threads has changed {name}"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core has nothing to share")
 def test_a_busy_core_leaves_most_of_the_speed_of_one_thread(workspace):
@@ -154,3 +221,44 @@ def test_a_busy_core_leaves_most_of_the_speed_of_one_thread(workspace):
     assert steps_per_second(next(names), n_busy) > 0.6 * one_thread
     all_threads = steps_per_second(next(names), 0, OMP_NUM_THREADS=str(os.cpu_count()), GOMP_SPINCOUNT="300000")
     assert steps_per_second(next(names), 0) > 0.85 * all_threads
+
+
+@pytest.mark.slow
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core has nothing to share")
+def test_a_program_that_starts_and_stops_in_mid_run(workspace):
+    """Steps in the seconds beside it, a while after it began, against those of one thread beside it all the time."""
+    small = dict(name="prosqa-small", fair=True, n_nodes=16, min_hops=3, max_hops=5)
+    prepare.main(prepare.PrepareConfig(train=500, valid=10, test=10, **small))
+    n_busy = (os.cpu_count() or 1) - 1
+    one_thread = steps_per_second("one", n_busy, "--threads=1")
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("OMP", "GOMP"))}
+    words = ["laptop", "--stage_steps=0,0,0,0,0,0,5000", "--grow=0", "--eval_every=0", "--name=run", "--log_every=5"]
+    command = [sys.executable, str(ROOT / "train.py"), *words]
+    quiet = dict(env=inherited | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run = subprocess.Popen(command, **quiet)
+
+    def n_steps():
+        rows = csv.DictReader(Path("runs/run/log.csv").read_text().splitlines())
+        return max(int(row["step"]) for row in rows if row["metric"] == "seconds")
+
+    try:
+        time.sleep(40)
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n_busy)]
+        try:
+            time.sleep(15)  # to notice it
+            before = n_steps()
+            time.sleep(30)
+            beside = (n_steps() - before) / 30
+        finally:
+            for process in busy:
+                process.kill()
+                process.wait()
+        time.sleep(45)
+        before = n_steps()
+        time.sleep(20)
+        alone = (n_steps() - before) / 20
+    finally:
+        run.kill()
+        run.wait()
+    assert beside > 0.8 * one_thread
+    assert alone > 1.1 * one_thread, "when it has gone, more threads are faster again"

@@ -459,3 +459,13 @@ def test_a_stage_that_is_learned_leaves_its_steps_to_the_last(workspace, capsys)
     assert torch.load("runs/c/ckpt.pt", weights_only=True)["n_steps"] == [20, 60, 0], "none for a stage without any"
     accuracies = [row for row in read_csv("runs/a/log.csv") if row["metric"] == "accuracy"]
     assert [row["step"] for row in accuracies] == ["20", "40", "120"], "each stage is evaluated when it ends"
+
+
+def test_more_thoughts_than_any_model_has_positions_for():
+    model = GPT(GPTConfig(10, block_size=16, n_layer=1, n_head=1, n_embd=8))
+    with pytest.raises(UserError, match=r"17 tokens, but 16 positions: train with --block_size=17"):
+        answers.demand_room(model, 17)
+    with pytest.raises(
+        UserError, match=r"100001 tokens, but 16 positions, and 100000 are the most that a model can have"
+    ):
+        answers.demand_room(model, 100_001)
