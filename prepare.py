@@ -312,6 +312,9 @@ def main(c: PrepareConfig) -> None:
     print("steps in a chain (train):", ", ".join(f"{k}: {n}" for k, n in sorted(lengths.items())))
     print(f"{folder}: {meta['counts']}, {len(meta['vocabulary'])} words, see {folder}/preview.txt")
     say_what_is_no_token(meta, splits["train"])
+    if lengths[0]:
+        without = f"{lengths[0]} of {len(splits['train'])} problems have no steps"
+        print(f"{folder}/train.json: {without}; from them a model learns the answer alone, as in --method=no_cot")
     kept = [i for i, row in enumerate(splits["train"]) if not graph.is_prosqa(row) and not ontology.read(row)]
     if kept and c.task != "gsm8k":
         how_many = f"--augment leaves {len(kept)} of {len(splits['train'])} problems as they are in the file"

@@ -77,6 +77,18 @@ def verdict(text: str, row: dict, hidden: bool) -> str:
     return "correct_label" if data.is_right(text, row) else "incorrect_label"
 
 
+def matching_steps(text: str, row: dict) -> tuple[int, int]:
+    """How many written steps are the row's, word for word, and how many are written, aligned at the answer.
+
+    >>> row = {"steps": ["<<1+2=3>>", "<<3*2=6>>"], "answer": "6"}
+    >>> matching_steps("<<1+1=2>>\\n<<3*2=6>>\\n### 6", row), matching_steps("### 6", row)
+    ((1, 2), (0, 0))
+    """
+    written = text.rpartition("###")[0].split("\n")[:-1]
+    pairs = zip(reversed(written), reversed(row["steps"]), strict=False)
+    return sum(one == other for one, other in pairs), len(written)
+
+
 def twins(rows: list[dict]) -> list[tuple[dict, dict]]:
     """Pairs of a row and its twin, for all rows that have one."""
     pairs = [(row, graph.twin(row) if graph.is_prosqa(row) else ontology.twin(row)) for row in rows]
@@ -106,9 +118,11 @@ def summary(texts: list[str], n_tokens: list[int], rows: list[dict], n_thoughts:
     if judged:
         found = [verdict(text, row, hidden) for text, row in judged]
         verdicts = {name: found.count(name) for name in VERDICTS}
+    others = [matching_steps(text, row) for text, row in zip(texts, rows, strict=True) if not graph.is_prosqa(row)]
+    steps = [sum(column) for column in zip(*others, strict=True)]  # that match, and that are written; [] for ProsQA
     (low, high), tokens = wilson(len(won), n), (sum(n_tokens) + sum(n_thoughts)) / n
     thoughts = {k: statistics.mean(t for t, its in zip(n_thoughts, n_hops, strict=True) if str(its) == k) for k in hops}
-    found = dict(accuracy=len(won) / n, low=low, high=high, tokens=tokens, hops=hops, verdicts=verdicts)
+    found = dict(accuracy=len(won) / n, low=low, high=high, tokens=tokens, hops=hops, verdicts=verdicts, steps=steps)
     return found | (dict(thoughts=thoughts) if len(set(n_thoughts)) > 1 else {})
 
 
@@ -178,6 +192,8 @@ def main(c: EvaluateConfig) -> None:
         print(f"{n_thoughts} thoughts{about}: {both}{right}, {result['tokens']:.1f} tokens; right by hops: {hops}")
         if "thoughts" in result:
             print("  thoughts by hops:", ", ".join(f"{k}: {n:.2f}" for k, n in result["thoughts"].items()))
+        if any(result["steps"]):
+            print("  steps written that match the chain: {} of {}".format(*result["steps"]))
         verdicts = [f"{name.replace('_', ' ')} {n}" for name, n in result["verdicts"].items() if n]
         if verdicts:
             print(f"  verdicts: {', '.join(verdicts)}")

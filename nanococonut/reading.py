@@ -6,6 +6,7 @@ kept, but a graph is read from the words: graph.py. The formats, in UTF-8 with o
     [row, row]    {"data": [row, row]}    row, newline, row         JSON and JSON lines
     {"question": text, "cot": "<<4-2=2>> <<12/4=3>>", "answer": 3}  GSM8k-Aug on Hugging Face: steps as one text
     question||<<4-2=2>> <<12/4=3>> #### 3                           GSM8k-Aug's own lines [Deng23]
+    {"question": text, "answer": "48/2 = <<48/2=24>>24 ... #### 72"}   GSM8k itself: its calculations are the steps
     {"context": facts, "question": text, ...}                       facts, passage or context: joined, facts first
     {"example1": {"test_example": {"question", "query", "chain_of_thought", "answer"}}}     ProntoQA's generator
 """
@@ -84,6 +85,8 @@ def read_rows(path: Path) -> list[dict]:
     else:
         unit, first = "row {}: ", 0
         rows = [problem(row) for row in rows_in(read_json(path), path)]
+        if all(isinstance(row, dict) and "steps" not in row for row in rows):  # prepare says what they are good for
+            rows = [row | {"steps": []} for row in rows]
     for number, row in enumerate(rows, start=first):
         if wrong := fault(row):
             raise UserError(f"{path}: {unit.format(number)}{wrong}")
@@ -127,6 +130,8 @@ def problem(row):
             del row[field]
     if "steps" not in row and "cot" in row:
         row["steps"] = row.pop("cot")
+    if "steps" not in row and isinstance(row.get("answer"), str) and "####" in row["answer"]:
+        row["steps"] = re.findall(r"<<[^<>]*>>", row["answer"]) or row["answer"].partition("####")[0]
     if "steps" not in row and isinstance(row.get("chain_of_thought"), list):  # two sentences a step, the last alone
         chain = row["chain_of_thought"]
         if all(isinstance(text, str) for text in [row.get("question"), row.get("query"), *chain]):

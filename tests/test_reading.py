@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 import prepare
-from nanococonut import config, data, graph, reading, runs
+import train
+from nanococonut import config, data, evaluate, graph, reading, runs
 from nanococonut.config import UserError
-from nanococonut.settings import TrainConfig
+from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared/data"
@@ -114,7 +115,7 @@ def test_what_was_read_once_reads_the_same_again(tmp_path):
         (json.dumps({"data": {"data": 3}}).encode(), "should hold a list of problems"),
         (json.dumps({"data": {"question": ["a", "b"]}}).encode(), "row 0: question is ['a', 'b'], not a text"),
         (json.dumps([3]).encode(), "row 0: it is 3, not a problem"),
-        (json.dumps([{"q": "a"}]).encode(), "row 0: it has no question; its fields are ['q']"),
+        (json.dumps([{"q": "a"}]).encode(), "row 0: it has no question; its fields are ['q', 'steps']"),
         (json.dumps([ROWS[0] | {"question": 3}]).encode(), "row 0: question is 3, not a text"),
         (json.dumps([*ROWS, ROWS[0] | {"steps": None}]).encode(), "row 30: steps is None, not a list of texts"),
         (json.dumps([ROWS[0] | {"steps": ["a", 2]}]).encode(), "row 0: step 2 is 2, not a text"),
@@ -606,3 +607,33 @@ def test_data_that_are_replaced_are_named(workspace, capsys):
     assert "replaced" not in capsys.readouterr().out
     prepares("prosqa", "--source=mine.json")
     assert "data/prosqa had data already, which are replaced" in capsys.readouterr().out
+
+
+RAW = "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\nShe sold 48+24 = <<48+24=72>>72 altogether.\n#### 72"
+
+
+def test_gsm8k_itself_is_converted_as_the_paper_does(workspace):
+    rows = [{"question": f"{i} clips?", "answer": RAW} for i in range(12)]
+    Path("mine.json").write_text(as_json_lines(rows))
+    (row, *_) = reading.read_rows(Path("mine.json"))
+    assert row == {"question": "0 clips?", "steps": ["<<48/2=24>>", "<<48+24=72>>"], "answer": "72"}
+    in_words = reading.problem({"question": "q", "answer": "Half of 48 is 24.\nTogether 72.\n#### 72"})
+    assert in_words["steps"] == ["Half of 48 is 24.", "Together 72."] and in_words["answer"] == "72"
+
+
+def test_problems_without_steps_are_for_no_cot(workspace, capsys):
+    rows = [{"question": f"{i}?", "answer": str(i)} for i in range(12)]
+    Path("mine.json").write_text(json.dumps(rows))
+    prepares("gsm8k", "--source=mine.json", "--name=mine")
+    assert "9 of 9 problems have no steps; from them a model learns the answer alone" in capsys.readouterr().out
+    words = ["smoke", "--task=mine", "--method=no_cot", "--stage_steps=2", "--name=run"]
+    train.main(config.parse(TrainConfig, words, PRESETS, CHOICES))
+    evaluate.main(evaluate.EvaluateConfig(run="run"))
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["n"] == 2
+
+
+def test_steps_that_match_are_counted_outside_prosqa():
+    row = {"question": "q", "steps": ["<<1+2=3>>", "<<3*2=6>>"], "answer": "6"}
+    texts = ["<<1+2=3>>\n<<3*2=6>>\n### 6", "<<3*2=6>>\n### 6", "<<1+1=2>>\n<<3*2=6>>\n### 6", "### 6"]
+    found = evaluate.summary(texts, [1] * 4, [row] * 4, [0] * 4, hidden=False)
+    assert found["steps"] == [4, 5] and found["verdicts"] == {}
