@@ -1,5 +1,7 @@
 """Whatever is typed and whatever the files hold: an answer, or one line of complaint; never another exception."""
 
+import bz2
+import gzip
 import json
 import random
 import shutil
@@ -143,10 +145,10 @@ def in_another_form(rng, content: bytes) -> bytes:
         rows = None
     if not isinstance(rows, list):  # not a file of rows
         return b"\xef\xbb\xbf" + content
-    kind = rng.randrange(8)  # of all rows; one more changes in another way
+    kind = rng.randrange(12)  # of all rows; one more changes in another way
     changed = [changed_row(rng, row, kind) for row in rows]
     if rng.random() < 0.3:
-        changed[-1] = changed_row(rng, rows[-1], rng.randrange(8))
+        changed[-1] = changed_row(rng, rows[-1], rng.randrange(12))
     lines = "\n".join(map(json.dumps, changed))
     example = {f"example{i}": {"test_example": row} for i, row in enumerate(changed)}
     values = [changed, {"data": changed}, example, changed[0]]
@@ -157,7 +159,7 @@ def in_another_form(rng, content: bytes) -> bytes:
     if rng.random() < 0.3:
         i = rng.randrange(len(form))
         form = form[:i] + rng.choice([b"", b"\n", b"\\ud83e", b"#"]) + form[i + 1 :]
-    return form
+    return rng.choice([gzip.compress, bz2.compress])(form) if rng.random() < 0.1 else form
 
 
 def changed_row(rng, row: dict, kind: int) -> dict:
@@ -178,6 +180,20 @@ def changed_row(rng, row: dict, kind: int) -> dict:
         row = row | {"idx_to_symbol": rng.choice([list(range(len(row["idx_to_symbol"]))), [True], "Tom", [""]])}
     elif kind == 6:
         row = {field: value for field, value in row.items() if field != rng.choice(list(row))}
+    elif kind == 7:  # other names
+        name = rng.choice(["c37", "kind_x", "x-pus", "zumpüs", "汤", "Über", "9x", "a.b", "is", "x" * 10**5])
+        row = json.loads(json.dumps(row, ensure_ascii=False).replace(rng.choice(["lempus", "impus", "Tom"]), name))
+    elif kind == 8:  # facts beside the question
+        facts, mark, asked = row["question"].rpartition(" Is ")
+        facts = rng.choice([facts, facts.split(". "), [3], None, {"text": facts}])
+        row = row | {"question": mark.strip() + " " + asked, rng.choice(["context", "facts", "passage", "body"]): facts}
+    elif kind == 9:  # no steps
+        row = {field: row[field] for field in ("question", "answer")}
+    elif kind == 10:  # GSM8k itself
+        answer = rng.choice(["48/2 = <<48/2=24>>24.\n#### 24", "Half is 24.\n#### 24", "#### ", "<<>>\n####24####"])
+        row = {"question": row["question"], "answer": answer}
+    elif kind == 11:
+        row = row | {rng.choice(["question", "answer"]): rng.choice(["a.", "Every ", "汤"]) * 10**5}
     return row
 
 
