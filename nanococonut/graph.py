@@ -161,7 +161,10 @@ def distances(edges: list[list[int]], *roots: int) -> dict[int, int]:
 
 def shortest_path(edges: list[list[int]], distance: dict[int, int], target: int, rng: random.Random) -> list[int]:
     """A random shortest path to target, all equally likely; distance is from the root."""
-    before = {v: [a for a, b in edges if b == v and distance.get(a) == d - 1] for v, d in distance.items()}
+    before = {v: [] for v in distance}  # the nodes one step nearer that lead there
+    for a, b in edges:
+        if a in distance and distance[a] == distance[b] - 1:
+            before[b].append(a)
     n_paths = {}
     for v in distance:  # nearest first
         n_paths[v] = sum(n_paths[a] for a in before[v]) or 1

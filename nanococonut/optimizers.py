@@ -18,7 +18,9 @@ def orthogonal(x: Tensor, n_steps: int = 5) -> Tensor:
     y = y / y.norm().clamp(min=1e-7)
     for _ in range(n_steps):
         square = y @ y.mT
-        y = 3.4445 * y + (2.0315 * square @ square - 4.7750 * square) @ y
+        # 3.4445 y + (2.0315 square^2 - 4.7750 square) y, with each sum done where its product is
+        factor = torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315)
+        y = torch.addmm(y, factor, y, beta=3.4445)
     return y.to(x.dtype)
 
 
