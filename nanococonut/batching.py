@@ -16,6 +16,8 @@ from nanococonut.coconut import NOTHING, Batch
 from nanococonut.data import Split
 from nanococonut.settings import TrainConfig
 
+SMALL = 0.2  # the share of the facts off the chains that small graphs have (ours)
+
 
 class Schedule:
     """The stage that each training step belongs to, and what each stage does to an example."""
@@ -82,11 +84,11 @@ def draw_batch(c: TrainConfig, problems: Split, schedule: Schedule, special: dic
     plan = schedule.plan(stage, progress=n_behind / schedule.n_steps[stage])
     read = schedule.plan(stage_to_read(stage, rng)) if plan.in_place else plan  # whose rest is read, in words
     keep = 1.0
-    if c.grow:  # first the search is learned on the chains alone, then the graphs grow
-        keep = min(1.0, n_behind / c.grow) if stage == schedule.last else 0.0
-    # Several questions about a graph have several chains, which make no small graph: they wait for the last stage.
-    questions = 1 if c.grow and stage != schedule.last else c.questions
-    least = c.shortest if keep == 1 else 3
+    if c.grow:  # the search is learned on small graphs first, and in the last stage they grow
+        grown = min(1.0, n_behind / c.grow) if stage == schedule.last else 0.0
+        keep = SMALL + (1 - SMALL) * grown
+    # Several questions about a graph have several chains, which make no small graph.
+    questions, least = (c.questions, c.shortest) if keep == 1 else (1, 3)
     groups = problems.draw(c.batch_size, rng, c.augment, questions, reask=c.reask, least=least, keep=keep)
     examples = [example for group in groups for example in group.examples]
     pairs = [curriculum.arrange(example, read, special, rng) for example in examples]
