@@ -99,3 +99,11 @@ def test_readme_counts_the_lines_of_the_reading_path():
     for path in CORE:
         (written,) = re.findall(rf"{path.name}`?\]?[^|\n]*\| *(\d+) \|", readme)
         assert int(written) == n_lines([path]), f"{path.name} has {n_lines([path])} lines, README says {written}"
+
+
+def test_pyproject_promises_no_more_than_it_installs():
+    """The commands stand beside the package, and so does the model: an installed package alone would lack them."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.search(r"^packages = \[\]$", text, re.MULTILINE) and re.search(r"^py-modules = \[\]$", text, re.MULTILINE)
+    assert int(re.search(r"setuptools>=(\d+)", text)[1]) >= 77, "the first that reads license = as a text"
+    assert 'license = "MIT"' in text and "[project.scripts]" not in text
