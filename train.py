@@ -1,6 +1,6 @@
 """Trains a GPT-2 through the latent curriculum. Read this fourth: it is one plain loop.
 
-    locate the stage, begin it if it is new, draw a batch, accumulate, update,
+    locate the stage, begin it if it is new, draw a batch, think forward, go backward, step,
     and when due: look at the numbers, evaluate, save
 
 A batch depends on the seed, the step and the schedule, which a checkpoint holds. So a run that was
@@ -10,37 +10,49 @@ batches into N parts.
 
 import contextlib
 import functools
+import math
 
-from nanococonut import batching, compiling, config, data, devices, optimizers, runs
-from nanococonut.coconut import Batch
+from nanococonut import batching, coconut, compiling, config, data, devices, optimizers, runs
 from nanococonut.config import UserError
-from nanococonut.devices import Machine
 from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
 import torch  # isort: skip - after the package, which sets how torch's CPU threads wait
+from torch import Tensor  # isort: skip
+from torch.nn.utils import clip_grad_norm_  # isort: skip
 from tqdm import tqdm  # isort: skip
 
 
-def accumulate(gradients: compiling.Gradients, batch: Batch, c: TrainConfig, machine: Machine):
-    """Adds the gradient of this process's share of a batch to .grad.
+def losses(model, part, shares, forward, machine) -> tuple[Tensor, Tensor]:
+    """The loss to train on, and (3,) numbers to look at, each times the part's share of the batch.
 
-    A part's mean loss is weighed by its share of the batch's supervised tokens. So parts add up to
-    the mean over tokens, where a mean of means would favour short answers.
-    Returns (3,): the loss on words, the loss on next words, the thoughts' mean length.
+    The numbers are the loss on words, the loss on next words, and the thoughts' mean length.
     """
-    n_targets, n_next = batch.n_supervised()
-    most = c.micro_batch_size or c.batch_size  # examples of a part
-    mine = batching.part(batch, slice(machine.rank, None, machine.n_processes))
-    size = max(1, most * len(batch.prompt) // len(batch.suffix))  # prompts of a part
-    starts = range(0, len(mine.prompt), size)
-    total = torch.zeros(3, device=machine.device)
-    for start in starts:
-        part = batching.part(mine, slice(start, start + size))
-        words, following = part.n_supervised()  # counted on the CPU: no wait for the device
-        shares = [words / n_targets, following / max(1, n_next)]
-        shares.append(1 / len(starts) / machine.n_processes)
-        total += gradients(part, shares, is_last=start == starts[-1])
-    return total
+    with machine.autocast():
+        out = forward(model, part)
+        length = out.thoughts.detach().float().norm(dim=-1).mean()
+        numbers = torch.stack([out.loss, out.next_loss, length]) * shares
+    return numbers[0] + numbers[1], numbers.detach()
+
+
+def accumulate(model, batch, c, machine, forward=coconut.forward, replay=None) -> Tensor:
+    """The forward and the backward pass of this process's share of a batch: fills .grad.
+
+    forward  coconut.forward, or the same compiled
+    replay   on one GPU: the lines of the loop, recorded
+    Returns the numbers of losses(), added up over the parts.
+    """
+    numbers = torch.zeros(3, device=machine.device)
+    for part, shares in batching.parts(batch, c, machine.rank, machine.n_processes):
+        part = coconut.Batch(*map(machine.to_device, part))
+        shares = machine.to_device(shares)
+        if replay:
+            numbers += replay(part, shares)
+            continue
+        loss, of_part = losses(model, part, shares, forward, machine)
+        loss.backward()
+        numbers += of_part
+    machine.add_up_gradients(model)
+    return numbers
 
 
 def main(c: TrainConfig) -> None:
@@ -56,14 +68,20 @@ def main(c: TrainConfig) -> None:
     schedule.show()
     batch_of = functools.partial(batching.draw_batch, c, problems, schedule, special)  # of a step
     model = runs.starting_model(c, dataset, schedule.n_positions).to(machine.device).train()
-    phases = compiling.compiled() if machine.compiles(c.compile) else compiling.EAGER
+    forward, how = coconut.forward, "eager"
+    if machine.compiles(c.compile):
+        forward, how = functools.partial(compiling.forward, phases=compiling.compiled()), "compiled"
     n = sum(p.numel() for p in model.parameters())
-    how = "eager" if phases is compiling.EAGER else "compiled"
     print(f"{n:,} parameters on {machine.device}, {machine.dtype}, {how}")
-    gradients = compiling.Gradients(model, phases, machine)
+    replay = None
+    if machine.replays:
+        replay = compiling.Replay(lambda *part: losses(model, *part, forward, machine), model)
+    learn = functools.partial(
+        accumulate, model, c=c, machine=machine, forward=forward, replay=replay
+    )
     run = runs.Writer(c, dataset, machine, model, schedule.max_new_tokens)
     step, opts = run.resume(schedule)
-    run.settle_threads(lambda: accumulate(gradients, batch_of(schedule.total - 1), c, machine))
+    run.settle_threads(lambda: learn(batch_of(schedule.total - 1)))
     batches = machine.ahead(batch_of, range(step, schedule.total))
     progress = tqdm(total=schedule.total, initial=step, unit="step", disable=not machine.is_first)
 
@@ -76,13 +94,17 @@ def main(c: TrainConfig) -> None:
             # In place the losses of earlier stages stay, so the optimizer goes on (in all rows).
             if step == 0 or (n_behind == 0 and c.layout == "paper"):
                 opts = optimizers.make(model, c)
-            numbers = accumulate(gradients, next(batches), c, machine)
+            numbers = learn(next(batches))  # forward and backward
             factor = optimizers.factor(*schedule.span(step), c)
-            gradient_norm = optimizers.update(model, opts, c, factor)
-            run.recent.append(torch.stack([*numbers, gradient_norm]))
+            optimizers.set_rates(opts, c, factor)
+            norm = clip_grad_norm_(model.parameters(), c.grad_clip or math.inf)
+            for optimizer in opts:
+                optimizer.step()
+                optimizer.zero_grad()
+            run.recent.append(torch.stack([*numbers, norm]))
             step += 1
             progress.update()
-            run.keep_pace(lambda at=step - 1: accumulate(gradients, batch_of(at), c, machine))
+            run.keep_pace(lambda at=step - 1: learn(batch_of(at)))
             if run.passes(stage == schedule.last, n_behind, numbers):
                 schedule.end_stage(stage, step)
                 batches = machine.ahead(batch_of, range(step, schedule.total))

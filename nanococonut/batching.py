@@ -130,6 +130,25 @@ def part(batch: Batch, which: slice) -> Batch:
     return Batch(*(x.unflatten(0, (G, -1))[which].flatten(0, 1) if isinstance(x, Tensor) else x for x in batch))
 
 
+def parts(batch: Batch, c: TrainConfig, rank: int, n_processes: int):
+    """The parts of a process's share of a batch, of at most --micro_batch_size examples, each with its shares (3,).
+
+    A part's mean loss is weighed by its share of the batch's supervised tokens: in the suffix, and among the next
+    words. So parts add up to the mean over tokens, where a mean of means would favour short answers. The third share is
+    that of all parts.
+    """
+    n_targets, n_next = batch.n_supervised()
+    mine = part(batch, slice(rank, None, n_processes))
+    most = c.micro_batch_size or c.batch_size
+    size = max(1, most * len(batch.prompt) // len(batch.suffix))  # prompts of a part
+    starts = range(0, len(mine.prompt), size)
+    for start in starts:
+        one = part(mine, slice(start, start + size))
+        words, following = one.n_supervised()  # counted on the CPU: no wait for the device
+        shares = [words / n_targets, following / max(1, n_next), 1 / len(starts) / n_processes]
+        yield one, torch.tensor(shares)
+
+
 def pad(rows: list[list[int]], value: int, left: bool = False) -> Tensor:
     """Rows of ids as one int64 tensor (B, longest), padded on the right or on the left."""
     rows = [torch.tensor(row, dtype=torch.int64) for row in rows]

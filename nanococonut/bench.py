@@ -4,6 +4,7 @@ MFU is a step's share of the machine's own measured rate of matrix products. The
 timed too. Times are median seconds on random tokens. The last line printed is JSON.
 """
 
+import functools
 import json
 import time
 from dataclasses import dataclass
@@ -61,11 +62,31 @@ class Bench:
         length = torch.randint(P * 4 // 5, P + 1, (n_examples,))
         return coconut.Batch(prompt, length, suffix, targets, n_thoughts)
 
-    def step(self, gradients: compiling.Gradients, batch: coconut.Batch) -> None:
+    def step(self, learn, batch: coconut.Batch) -> None:
         """A step of training, as train.py takes it."""
-        gradients(batch, [1.0, 1.0, 1.0])
+        learn(batch)
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def learner(self, forward):
+        """A function of a batch that fills .grad by one like coconut.forward, recorded on a GPU as in train.py."""
+        machine = self.machine
+
+        def losses(batch: coconut.Batch, shares: torch.Tensor):
+            with machine.autocast():
+                loss = forward(self.model, batch).loss
+            return loss, loss.detach() * shares
+
+        replay = compiling.Replay(losses, self.model) if machine.replays else None
+
+        def learn(batch: coconut.Batch) -> None:
+            batch, shares = coconut.Batch(*map(machine.to_device, batch)), machine.to_device(torch.ones(3))
+            if replay:
+                replay(batch, shares)
+            else:
+                losses(batch, shares)[0].backward()
+
+        return learn
 
     def backward(self, forward, batch: coconut.Batch) -> None:
         """One forward and one backward pass, by a function like coconut.forward."""
@@ -91,17 +112,17 @@ def main(c: BenchConfig) -> None:
     where = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} threads of {device}"
     found = dict(preset=c.preset, device=where, torch=torch.__version__, dtype=str(bench.machine.dtype))
     found |= dict(B=B, P=P, S=S, matmul_gflops=round(rate / 1e9))
-    gradients = compiling.Gradients(bench.model, compiling.EAGER, bench.machine)
+    learn = bench.learner(coconut.forward)
     batches, rows = [bench.batch(B, K) for K in range(c.max_thoughts + 1)], []
     for K, batch in enumerate(batches):
-        step = bench.seconds(c.repeats, bench.step, gradients, batch)
+        step = bench.seconds(c.repeats, bench.step, learn, batch)
         rows.append({"thoughts": K, "step": step, "mfu": bench.flops(batch) / step / rate})
         print(", ".join(f"{name} {value:.4f}" for name, value in rows[-1].items()))
     reference = B / 4 * bench.seconds(1, bench.backward, coconut.forward_reference, bench.batch(4, c.max_thoughts))
     found |= dict(rows=rows, last_over_first=step / rows[0]["step"], reference_step=reference)
-    gradients = compiling.Gradients(bench.model, compiling.compiled(), bench.machine)
-    found["compiled_first"] = bench.seconds(c.repeats, bench.step, gradients, batches[0])
-    found["compiled_last"] = bench.seconds(c.repeats, bench.step, gradients, batches[-1])
+    learn = bench.learner(functools.partial(compiling.forward, phases=compiling.compiled()))
+    found["compiled_first"] = bench.seconds(c.repeats, bench.step, learn, batches[0])
+    found["compiled_last"] = bench.seconds(c.repeats, bench.step, learn, batches[-1])
     data.write_text(Path("results") / f"bench-{c.preset}-{device.type}.json", json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))
 

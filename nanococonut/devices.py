@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils._triton import has_triton
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -125,6 +126,17 @@ class Machine:
                 seconds[n] = timeit.timeit(work, number=4) / 4
         tqdm.write("seconds per step by CPU threads: " + ", ".join(f"{n}: {s:.3f}" for n, s in seconds.items()))
         return min(seconds, key=seconds.get)
+
+    @property
+    def replays(self) -> bool:
+        """Whether training steps are recorded as CUDA graphs: on one GPU, by one process."""
+        return self.device.type == "cuda" and self.n_processes == 1
+
+    def add_up_gradients(self, model: torch.nn.Module) -> None:
+        """Replaces each gradient by its sum over all processes, each of which has one for every parameter."""
+        if self.n_processes > 1:
+            gradients = [p.grad for p in model.parameters()]
+            vector_to_parameters(self.add_up(parameters_to_vector(gradients)), gradients)
 
     def add_up(self, x: Tensor) -> Tensor:
         """The sum of x over all processes."""

@@ -54,15 +54,11 @@ def make(model: GPT, c: TrainConfig) -> list[torch.optim.Optimizer]:
     return optimizers
 
 
-def update(model: GPT, optimizers: list, c: TrainConfig, factor: float) -> Tensor:
-    """One step of the optimizers at factor times their learning rates; returns the gradient norm before clipping."""
-    length = torch.nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip or math.inf)
+def set_rates(optimizers: list, c: TrainConfig, factor: float) -> None:
+    """Sets the learning rates of make()'s optimizers to factor times those of the settings."""
     for optimizer, rate in zip(optimizers, (c.lr, c.muon_lr), strict=False):  # without Muon there is one optimizer
         for group in optimizer.param_groups:
             group["lr"] = rate * factor
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return length
 
 
 def factor(n_behind: int, n_steps: int, c: TrainConfig) -> float:

@@ -106,15 +106,18 @@ def test_a_whole_training_step_never_waits_for_the_device(workspace):
     schedule = batching.Schedule(c, dataset.meta["longest"])
     problems = dataset.split("train")
     model = train.runs.starting_model(c, dataset, schedule.n_positions).cuda()
-    gradients = compiling.Gradients(model, compiling.EAGER, machine)
+    replay = compiling.Replay(lambda *part: train.losses(model, *part, coconut.forward, machine), model)
     held = optimizers.make(model, c)
     batch = batching.draw_batch(c, problems, schedule, dataset.special, 15)
     try:
         for mode in ("default", "error"):  # the first step sets things up
             torch.cuda.set_sync_debug_mode(mode)
             with warnings.catch_warnings():
-                train.accumulate(gradients, batch, c, machine)
-                optimizers.update(model, held, c, factor=1.0)
+                train.accumulate(model, batch, c, machine, replay=replay)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                for optimizer in held:
+                    optimizer.step()
+                    optimizer.zero_grad()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
