@@ -214,6 +214,26 @@ def generate(c: PrepareConfig) -> dict[str, list[dict]]:
     return splits
 
 
+def demand_effect(c: PrepareConfig) -> None:
+    """Raises UserError for an option that is typed and would change nothing."""
+    drawn = ["train", "valid", "test", "n_nodes", "min_hops", "max_hops", "hops", "fair"]
+    used = {"prosqa": set(drawn) - {"hops"}, "prontoqa": {"train", "valid", "test", "hops", "fair"}, "gsm8k": set()}
+    what, fits = (f"--source={c.source}", set()) if c.source else (c.task, used[c.task])
+    for name in drawn:
+        if name not in fits and getattr(c, name) != getattr(PrepareConfig, name):
+            raise config.UserError(f"--{name} has no effect on {what}: leave it out")
+    if c.vocabulary_of and c.tokenizer != PrepareConfig.tokenizer:
+        raise config.UserError("--vocabulary_of says which tokens are used: leave --tokenizer out")
+
+
+def identity(row: dict) -> str:
+    """What two problems have in common if they differ in the order of facts and options alone."""
+    if not graph.is_prosqa(row):
+        return row["question"]
+    *facts, asked = re.split(r"(?<=\.) ", row["question"])
+    return " ".join([*sorted(facts), *sorted(asked.rstrip("?").split())])
+
+
 def read_source(c: PrepareConfig) -> dict[str, list[dict]]:
     """The splits of --source: from a folder or base URL, or one file split 80/10/10 by the seed. Raises UserError."""
     if Path(c.source.partition("?")[0]).suffix.lower() in SUFFIXES or Path(c.source).is_file():
@@ -228,7 +248,7 @@ def read_source(c: PrepareConfig) -> dict[str, list[dict]]:
     unread = sorted({field for rows in splits.values() for field in reading.unread(rows)})
     if unread:
         print(f"not read: {', '.join(unread)}; a model reads question, context, steps and answer")
-    questions = {split: sorted(row["question"] for row in rows) for split, rows in splits.items()}
+    questions = {split: sorted(map(identity, rows)) for split, rows in splits.items()}
     for one, other in itertools.combinations(splits, 2):
         if questions[one] == questions[other]:
             raise config.UserError(f"{one} and {other} hold the same problems; give each split a file of its own")
@@ -244,9 +264,12 @@ def local(source: str, c: PrepareConfig) -> Path:
     if "://" in source:
         name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(source.partition("?")[0]).name)
         return data.fetch(source, data.folder_of("data", c.name or c.task) / "source" / name, "source")
-    if not Path(source).exists():
+    path, target = Path(source).expanduser(), data.folder_of("data", c.name or c.task)
+    if not path.exists():
         raise FileNotFoundError(f"cannot read {source}: no such file")
-    return Path(source)
+    if path.resolve().parent == target.resolve():
+        raise config.UserError(f"{source} lies in {target}, which would be replaced: choose another --name")
+    return path
 
 
 def file_of_split(c: PrepareConfig, split: str) -> Path:
@@ -258,6 +281,8 @@ def file_of_split(c: PrepareConfig, split: str) -> Path:
         stems.append(f"gsm_{split}")  # as in the paper's code
     if split == "valid":
         stems += ["validation", f"{c.task}_validation"]
+    if "://" not in c.source and not Path(c.source).expanduser().exists():
+        raise config.UserError(f"cannot read {c.source}: no such file or folder")
     base, mark, query = c.source.partition("?") if "://" in c.source else (c.source, "", "")
     for stem, suffix in itertools.product(stems, SUFFIXES):
         with contextlib.suppress(FileNotFoundError):
@@ -291,6 +316,7 @@ def main(c: PrepareConfig) -> None:
     config.demand(c, "hops", lambda n: 1 <= n <= n_hops, f"from 1 to {n_hops}: there are {len(KINDS)} concepts")
     config.demand(c, "min_hops", lambda n: 1 <= n <= c.max_hops, f"from 1 to --max_hops={c.max_hops}")
     data.folder_of("data", c.name or c.task)  # refuses a name that leads outside data/ before any work
+    demand_effect(c)
     splits = read_source(c) if c.source or c.task == "gsm8k" else generate(c)
     lengths = Counter(len(row["steps"]) for row in splits["train"])
     meta = {"task": c.task, "seed": c.seed, "tokenizer": c.tokenizer, "max_steps": max(lengths)}

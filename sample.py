@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nanococonut import answers, config, data, graph, probe, tokenizer
+from nanococonut import answers, config, data, graph, probe
 from nanococonut.curriculum import tokenize
 
 
@@ -25,24 +25,16 @@ def outline(row: dict, values, v: int) -> list[str]:
     return [f"  {line}", *(text for _, b in edges for text in outline(row, values, b))]
 
 
-def say_what_is_new(question: str, trained: dict) -> None:
-    """Prints which words of a question, or else which forms of known words, are no tokens of a run."""
-    if trained["tokenizer"] != "words":
-        return
-    pieces = tokenizer.pieces(question, trained["pattern"])
-    new = sorted({text for text in pieces if len(text.encode()) > 1} - set(trained["vocabulary"]))
-    known = {name for text in trained["vocabulary"] for name in tokenizer.names_in(text)}
-    words = sorted({name for text in new for name in tokenizer.names_in(text)} - known)
-    if words:
-        print(f"never seen in training, and read byte by byte: {', '.join(words)}\n")
-    elif new:
-        print(f"in a form never seen in training, and read byte by byte: {', '.join(map(repr, new))}\n")
+def is_utf8(text: str) -> bool:
+    """Whether a text that was typed could be read as UTF-8; Python keeps other bytes as lone surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def main(c: SampleConfig) -> None:
     run = answers.Run(c.run)
     remark, is_known = "", True
     if c.question:
+        config.demand(c, "question", is_utf8, "in UTF-8")
         row, remark = graph.solve(c.question)
         is_known = row is not None
         row = row or {"question": c.question, "steps": [], "answer": "?"}
@@ -58,7 +50,7 @@ def main(c: SampleConfig) -> None:
     print(f"{run.folder.name}: {about}\n{run.about}\n{row['question']}\n")
     if remark and run.data["task"] == "prosqa":
         print(f"{remark}\n")
-    say_what_is_new(row["question"], run.data)
+    run.say_what_is_new([row["question"]])
     (ids,) = run.answer([example], p)
     if p.n_thoughts:
         thoughts = run.thoughts(example, p.n_thoughts)  # computed again, this time to show them

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from nanococonut import coconut, devices, pretrained, tokenizer
 from nanococonut.config import UserError
 from nanococonut.curriculum import METHODS, Example, Plan, arrange, plan_of
-from nanococonut.data import Dataset, Split, is_right, same_problems
+from nanococonut.data import Dataset, Split, datasets_with, is_right, same_problems
 from nanococonut.model import GPT, GPTConfig
 from nanococonut.reading import read_json, read_rows
 from nanococonut.settings import MOST_POSITIONS, TrainConfig
@@ -31,11 +31,12 @@ class Run:
         if not file:
             names = [path.name for path in there]
             near = difflib.get_close_matches(name, names, n=5) or names
-            raise UserError(f"runs/{name} not found; there is: {', '.join(near) or 'none yet; run: python train.py'}")
-        is_run = (file.parent / "config.json").exists()
+            where = name if "/" in name else f"runs/{name}"
+            raise UserError(f"{where} not found; there is: {', '.join(near) or 'none yet; run: python train.py'}")
+        is_run = file.name in ("best.pt", "ckpt.pt")
         self.folder = file.parent if is_run else file.with_suffix("" if file.suffix else ".run")
         if is_run and file.name == "ckpt.pt" and not file.with_name("best.pt").exists():
-            print(f"{self.folder.name} was stopped before its first evaluation: using its ckpt.pt")
+            print(f"{self.folder.name} has no best.pt, which its first evaluation writes: using its ckpt.pt")
         state, model = load_state(file)
         self.about = state.get("about", "")  # where a model that is part of the project comes from
         self.stage, self.data = state["stage"], state["data"]
@@ -49,7 +50,7 @@ class Run:
 
     def split(self, name: str) -> Split:
         """A split of the data that the run was trained on. Raises UserError if the data has changed since."""
-        kept = self.folder.with_suffix(".json")  # models/NAME.json: a few problems, for where its data is not prepared
+        kept = Path(f"{self.folder}.json")  # models/NAME.json: a few problems, for where its data is not prepared
         there = Path("data", self.config["task"], "meta.json")
         prepared = read_json(there).get("sha256", {}) if there.exists() else {}
         if kept.exists() and not same_problems(prepared, self.data["sha256"]):
@@ -57,12 +58,15 @@ class Run:
                 raise UserError(f"{kept} has test problems alone; --split={name} needs the data it was trained on")
             if there.exists():
                 print(f"{there.parent} is other data than {self.folder} was trained on: asking from {kept}")
-            return Split(self.encoding, read_rows(kept))
-        dataset = Dataset(self.config["task"])
+            return Split(self.encoding, read_rows(kept), path=kept)
+        task = self.config["task"]
+        if self.data["sha256"] and not same_problems(prepared, self.data["sha256"]):
+            task = next(datasets_with(self.data["sha256"]), task)  # prepared under another name
+        dataset = Dataset(task)
         if self.data["sha256"]:  # unknown for checkpoints of other code bases
             dataset.demand_unchanged(str(self.folder), self.data)
         split = dataset.split(name)
-        return split if dataset.has_tokens_of(self.data) else Split(self.encoding, split.rows)
+        return split if dataset.has_tokens_of(self.data) else Split(self.encoding, split.rows, path=split.path)
 
     def plan_for(self, n_thoughts: int | None) -> Plan:
         """The run's own plan, or the same plan with another number of thoughts. Raises UserError."""
@@ -100,6 +104,20 @@ class Run:
             for said in says_end.tolist():
                 plans.append(self.plan_for(min(most, c * (said.index(True) + 1) if True in said else most)))
         return plans
+
+    def say_what_is_new(self, questions: list[str]) -> None:
+        """Prints which words of some questions, or else which forms of known words, are no tokens of the run."""
+        if self.data["tokenizer"] != "words":
+            return
+        known = set(self.data["vocabulary"])
+        pieces = {piece for text in questions for piece in tokenizer.pieces(text, self.data["pattern"])}
+        new = sorted(piece for piece in pieces - known if len(piece.encode()) > 1)
+        names = {name for piece in known for name in tokenizer.names_in(piece)}
+        words = sorted({name for piece in new for name in tokenizer.names_in(piece)} - names)
+        shown, what = (words, "never seen") if words else (list(map(repr, new)), "in a form never seen")
+        if shown:
+            more = f" and {len(shown) - 8} others" if len(shown) > 8 else ""
+            print(f"{what} in training, and read byte by byte: {', '.join(shown[:8])}{more}")
 
     def answer_each(self, examples: list[Example], plans: list[Plan], change=None) -> list[list[int]]:
         """answer() where each example has its own plan."""
@@ -151,7 +169,7 @@ def demand_room(model: GPT, need: int) -> None:
     if need > MOST_POSITIONS:
         raise UserError(f"{need} tokens, but {has} positions, and {MOST_POSITIONS} are the most that a model can have")
     if need > has:
-        raise UserError(f"{need} tokens, but {has} positions: train with --block_size={need}")
+        raise UserError(f"{need} tokens, but {has} positions: ask for less, or train with --block_size={need}")
 
 
 def token_bytes(encoding, i: int) -> bytes:
@@ -194,12 +212,11 @@ def accuracy(model: GPT, split: Split, plan: Plan, special, max_new_tokens: int,
 
 def named(name: str) -> Path | None:
     """The checkpoint that a name means, a run's or a file's name or path; None if there is none. Raises UserError."""
-    for path in (Path("runs") / name, Path(name)):
-        is_run = (path / "config.json").exists()
-        for file in (path / "best.pt", path / "ckpt.pt") if is_run else (path,):
+    for path in (Path("runs") / name, Path(name), SHIPPED.parents[1] / name):
+        for file in (path / "best.pt", path / "ckpt.pt", path):
             if file.is_file():
                 return file
-        if is_run:
+        if (path / "config.json").exists():
             raise UserError(f"{path} has no checkpoint yet: wait for one, or repeat its command with --resume=true")
     return None
 

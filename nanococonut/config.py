@@ -68,7 +68,8 @@ def parse(config_class, argv, presets=None, choices=None):
         elif not equals:
             text = next(words, "--")  # the word that follows, as in --lr 3e-4
             if text.startswith("--"):
-                raise UserError(f"--{name} needs a value, like --{name}={written(fields[name].default)}")
+                example = "true" if fields[name].type is bool else written(fields[name].default)
+                raise UserError(f"--{name} needs a value, like --{name}={example}")
         if name in given:
             raise UserError(f"--{name} is given twice")
         given[name] = value_of(name, text, fields[name].type)

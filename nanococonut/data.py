@@ -188,8 +188,10 @@ class Group(NamedTuple):
 class Split:
     """The examples of one file as token ids: as written, or augmented where the words tell a graph."""
 
-    def __init__(self, encoding, rows: list[dict], arrays: dict[str, np.ndarray] | None = None):
-        self.encoding, self.rows = encoding, rows
+    def __init__(
+        self, encoding, rows: list[dict], arrays: dict[str, np.ndarray] | None = None, path: Path | None = None
+    ):
+        self.encoding, self.rows, self.path = encoding, rows, path  # path: the file of the rows, if there is one
         arrays = arrays or tokenized(encoding, rows)
         self.tokens, self.texts, self.begins = arrays["tokens"], arrays["texts"].tolist(), arrays["rows"].tolist()
         self.lengths = np.diff(arrays["texts"])[arrays["rows"][:-1]].tolist()  # of the questions
@@ -281,6 +283,17 @@ def same_problems(sha256: dict[str, str], other: dict[str, str]) -> bool:
     return all(sha256.get(file) == other.get(file) for file in files)
 
 
+def datasets_with(sha256: dict[str, str]):
+    """The names of the data sets under data/ that have the problems with these checksums."""
+    for path in sorted(Path("data").glob("*/meta.json")):
+        try:
+            its = read_json(path).get("sha256", {})
+        except (UserError, AttributeError):  # a damaged one
+            continue
+        if same_problems(its, sha256):
+            yield path.parent.name
+
+
 class Dataset:
     """The data set data/<name>/: its meta, encoding and special ids. Its splits are read on demand."""
 
@@ -289,7 +302,9 @@ class Dataset:
         if not (self.folder / "meta.json").exists():
             task = next((task for task in TASKS if name.startswith(task)), "prosqa")
             task += f" --name={name}" if name != task else ""
-            raise UserError(f"{self.folder} not found; run: python prepare.py {task}{OPTIONS.get(name, '')}")
+            there = ", ".join(path.parent.name for path in sorted(Path("data").glob("*/meta.json")))
+            there = f"there is: {there}; or run" if there else "run"
+            raise UserError(f"{self.folder} not found; {there}: python prepare.py {task}{OPTIONS.get(name, '')}")
         self.meta = read_json(self.folder / "meta.json")
         try:
             self.encoding = tokenizer.load(*(self.meta[key] for key in ("tokenizer", "vocabulary", "pattern")))
@@ -319,4 +334,4 @@ class Dataset:
                 raise UserError(f"{self.folder}/{file} is not as it was prepared (checksum); prepare the data again")
         rows = read_rows(self.folder / f"{name}.json")
         with np.load(self.folder / f"{name}.npz", allow_pickle=False) as file:
-            return Split(self.encoding, rows, dict(file))
+            return Split(self.encoding, rows, dict(file), self.folder / f"{name}.json")

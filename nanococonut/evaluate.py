@@ -161,22 +161,24 @@ def main(c: EvaluateConfig) -> None:
         raise config.UserError("--latent=auto goes with the thoughts themselves: leave --intervene out")
     run = answers.Run(c.run, c.device)
     examples = data.Split(run.encoding, data.read_rows(Path(c.data))) if c.data else run.split(c.split)
-    prepared = Path("data", run.config["task"], f"{c.split}.json")
-    name, results = c.data or str(prepared if prepared.exists() else run.folder.with_suffix(".json")), []
+    name, results = c.data or str(examples.path), []
     rows, pairs = examples.rows, twins(examples.rows)
     n_told = sum(graph.is_prosqa(row) or ontology.read(row) is not None for row in rows)
     unread = reading.unread(rows)
     if unread:
         print(f"{name}: not read: {', '.join(unread)}")
+    run.say_what_is_new([row["question"] for row in rows])
     without, without_both = rules([(row,) for row in rows]), rules(pairs)
     asked = [latent.strip() for latent in c.latent.split(",")]
     # If the most thoughts do not fit, nothing is printed.
     most_first = sorted(asked, key=lambda latent: int(latent) if latent.isdecimal() else math.inf, reverse=True)
     measured = {latent: measure(run, examples, latent, c.intervene) for latent in most_first}
     print(f"{run.folder.name} ({run.config['method']}, stage {run.stage}) on {name}, {len(rows)} questions")
-    if 0 < n_told < len(rows):
-        n_odd = len(rows) - n_told
-        print(f"  {n_odd} of {len(rows)} tell no graph in words that are known: no rules, verdicts and twins of them")
+    if n_told < len(rows) and (n_told or run.data["task"] == "prosqa"):
+        first = next(row for row in rows if not graph.is_prosqa(row) and not ontology.read(row))
+        why = f"; the first: {graph.why_untold(first)}" if run.data["task"] == "prosqa" else ""
+        about = f"{len(rows) - n_told} of {len(rows)} tell no graph in words that are known"
+        print(f"  {about}: no rules, verdicts and twins of them{why}")
     for rule, share in without.items():
         both = f"question and twin both right {without_both[rule]:.1%}, accuracy " if pairs else ""
         print(f"  without a model, {rule}: {both}{share:.1%}")

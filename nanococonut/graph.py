@@ -84,7 +84,7 @@ def told_by(question: str) -> dict | None:
     edges = [[number[match[1]], number[match[2]]] for match in found]
     if facts != [fact(names, *edge) for edge in edges] or any(is_person(names[b]) for _, b in edges):
         return None
-    if any(name not in number for name in asks.groups()):
+    if any(name not in number for name in asks.groups()) or not is_person(asks[1]):
         return None
     root, *options = map(number.get, asks.groups())
     return dict(idx_to_symbol=names, edges=edges, root=root, options=options)
@@ -112,11 +112,27 @@ def why_untold(row: dict) -> str:
     odd = next((text for text in facts if not FACT.fullmatch(text)), "")
     if odd:
         return f"{odd[:80]!r} is no fact like 'Tom is a lempus.' or 'Every lempus is a rempus.'"
-    if not ASKED.fullmatch(asked):
+    asks = ASKED.fullmatch(asked)
+    if not asks:
         return f"{asked[:80]!r} is no question like 'Is Tom a lempus or rempus?'"
+    subjects = [FACT.fullmatch(text)[1] for text in facts]
+    objects = [FACT.fullmatch(text)[2] for text in facts]
+    if not is_person(asks[1]):
+        return f"it asks about {asks[1]!r}, but a person's name begins with a capital letter"
+    unnamed = [name for name in asks.groups() if name not in subjects + objects]
+    if unnamed:
+        return f"no fact names {unnamed[0]!r}"
+    for text, name in zip(facts, subjects, strict=True):
+        if text.startswith("Every ") == is_person(name):
+            return f"{text[:80]!r}: facts about a person begin with the name, and all others with 'Every'"
+    named_as_person = [name for name in objects if is_person(name)]
+    if named_as_person:
+        return f"{named_as_person[0]!r} is what somebody is, but begins with a capital letter as a person does"
     solved, reason = solve(row["question"])
     if not solved:
         return reason
+    if not row["steps"]:
+        return "it has no steps"
     if row["answer"] != solved["answer"]:
         return f"the answer is {row['answer'][:80]!r}, but by its facts {solved['answer']!r}"
     return "its steps are no chain of its facts that leads to the answer"
@@ -124,10 +140,10 @@ def why_untold(row: dict) -> str:
 
 def solve(question: str) -> tuple[dict | None, str]:
     """The problem of a typed question, with a shortest chain and the answer; or None, and why it has none."""
+    question = " ".join(question.split())
     told = told_by(question)
     if not told:
-        about = "facts like 'Every lempus is a rempus.', and then 'Is Tom a lempus or rempus?'"
-        return None, f"it is not in ProsQA's words, so its answer is not checked: {about}"
+        return None, f"it is not in ProsQA's words, so its answer is not checked: {why_untold({'question': question})}"
     names, root, options = told["idx_to_symbol"], told["root"], told.pop("options")
     reached = distances(told["edges"], root)
     true = [v for v in options if v in reached]

@@ -24,11 +24,20 @@ def append(path: Path, step: int, stage: int, split: str, metrics: dict[str, flo
         file.writelines(f"{step},{stage},{split},{metric},{value:.6g}\n" for metric, value in metrics.items())
 
 
+def whole_lines(path: Path) -> list[re.Match]:
+    """The lines of a log.csv, if there is one, that are not damaged."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
+    return [match for match in map(LINE.fullmatch, lines) if match]
+
+
 def cut(path: Path, step: int) -> None:
     """Makes log.csv, or removes its damaged lines and the lines after a step, which a resumed run writes again."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
-    whole = [match for match in map(LINE.fullmatch, lines) if match]
-    data.write_text(path, HEADER + "".join(match[0] for match in whole if int(match[1]) <= step))
+    data.write_text(path, HEADER + "".join(match[0] for match in whole_lines(path) if int(match[1]) <= step))
+
+
+def last_step(path: Path) -> int:
+    """The last step in a log.csv; 0 if there is none."""
+    return max((int(match[1]) for match in whole_lines(path)), default=0)
 
 
 def read(path: Path) -> dict[tuple[str, str], list[tuple[int, int, float]]]:

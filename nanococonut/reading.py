@@ -25,7 +25,7 @@ SHORT = reprlib.Repr()  # shortens wrong values in error messages
 SHORT.maxstring = SHORT.maxother = 60
 CONTEXTS = ("facts", "passage", "context")  # fields of other files that hold what a question is about
 PACKED = {  # how a file begins that is no text, and what to do with it
-    b"PAR1": "a Parquet file; convert it to JSON lines, as with pandas.read_parquet(...).to_json(..., lines=True)",
+    b"PAR1": "a Parquet file; make JSON lines of it, as by pandas' to_json(..., orient='records', lines=True)",
     b"\x1f\x8b": "compressed; unpack it with gunzip",
     b"BZh": "compressed; unpack it with bunzip2",
     b"\xfd7zXZ": "compressed; unpack it with unxz",
@@ -41,6 +41,7 @@ def read_text(path: Path) -> str:
     try:
         content = path.read_bytes()
         packed = next((name for mark, name in PACKED.items() if content.startswith(mark)), "")
+        packed = "a file of tokens; the problems are in the .json beside it" if path.suffix == ".npz" else packed
         if packed:
             raise ValueError(f"it is {packed}")
         if content[:2] in (b"\xff\xfe", b"\xfe\xff") or content[:2].count(0) == 1:
@@ -67,14 +68,15 @@ def read_json(path: Path):
         if "\\ud" in text.lower():  # a lone surrogate is not a character and becomes U+FFFD
             value = json.loads(re.sub("[\ud800-\udfff]", "\ufffd", json.dumps(value, ensure_ascii=False)))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a JSON file ({error})") from None
+        table = ": a table has to become JSON lines first" if path.suffix.lower() in (".csv", ".tsv") else ""
+        raise UserError(f"{path} is not a JSON file{table} ({error})") from None
     return value
 
 
 def read_rows(path: Path) -> list[dict]:
     """The problems of a file in any of the formats above. Raises UserError with the number of the row and its fault."""
     text = read_text(path)
-    if path.suffix == ".txt" and not text.lstrip().startswith(("[", "{")):
+    if path.suffix.lower() == ".txt" and not text.lstrip().startswith(("[", "{")):
         unit, first = "line {}: expected question||<<step>> <<step>> #### answer; ", 1
         lines = text.rstrip().split("\n")
         for number, line in enumerate(lines, start=first):
@@ -85,7 +87,7 @@ def read_rows(path: Path) -> list[dict]:
     else:
         unit, first = "row {}: ", 0
         rows = [problem(row) for row in rows_in(read_json(path), path)]
-        if all(isinstance(row, dict) and "steps" not in row for row in rows):  # prepare says what they are good for
+        if all(map(lacks_steps_alone, rows)):  # prepare says what they are good for
             rows = [row | {"steps": []} for row in rows]
     for number, row in enumerate(rows, start=first):
         if wrong := fault(row):
@@ -96,8 +98,26 @@ def read_rows(path: Path) -> list[dict]:
 def unread(rows: list[dict]) -> list[str]:
     """The fields of rows that hold text which no model gets to read."""
     known = {"question", "steps", "answer", *graph.FIELDS}
-    found = {field for row in rows for field, value in row.items() if isinstance(value, str) and value.strip()}
-    return sorted(found - known)
+    found = {field for row in rows for field, value in row.items() if field not in known and any(texts_in(value))}
+    return sorted(found)
+
+
+def lacks_steps_alone(row) -> bool:
+    """Whether steps are all that a row lacks."""
+    return isinstance(row, dict) and "steps" not in row and "question" in row and "answer" in row
+
+
+def texts_in(value) -> list[str]:
+    """The texts in a value of JSON that are not blank, however deep."""
+    if isinstance(value, str):
+        return [value] if value.strip() else []
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for one in inside for text in texts_in(one)]
+
+
+def only_texts(value) -> bool:
+    """Whether a value is a text, or a list of such values."""
+    return isinstance(value, str) or (isinstance(value, list) and all(map(only_texts, value)))
 
 
 def rows_in(value, path: Path) -> list:
@@ -124,7 +144,7 @@ def problem(row):
     row = dict(row)
     for field in CONTEXTS:  # facts beside the question are read before it
         facts, question = row.get(field), row.get("question")
-        facts = " ".join(facts) if isinstance(facts, list) and all(isinstance(x, str) for x in facts) else facts
+        facts = " ".join(texts_in(facts)) if only_texts(facts) else facts
         if isinstance(facts, str) and isinstance(question, str):
             row["question"] = question if facts in question else f"{facts.strip()} {question}"
             del row[field]

@@ -31,6 +31,7 @@ from nanococonut.config import UserError, written
 from nanococonut.curriculum import METHODS, Plan
 from nanococonut.data import Dataset, Split, folder_of, write_atomically, write_text
 from nanococonut.model import GPT, GPTConfig
+from nanococonut.reading import read_json
 from nanococonut.settings import TrainConfig
 
 FREE = "preset name resume threads compile log_every eval_every save_every".split()  # may change on resuming
@@ -44,8 +45,16 @@ def open_run(c: TrainConfig, dataset: Dataset) -> tuple[Path, dict | None]:
     folder = folder_of("runs", c.name or f"{c.task}-{c.method}")
     if c.resume:
         if not (folder / "config.json").exists():
-            raise UserError(f"{folder} not found: nothing to resume; leave --resume out, or give the run's --name")
-        return folder, load_same(folder / "ckpt.pt", c, dataset) if (folder / "ckpt.pt").exists() else None
+            missing = "has no config.json" if folder.exists() else "not found"
+            raise UserError(f"{folder} {missing}: nothing to resume; leave --resume out, or give the run's --name")
+        if (folder / "ckpt.pt").exists():
+            return folder, load_same(folder / "ckpt.pt", c, dataset)
+        demand_same(folder, asdict(TrainConfig()) | read_json(folder / "config.json"), c)
+        first_save = min(next(n for n in c.schedule if n), c.save_every)
+        if log.last_step(folder / "log.csv") > first_save:
+            about = f"{folder} has lost its ckpt.pt, so it cannot go on"
+            raise UserError(f"{about}; its weights can start another run: --init_from={folder.name}")
+        return folder, None  # it was stopped before it saved anything, and begins again
     if folder.exists() and not c.name:
         folder = next(f for n in itertools.count(2) if not (f := Path(f"{folder}-{n}")).exists())
     if folder.exists() and (not folder.is_dir() or any(folder.glob("*.json")) or any(folder.glob("*.pt"))):
@@ -69,21 +78,26 @@ def lock(folder: Path) -> int | None:
 
 def load_same(path: Path, c: TrainConfig, dataset: Dataset) -> dict:
     """A checkpoint. Raises UserError if its settings or data differ; a setting that it lacks had its default."""
-    (state, _), asked = load_state(path), asdict(c) | {"stage_steps": c.schedule}
-    before = asdict(TrainConfig()) | state["config"]  # may have options that are gone: fine if they were 0
-    differ = [k for k in before if k not in FREE and asked.get(k, 0) != before[k]]
-    if differ:
-        had = " ".join(f"--{k}={written(before[k])}" for k in differ)
-        raise UserError(f"{path.parent} was trained with {had}: it goes on with its own settings only, else delete it")
+    state, _ = load_state(path)
+    demand_same(path.parent, asdict(TrainConfig()) | state["config"], c)
     dataset.demand_unchanged(str(path.parent), state["data"])
     if not dataset.has_tokens_of(state["data"]):
         raise UserError(f"{dataset.folder} has other tokens than {path.parent}; {how_to_keep(path)}")
     return state
 
 
+def demand_same(folder: Path, before: dict, c: TrainConfig) -> None:
+    """Raises UserError if a run had other settings than those typed; options that are gone are fine if they were 0."""
+    asked = asdict(c) | {"stage_steps": c.schedule}
+    differ = [k for k in before if k not in FREE and asked.get(k, 0) != before[k]]
+    if differ:
+        had = " ".join(f"--{k}={written(before[k])}" for k in differ)
+        raise UserError(f"{folder} was trained with {had}: it goes on with its own settings only, else delete it")
+
+
 def how_to_keep(file: Path) -> str:
     """What to type for data in the tokens of a checkpoint."""
-    return f"prepare it with --vocabulary_of={file}"
+    return f"prepare it again with --vocabulary_of={file}"
 
 
 def starting_model(c: TrainConfig, dataset: Dataset, n_positions: int) -> GPT:

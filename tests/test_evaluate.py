@@ -172,7 +172,7 @@ def test_a_run_is_measured_with_twins(workspace, capsys):
     capsys.readouterr()
     evaluate.main(evaluate.EvaluateConfig())
     printed = capsys.readouterr().out.splitlines()
-    assert printed[1] == "  without a model, chance: question and twin both right 25.0%, accuracy 50.0%"
+    assert "  without a model, chance: question and twin both right 25.0%, accuracy 50.0%" in printed
     assert any("thoughts: question and twin both right" in line for line in printed)
     line = json.loads(printed[-1])
     assert line["chance_both"] == 0.25 and line["shortcuts_both"].keys() == line["shortcuts"].keys()

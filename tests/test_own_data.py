@@ -12,7 +12,7 @@ import pytest
 import prepare
 import sample
 import train
-from nanococonut import answers, config, data, evaluate, graph
+from nanococonut import answers, config, data, evaluate, graph, reading
 from nanococonut.config import UserError
 from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
@@ -128,7 +128,9 @@ def test_the_shipped_model_is_trained_on_with_ones_own_problems(workspace, capsy
     model = str(ROOT / "models/prosqa.pt")
     write("mine.json", chains(200, prepare.CONCEPTS[:12], prepare.PERSONS[:5]))
     run("prosqa", "--source=mine.json", "--name=mine")
-    with pytest.raises(UserError, match=r"has another vocabulary than data/mine; prepare it with --vocabulary_of="):
+    with pytest.raises(
+        UserError, match=r"has another vocabulary than data/mine; prepare it again with --vocabulary_of="
+    ):
         trained("--task=mine", "--name=tuned", f"--init_from={model}")
     run("prosqa", "--source=mine.json", "--name=mine", f"--vocabulary_of={model}")
     assert data.Dataset("mine").encoding.n_vocab == answers.Run(model).encoding.n_vocab
@@ -155,7 +157,7 @@ def test_a_run_keeps_its_own_tokens_when_its_data_are_prepared_again(workspace):
     assert [split.example(i) for i in range(4)] == before
     assert [data.Dataset("prosqa").split("test").example(i) for i in range(4)] != before
     with pytest.raises(
-        UserError, match=r"data/prosqa has other tokens than runs/run; prepare it with --vocabulary_of=runs/run"
+        UserError, match=r"data/prosqa has other tokens than runs/run; prepare it again with --vocabulary_of=runs/run"
     ):
         trained("--name=run", "--stage_steps=1", "--resume=true")
 
@@ -167,7 +169,13 @@ def test_a_run_keeps_its_own_tokens_when_its_data_are_prepared_again(workspace):
             "Tom is a lempus. Max is a impus. Every impus is a rempus. Is Max a rempus or lempus?",
             "right; the chain is: Max",
         ),
-        ("Tom is a lempus. Max is a lempus. Is Tom a lempus or impus?", "not in ProsQA's words"),
+        ("Tom is a lempus. Max is a lempus. Is Tom a lempus or impus?", "no fact names 'impus'"),
+        ("Tom  is a lempus. Max is a impus.  Is Tom a lempus or impus?", "right; the chain is: Tom is a lempus."),
+        (
+            "tom is a lempus. Max is a impus. Is tom a lempus or impus?",
+            "'tom', but a person's name begins",
+        ),
+        ("Every Tom is a lempus. Max is a impus. Is Tom a lempus or impus?", "'Every Tom is a lempus.': facts about a"),
         (
             "Tom is a lempus. Max is a impus. Every impus is a lempus. Is Max a lempus or impus?",
             "Max reaches both options",
@@ -187,3 +195,141 @@ def test_a_typed_question(workspace, capsys, question, said):
     shown = capsys.readouterr().out
     assert said in shown
     assert ("stands on the chain" in shown) == ("; the chain is: " in shown)
+
+
+def no_checkpoint():
+    run("prosqa", "--train=20", "--valid=4", "--test=4")
+    trained("--name=run", "--stage_steps=4")
+
+
+def test_a_run_that_lost_its_checkpoint_is_not_begun_again(workspace):
+    no_checkpoint()
+    Path("runs/run/ckpt.pt").unlink()
+    before = {path: path.read_bytes() for path in Path("runs/run").iterdir()}
+    with pytest.raises(UserError, match=r"runs/run has lost its ckpt.pt, .* --init_from=run"):
+        trained("--name=run", "--stage_steps=4", "--resume=true")
+    with pytest.raises(UserError, match=r"runs/run was trained with --lr="):
+        trained("--name=run", "--stage_steps=4", "--resume=true", "--lr=0.5")
+    assert {path: path.read_bytes() for path in Path("runs/run").iterdir()} == before
+    trained("--name=other", "--stage_steps=4", "--init_from=run")
+
+
+def test_a_folder_with_a_checkpoint_alone_is_a_run(workspace):
+    no_checkpoint()
+    Path("runs/run/best.pt").rename("best.pt")
+    Path("runs/alone").mkdir()
+    Path("best.pt").rename("runs/alone/best.pt")
+    assert answers.Run("alone").folder == Path("runs/alone")
+    with pytest.raises(UserError, match=r"runs/alone has no config\.json: nothing to resume"):
+        trained("--name=alone", "--stage_steps=4", "--resume=true")
+
+
+def test_data_under_another_name_are_found_by_their_problems(workspace):
+    no_checkpoint()
+    Path("data/prosqa").rename("data/mine")
+    assert str(answers.Run("run").split("test").path) == "data/mine/test.json"
+    run("prosqa", "--train=30", "--valid=4", "--test=4")
+    assert str(answers.Run("run").split("test").path) == "data/mine/test.json"
+
+
+def test_a_model_with_a_dot_in_its_name_has_no_other_models_questions(workspace):
+    no_checkpoint()
+    Path("runs/run/best.pt").rename("prosqa.mine.pt")
+    Path("prosqa.json").write_text((ROOT / "models/prosqa.json").read_text(encoding="utf-8"), encoding="utf-8")
+    assert str(answers.Run("prosqa.mine.pt").split("test").path) == "data/prosqa/test.json"
+
+
+def test_the_shipped_model_is_found_from_anywhere_and_says_what_it_was_asked(workspace, capsys):
+    run("prosqa", "--train=20", "--valid=4", "--test=4")  # other data under its name
+    capsys.readouterr()
+    evaluate.main(evaluate.EvaluateConfig(run="models/prosqa.pt"))
+    said = capsys.readouterr().out
+    assert f"on {ROOT}/models/prosqa.json, 20 questions" in said
+    assert json.loads(said.splitlines()[-1])["data"] == f"{ROOT}/models/prosqa.json"
+
+
+CHANGES = {
+    "no rules, verdicts and twins of them; the first: the answer is": lambda row: {"answer": row["answer"].rstrip(".")},
+    "in a form never seen in training": lambda row: {"question": row["question"].replace(" is a ", " is an ", 1)},
+    "never seen in training, and read byte by byte: ": lambda row: {
+        "question": row["question"].replace("pus", "wug", 2)
+    },
+    "not read: story": lambda row: {"story": [["Tom is a lempus."]]},
+    "not read: context": lambda row: {"context": {"facts": "Tom is a lempus."}},
+}
+
+
+@pytest.mark.parametrize("said", CHANGES)
+def test_evaluate_says_what_the_model_cannot_use(workspace, capsys, said):
+    rows = json.loads((ROOT / "models/prosqa.json").read_text(encoding="utf-8"))
+    write("mine.json", [row | CHANGES[said](row) for row in rows])
+    evaluate.main(evaluate.EvaluateConfig(run="models/prosqa.pt", data="mine.json"))
+    assert said in capsys.readouterr().out
+
+
+def test_facts_in_a_nested_list_are_joined():
+    row = {"context": [["A", ["Tom is a lempus.", "Max is a impus."]]], "question": "Is Tom a lempus or impus?"}
+    assert reading.problem(row) == {"question": "A Tom is a lempus. Max is a impus. Is Tom a lempus or impus?"}
+
+
+def test_the_same_problem_in_another_order_is_no_new_one(workspace, capsys):
+    rng, rows = random.Random(0), []
+    for row in chains(8, prepare.CONCEPTS, prepare.PERSONS):
+        *facts, asked = row["question"].replace(". ", ".\t").split("\t")
+        rows += [row | {"question": " ".join([*rng.sample(facts, len(facts)), asked])} for _ in range(3)]
+    write("mine.json", rows)
+    run("prosqa", "--source=mine.json")
+    assert "questions of valid or test also occur in an earlier split" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["prosqa", "--source=mine.json", "--train=4"],
+        ["prosqa", "--source=mine.json", "--fair=true"],
+        ["prosqa", "--hops=2"],
+        ["prontoqa", "--n_nodes=9"],
+        ["prosqa", "--vocabulary_of=x", "--tokenizer=gpt2"],
+    ],
+)
+def test_an_option_without_an_effect_is_refused(workspace, words):
+    with pytest.raises(UserError, match=r"leave --[a-z_]+ out|leave it out"):
+        run(*words)
+    assert not Path("data").exists()
+
+
+def test_data_are_not_prepared_over_their_own_source(workspace):
+    run("prosqa", "--train=20", "--valid=4", "--test=4")
+    for source in ("data/prosqa/train.json", "data/prosqa"):
+        with pytest.raises(UserError, match="which would be replaced: choose another --name"):
+            run("prosqa", f"--source={source}")
+
+
+def test_a_taxonomy_without_persons_is_prepared_and_says_why_it_is_not_augmented(workspace, capsys):
+    row = {"question": "Every ka is a kb. Every kd is a ke. Is ka a kb or ke?", "steps": ["Every ka is a kb."]}
+    write("mine.json", [row | {"answer": "Every ka is a kb."}] * 12)
+    run("prosqa", "--source=mine.json")
+    assert "it asks about 'ka', but a person's name begins with a capital letter" in capsys.readouterr().out
+
+
+def test_a_typed_question_that_is_not_utf8(workspace):
+    with pytest.raises(UserError, match="should be in UTF-8"):
+        sampled("models/prosqa.pt", "--question=Zo\udceb is a lempus.")
+
+
+def test_an_option_that_is_true_or_false_shows_the_value_that_does_something():
+    with pytest.raises(UserError, match="--resume needs a value, like --resume=true"):
+        config.parse(TrainConfig, ["smoke", "--resume"], PRESETS, CHOICES)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("mine.csv", b"question,answer\n1,2\n", "a table has to become JSON lines"),
+        ("a.npz", b"PK\x03\x04", "a file of tokens"),
+    ],
+)
+def test_files_of_another_kind(workspace, name, content, said):
+    Path(name).write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        reading.read_rows(Path(name))

@@ -341,7 +341,7 @@ def test_bad_files_are_named(workspace, content, message):
     "words, message",
     [
         (["nope"], "unknown task 'nope', choose from prosqa"),
-        (["--source=missing"], "missing has no train nor prosqa_train"),
+        (["--source=missing"], "cannot read missing: no such file or folder"),
         (["--source=missing.json"], "cannot read missing.json"),
         (["--source=http://example.com/x.json"], "only https addresses"),
         (["--name=../x"], "is not a name for data/"),

@@ -233,7 +233,7 @@ def test_mistakes(task, released, monkeypatch):
     with pytest.raises(UserError, match="needs data in GPT-2's tokens; prepare it with --tokenizer=gpt2"):
         trained("--init_from=gpt2", "--task=words")
     with pytest.raises(
-        UserError, match=r"weights.bin has another vocabulary than data/words; prepare it with --vocabulary_of="
+        UserError, match=r"weights.bin has another vocabulary than data/words; prepare it again with --vocabulary_of="
     ):
         trained("--init_from=weights.bin", "--task=words")
     trained("--init_from=weights.bin", "--name=a", "--stage_steps=1")

@@ -115,7 +115,7 @@ def test_what_was_read_once_reads_the_same_again(tmp_path):
         (json.dumps({"data": {"data": 3}}).encode(), "should hold a list of problems"),
         (json.dumps({"data": {"question": ["a", "b"]}}).encode(), "row 0: question is ['a', 'b'], not a text"),
         (json.dumps([3]).encode(), "row 0: it is 3, not a problem"),
-        (json.dumps([{"q": "a"}]).encode(), "row 0: it has no question; its fields are ['q', 'steps']"),
+        (json.dumps([{"q": "a"}]).encode(), "row 0: it has no question; its fields are ['q']"),
         (json.dumps([ROWS[0] | {"question": 3}]).encode(), "row 0: question is 3, not a text"),
         (json.dumps([*ROWS, ROWS[0] | {"steps": None}]).encode(), "row 30: steps is None, not a list of texts"),
         (json.dumps([ROWS[0] | {"steps": ["a", 2]}]).encode(), "row 0: step 2 is 2, not a text"),
@@ -551,7 +551,7 @@ def test_a_line_of_gsm8k_has_one_bar_and_a_mark(workspace, line, found):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"PAR1\x15\x04", "is a Parquet file; convert it to JSON lines"),
+        (b"PAR1\x15\x04", "is a Parquet file; make JSON lines of it"),
         (gzip.compress(b"[]"), "compressed; unpack it with gunzip"),
         (bz2.compress(b"[]"), "compressed; unpack it with bunzip2"),
         (lzma.compress(b"[]"), "compressed; unpack it with unxz"),

@@ -268,7 +268,7 @@ def test_another_error_is_not_about_memory():
 
 
 def test_two_processes_go_on_as_one_would(workspace):
-    """DistributedDataParallel over gloo: a run begun by one process and resumed by two, through the latent stages."""
+    """Gradients added up over gloo: a run begun by one process and resumed by two, through the latent stages."""
     prepared()
     words = ["smoke", "--stage_steps=4,4,4", "--log_every=1", "--micro_batch_size=3", "--grad_clip=1"]
     # 5 graphs: one process has 3 of them in 3 parts, and the other one 2

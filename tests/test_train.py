@@ -91,7 +91,7 @@ def test_the_number_of_thoughts_is_the_checkpoints_and_latent_overrides_it(works
     assert [r["latent"] for r in answered(capsys, "a")["results"]] == [4]
     assert [r["latent"] for r in answered(capsys, "a", "--latent=0,2,4")["results"]] == [0, 2, 4]
     capsys.readouterr()
-    with pytest.raises(UserError, match=r"\d+ tokens, but \d+ positions: train with --block_size="):
+    with pytest.raises(UserError, match=r"\d+ tokens, but \d+ positions: ask for less, or train with --block_size="):
         evaluate.main(evaluate.EvaluateConfig("a", latent="0,1,900"))
     assert capsys.readouterr().out == "", "refused before anything is printed"
     evaluate.main(evaluate.EvaluateConfig("a", latent="1"))
@@ -176,7 +176,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(workspace, monkeypatch, capsys)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--task=nothing"], "data/nothing not found; run: python prepare.py prosqa --name=nothing"),
+        (
+            ["--task=nothing"],
+            "data/nothing not found; there is: prosqa; or run: python prepare.py prosqa --name=nothing",
+        ),
         (["--task=../x"], "is not a name for data/"),
         (["--name=a/b"], "is not a name for runs/"),
         (["--block_size=16"], "--block_size=16 is too short"),
@@ -252,7 +255,7 @@ def test_a_thought_in_place_says_the_next_word(workspace, capsys):
     assert n_right > 0.9 * len(examples)
     log_rows = read_csv(Path("runs/run/log.csv"))
     following = [float(r["value"]) for r in log_rows if r["metric"] == "next_word_loss"]
-    assert following[-1] < 0.5 < 2 < following[0], "on graphs of two chains"
+    assert following[-1] < 0.8 < 2 < following[0], "on small graphs"
 
 
 def test_thinking_ends_when_the_head_says_so(workspace, monkeypatch):
@@ -268,7 +271,7 @@ def test_thinking_ends_when_the_head_says_so(workspace, monkeypatch):
         here.setattr(run, "states", lambda rows, n: said[:, : n + 1])
         here.setattr(run.model, "logits", lambda states: states)
         assert [plan.n_thoughts for plan in run.plans_for(examples, "auto")] == [6, 2, 12], "at most twice as many"
-    with pytest.raises(UserError, match=r"\d+ tokens, but \d+ positions: train with --block_size="):
+    with pytest.raises(UserError, match=r"\d+ tokens, but \d+ positions: ask for less, or train with --block_size="):
         run.plans_for([examples[0]._replace(question=examples[0].question * 20)], "auto")
     with pytest.raises(UserError, match="--latent=x: expected a number of thoughts, or auto"):
         run.plans_for(examples, "x")
@@ -292,7 +295,7 @@ def test_graphs_grow_in_the_last_stage_and_then_get_more_questions(workspace, mo
     for step in range(6):
         batching.draw_batch(c, dataset.split("train"), schedule, dataset.special, step)
     grown = [(how["keep"], questions, how["least"]) for questions, how in seen]
-    assert grown == [(0, 1, 3), (0, 1, 3), (0, 2, 3), (0.5, 2, 3), (1, 2, 1), (1, 2, 1)]
+    assert grown == [(0.2, 1, 3), (0.2, 1, 3), (0.2, 1, 3), (0.6, 1, 3), (1, 2, 1), (1, 2, 1)]
     c = parsed("smoke", "--stage_steps=2,4,0", "--grow=2")
     batching.draw_batch(c, dataset.split("train"), batching.Schedule(c, dataset.meta["longest"]), dataset.special, 5)
     assert seen[-1][1]["keep"] == 1, "the last stage that has steps"
@@ -337,7 +340,7 @@ def test_a_run_that_was_never_evaluated_answers_from_its_last_checkpoint(workspa
     Path("runs/a/best.pt").unlink()
     assert answered(capsys, "a")["n"] == 10
     sample.main(sample.SampleConfig("a"))
-    assert "a was stopped before its first evaluation: using its ckpt.pt" in capsys.readouterr().out
+    assert "a has no best.pt, which its first evaluation writes: using its ckpt.pt" in capsys.readouterr().out
     trained("--name=b")
     answers.Run("runs/b/ckpt.pt")
     assert "was stopped before" not in capsys.readouterr().out, "it was evaluated, and its last state is asked for"
@@ -463,7 +466,7 @@ def test_a_stage_that_is_learned_leaves_its_steps_to_the_last(workspace, capsys)
 
 def test_more_thoughts_than_any_model_has_positions_for():
     model = GPT(GPTConfig(10, block_size=16, n_layer=1, n_head=1, n_embd=8))
-    with pytest.raises(UserError, match=r"17 tokens, but 16 positions: train with --block_size=17"):
+    with pytest.raises(UserError, match=r"17 tokens, but 16 positions: ask for less, or train with --block_size=17"):
         answers.demand_room(model, 17)
     with pytest.raises(
         UserError, match=r"100001 tokens, but 16 positions, and 100000 are the most that a model can have"
