@@ -8,6 +8,7 @@ pruning         among the nodes that are equally far: those that lead to the tar
 readings        the most probable words when a thought is read through the output head
 """
 
+import itertools
 import json
 from collections import defaultdict
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from nanococonut import answers, batching, coconut, config, data, evaluate, graph, log
-from nanococonut.log import BLUE, GREY, ORANGE
+from nanococonut.log import GREY, ORANGE
 
 
 @dataclass(frozen=True)
@@ -148,26 +149,46 @@ def sweep(run: answers.Run, examples: data.Split, n_thoughts: int) -> list[dict]
     return rows
 
 
+def places(row: dict) -> dict[int, tuple[float, int]]:
+    """Where draw_tree puts each node that the root reaches: (x, -depth), near the nodes that lead there."""
+    depth = graph.distances(row["edges"], row["root"])
+    at = {row["root"]: (0.0, 0)}
+    for d in range(1, max(depth.values()) + 1):
+        level = [v for v in depth if depth[v] == d]
+        above = {v: [at[a][0] for a, b in row["edges"] if b == v and depth.get(a) == d - 1] for v in level}
+        level.sort(key=lambda v: np.mean(above[v]))
+        at |= {v: (i - (len(level) - 1) / 2, -d) for i, v in enumerate(level)}
+    return at
+
+
 def draw_tree(row: dict, values, out: Path) -> None:
-    """Saves a tree of what the root reaches: over a node at depth d its value after d thoughts; the chain is orange."""
-    depth, path = graph.distances(row["edges"], row["root"]), graph.chain_of(row)
-    levels = [[v for v in depth if depth[v] == d] for d in range(max(depth.values()) + 1)]
-    at = {v: (i - (len(level) - 1) / 2, -d) for d, level in enumerate(levels) for i, v in enumerate(level)}
-    half, n = max(map(len, levels)) / 2, len(levels)
-    axes = Figure(figsize=(7.5, 1 + 0.75 * n)).subplots()
+    """Saves a picture of what the root reaches: in a node at depth d its value after d thoughts; the chain is orange.
+
+    Facts that lead one level down are lines; those that lead anywhere else are faint, because no search needs them.
+    """
+    at, path = places(row), graph.chain_of(row)
+    n_levels = 1 - min(y for _, y in at.values())
+    half = max(x for x, _ in at.values()) + 0.6
+    axes = Figure(figsize=(max(4.0, 2.6 * half), 0.7 + 0.95 * n_levels)).subplots()
+    boxes = {}
     for v, (x, y) in at.items():
-        box = dict(boxstyle="round,pad=0.25", facecolor="white", edgecolor=ORANGE if v in path else GREY)
-        axes.text(x, y, row["idx_to_symbol"][v], ha="center", va="center", bbox=box)
-        if 0 < depth[v] < values.shape[1]:
-            above = dict(ha="center", zorder=5, bbox=dict(facecolor="white", edgecolor="none", pad=0.5))
-            axes.text(x, y + 0.27, f"{values[v, depth[v]]:.2f}", color=BLUE, **above)
-    for a, b in (edge for edge in row["edges"] if edge[0] in depth):
-        style = dict(color=ORANGE if (a, b) in zip(path, path[1:], strict=False) else GREY, arrowstyle="-|>")
-        style |= dict(connectionstyle=f"arc3,rad={0 if depth[b] == depth[a] + 1 else 0.3}", shrinkA=9, shrinkB=9)
+        is_shown = 0 < -y < values.shape[1]
+        said = f"{row['idx_to_symbol'][v]}\n{values[v, -y]:.2f}" if is_shown else row["idx_to_symbol"][v]
+        box = dict(boxstyle="round,pad=0.3", facecolor="white", edgecolor=ORANGE if v in path else GREY)
+        box |= dict(linewidth=2 if v in path else 1)
+        boxes[v] = axes.text(x, y, said, ha="center", va="center", bbox=box, zorder=5).get_bbox_patch()
+    for a, b in (edge for edge in row["edges"] if edge[0] in at):
+        down = at[b][1] == at[a][1] - 1
+        on_chain = (a, b) in itertools.pairwise(path)
+        style = dict(color=ORANGE if on_chain else GREY, arrowstyle="-|>", patchA=boxes[a], patchB=boxes[b])
+        style |= dict(alpha=1.0 if down else 0.25, linewidth=2 if on_chain else 1, zorder=2 if on_chain else 1)
+        style |= dict(connectionstyle=f"arc3,rad={0 if down else 0.3}", shrinkA=0, shrinkB=0)
         axes.annotate("", at[b], at[a], arrowprops=style)
-    axes.set(xlim=(-half, half), ylim=(0.4 - n, 0.4), xticks=[], yticks=range(0, -n, -1), yticklabels=range(n))
-    about = "orange: the shortest chain; blue: a node's value at its depth's thought"
-    axes.set(xlabel=about, ylabel="steps from the root")
+    axes.set(xlim=(-half, half), ylim=(0.5 - n_levels, 0.5), xticks=[])
+    axes.set(yticks=range(0, -n_levels, -1), yticklabels=range(n_levels), ylabel="steps from the root")
+    axes.set(xlabel="orange: the right chain; number: the probability of a node at the thought of its level")
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.tick_params(length=0)
     data.write_atomically(out, axes.figure.savefig)
 
 
