@@ -104,7 +104,7 @@ def test_links_lead_to_files_that_define_what_they_name():
 
 
 def test_the_tables_are_those_of_the_results_files():
-    text = "\n".join((ROOT / f"docs/{name}.md").read_text(encoding="utf-8") for name in ("results", "earlier"))
+    text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
     found = sorted((ROOT / "results").glob("*.md"))
     assert found
     for path in found:
@@ -138,3 +138,17 @@ def test_the_quick_starts_block_is_what_the_recorded_run_printed():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 220
+
+
+def test_the_results_are_short_and_no_file_is_left_over():
+    assert len((ROOT / "docs/results.md").read_text(encoding="utf-8").splitlines()) <= 300
+    texts = [
+        path
+        for folder in (".", "docs", "tests")
+        for path in (ROOT / folder).glob("*.*")
+        if path.suffix in (".md", ".py")
+    ]
+    said = "\n".join(path.read_text(encoding="utf-8") for path in texts)
+    for path in [*(ROOT / "results").iterdir(), *(ROOT / "figures").iterdir()]:
+        is_table = path.with_suffix(".md").exists()  # whose text docs/results.md quotes, see above
+        assert path.name in said or is_table, f"nothing names {path.name}"

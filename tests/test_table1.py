@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import prepare
-from nanococonut import config, data, log, table1
+from nanococonut import config, data, table1
 from nanococonut.config import UserError
 from nanococonut.curriculum import METHODS
 from nanococonut.settings import CHOICES, PRESETS, TrainConfig
@@ -129,30 +128,6 @@ def test_the_paper_has_a_figure_for_every_row():
 
 def test_a_share_of_several_seeds():
     assert (table1.percent([0.5, 0.75]), table1.percent([0.5])) == ("62.5±17.7", "50.0±0.0")
-
-
-def test_the_lines_in_the_results_draw_the_curves_of_prontoqa(workspace, monkeypatch):
-    text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
-    (lines,) = re.findall(r"^```python\n(.+?table1-prontoqa.+?)^```", text, re.MULTILINE | re.DOTALL)
-    for task in ("prontoqa", "prontoqa-fair"):
-        for method in table1.METHODS:
-            for seed in (0, 1, 2):
-                path = Path(f"runs/table1-{task}-prontoqa-{method}-{seed}/log.csv")
-                path.parent.mkdir(parents=True)
-                log.cut(path, 0)
-                for step in (300, 500):
-                    log.append(path, step, 0, "train", {"loss": 9.0})
-                    log.append(path, step, 0, "valid", {"accuracy": seed / 4 + step / 1000})
-    drawn, real = [], log.lines
-    monkeypatch.setattr(log, "lines", lambda panels, out: drawn.extend(panels) or real(panels, out))
-    exec(lines, {})
-    assert [y for _, y, _ in drawn] == ["accuracy on valid, prontoqa", "accuracy on valid, prontoqa-fair"]
-    for _, _, curves in drawn:
-        assert list(curves) == list(table1.METHODS)
-        for first, second in curves.values():
-            assert first == pytest.approx((300, 0.55, 0.3, 0.8))
-            assert second == pytest.approx((500, 0.75, 0.5, 1.0))
-    assert Path("figures/table1-prontoqa.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_rows_that_are_the_same_training_are_trained_once(small, capsys, monkeypatch):
