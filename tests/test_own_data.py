@@ -170,7 +170,7 @@ def test_a_run_keeps_its_own_tokens_when_its_data_are_prepared_again(workspace):
             "right; the chain is: Max",
         ),
         ("Tom is a lempus. Max is a lempus. Is Tom a lempus or impus?", "no fact names 'impus'"),
-        ("Tom  is a lempus. Max is a impus.  Is Tom a lempus or impus?", "right; the chain is: Tom is a lempus."),
+        ("Tom  is a lempus.  Max is a impus. Is Tom a lempus or impus?", "the chain is: Tom is a lempus."),
         (
             "tom is a lempus. Max is a impus. Is tom a lempus or impus?",
             "'tom', but a person's name begins",

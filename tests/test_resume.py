@@ -15,7 +15,7 @@ import torch
 
 import prepare
 import train
-from nanococonut import coconut, config, optimizers, runs
+from nanococonut import coconut, config, log, optimizers, runs
 from nanococonut.config import UserError
 from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
@@ -191,6 +191,7 @@ def test_a_run_without_a_checkpoint_starts_again(workspace):
     trained("--name=cut")
     for file in ("ckpt.pt", "best.pt", "curves.png"):
         Path(f"runs/cut/{file}").unlink()
+    log.cut(Path("runs/cut/log.csv"), step=3)  # it was killed before step 4, which would have been saved
     trained("--name=cut", "--resume=true")
     assert_same_run("whole", "cut")
 

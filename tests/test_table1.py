@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import prepare
-from nanococonut import config, data, table1
+from nanococonut import config, data, log, table1
 from nanococonut.config import UserError
 from nanococonut.curriculum import METHODS
 from nanococonut.settings import CHOICES, PRESETS, TrainConfig
@@ -70,6 +70,7 @@ def test_an_interrupted_row_goes_on(small):
     folder = Path("runs/table1-prosqa-smoke-coconut-0")
     (folder / "test.json").unlink()
     (folder / "ckpt.pt").unlink()  # as if it had been killed before its first checkpoint
+    log.cut(folder / "log.csv", step=0)
     run("--methods=coconut", "--seeds=0", "--options=--save_every=1")
     assert (folder / "test.json").exists() and not list(Path("runs").glob("*-0-2"))
 
