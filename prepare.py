@@ -300,6 +300,11 @@ def tokens_of_run(name: str) -> dict:
     return data.tokens_of(answers.load_state(file)[0]["data"])
 
 
+def is_cut_by_scoring(answer: str) -> bool:
+    """Whether data.final_answer takes away more of an answer than blanks and the commas of thousands."""
+    return data.final_answer(answer) != re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", answer).strip()
+
+
 def say_what_is_no_token(meta: dict, rows: list[dict]) -> None:
     """Prints how many names of graphs are read byte by byte, if any are."""
     encoding = tokenizer.load(meta["tokenizer"], meta["vocabulary"], meta["pattern"])
@@ -338,6 +343,9 @@ def main(c: PrepareConfig) -> None:
     print("steps in a chain (train):", ", ".join(f"{k}: {n}" for k, n in sorted(lengths.items())))
     print(f"{folder}: {meta['counts']}, {len(meta['vocabulary'])} words, see {folder}/preview.txt")
     say_what_is_no_token(meta, splits["train"])
+    odd = [row["answer"] for rows in splits.values() for row in rows if is_cut_by_scoring(row["answer"])]
+    if odd:
+        print(f"{len(odd)} answers count without their commas and what stands before their last #, as {odd[0]!r}")
     if lengths[0]:
         without = f"{lengths[0]} of {len(splits['train'])} problems have no steps"
         print(f"{folder}/train.json: {without}; from them a model learns the answer alone, as in --method=no_cot")

@@ -97,7 +97,7 @@ PRESETS = {
     "smoke": SHAPE | dict(layout="in_place", stage_steps=(4,), max_stage=2, n_embd=32, batch_size=8, lr=1e-3),
     # fair problems of 16 nodes, 12 to 14 minutes of one core, three seeds: 96.1 % of test, both right 90.7
     "laptop": FROM_SCRATCH | ASKED_ANEW | dict(task="prosqa-small", stage_steps=SMALL_STEPS, grow=2000),
-    # the default, ProsQA at the released size, half an hour of one core: not measured from start to end yet
+    # the default, ProsQA at the released size, 46 to 49 minutes of one busy core, three seeds: 94.3 %, both right 92.9
     "prosqa": FROM_SCRATCH | ASKED_ANEW | dict(task="prosqa", stage_steps=STEPS, grow=4000, shortest=1),
     # ProntoQA: not measured in this layout yet
     "prontoqa": FROM_SCRATCH | dict(task="prontoqa", stage_steps=(300,) * 7 + (2300,), grow=2000),

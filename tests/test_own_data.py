@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -333,3 +335,25 @@ def test_files_of_another_kind(workspace, name, content, said):
     Path(name).write_bytes(content)
     with pytest.raises(UserError, match=said):
         reading.read_rows(Path(name))
+
+
+def test_answers_that_scoring_cuts_are_named(workspace, capsys):
+    rows = [
+        {"question": f"{i}?", "steps": ["a"], "answer": answer} for i, answer in enumerate(["1,200"] * 11 + ["3,5"])
+    ]
+    write("mine.json", rows)
+    run("gsm8k", "--source=mine.json")
+    assert (
+        "1 answers count without their commas and what stands before their last #, as '3,5'" in capsys.readouterr().out
+    )
+    assert [prepare.is_cut_by_scoring(x) for x in ("seat A #3", "1,200,000", "yes", "1,2345")] == [
+        True,
+        False,
+        False,
+        True,
+    ]
+
+
+def test_the_module_that_is_no_command_says_so():
+    command = [sys.executable, "-m", "nanococonut.pretrained", "--help"]
+    assert "This is no command" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
