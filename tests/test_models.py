@@ -42,33 +42,6 @@ def test_it_is_a_run_of_the_default_preset():
     assert {name: recipe[name] for name in preset} == preset | {"stage_steps": list(preset["stage_steps"])}
 
 
-RELEASED = ROOT.parent / "shared/data/prosqa_valid_official.json"
-
-
-def both_and_accuracy(rows):
-    run = answers.Run(str(MODEL))
-    result, _ = evaluate.measure(run, data.Split(run.encoding, rows))
-    return result["both"], result["accuracy"]
-
-
-def test_the_file_is_small_and_holds_where_it_comes_from():
-    assert MODEL.stat().st_size < 3_000_000
-    state = torch.load(MODEL, weights_only=True)
-    assert {"train.json", "train.npz", "test.json"} <= state["data"]["sha256"].keys()
-    assert (state["config"]["method"], state["config"]["layout"]) == ("coconut", "in_place")
-    assert "taught" not in state["config"], "its loss was on words alone"
-    for fact in (f"--seed={state['config']['seed']}", "commit", "test: accuracy", "both right"):
-        assert fact in state["about"]
-
-
-def test_it_has_the_sizes_and_the_layout_of_the_default_preset():
-    """Its two parts had schedules and rates of their own, which `about` and docs/results.md name."""
-    recipe, preset = torch.load(MODEL, weights_only=True)["config"], PRESETS["prosqa"]
-    same = "layout n_layer n_head n_embd dropout init init_std batch_size questions reask shortest".split()
-    assert {name: recipe[name] for name in same} == {name: preset[name] for name in same}
-    assert len(recipe["stage_steps"]) == len(preset["stage_steps"])
-
-
 def test_it_answers_problems_that_nobody_has_seen():
     rows = prepare.generate(prepare.PrepareConfig(train=300, valid=1, test=1, seed=12345))["train"]
     both, accuracy = both_and_accuracy(rows)

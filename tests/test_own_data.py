@@ -337,7 +337,7 @@ def test_files_of_another_kind(workspace, name, content, said):
         reading.read_rows(Path(name))
 
 
-def test_answers_that_scoring_cuts_are_named(workspace, capsys):
+def test_giventhat_scoring_cuts_are_named(workspace, capsys):
     rows = [
         {"question": f"{i}?", "steps": ["a"], "answer": answer} for i, answer in enumerate(["1,200"] * 11 + ["3,5"])
     ]
