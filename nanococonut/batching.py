@@ -16,8 +16,6 @@ from nanococonut.coconut import NOTHING, Batch
 from nanococonut.data import Split
 from nanococonut.settings import TrainConfig
 
-SMALL = 0.2  # the share of the facts off the chains that small graphs have (ours)
-
 
 class Schedule:
     """The stage that each training step belongs to, and what each stage does to an example."""
@@ -86,7 +84,7 @@ def draw_batch(c: TrainConfig, problems: Split, schedule: Schedule, special: dic
     keep = 1.0
     if c.grow:  # the search is learned on small graphs first, and in the last stage they grow
         grown = min(1.0, n_behind / c.grow) if stage == schedule.last else 0.0
-        keep = SMALL + (1 - SMALL) * grown
+        keep = c.small + (1 - c.small) * grown
     # Several questions about a graph have several chains, which make no small graph.
     questions, least = (c.questions, c.shortest) if keep == 1 else (1, 3)
     groups = problems.draw(c.batch_size, rng, c.augment, questions, reask=c.reask, least=least, keep=keep)

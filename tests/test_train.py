@@ -289,7 +289,7 @@ def test_graphs_grow_in_the_last_stage_and_then_get_more_questions(workspace, mo
     seen, real = [], data.Split.draw
     monkeypatch.setattr(data.Split, "draw", lambda self, *a, **how: seen.append((*a[3:], how)) or real(self, *a, **how))
     words = ["--reask=0.5", "--questions=2", "--stage_steps=2,4"]
-    c = parsed("smoke", *words, "--grow=2", "--shortest=1")
+    c = parsed("smoke", *words, "--grow=2", "--small=0.2", "--shortest=1")
     dataset = data.Dataset("prosqa")
     schedule = batching.Schedule(c, dataset.meta["longest"])
     for step in range(6):
