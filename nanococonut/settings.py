@@ -91,8 +91,8 @@ RATES = dict(lr=3e-3, muon_lr=5e-3, beta2=0.99, warmup=100, decay=0.7, grad_clip
 FROM_SCRATCH = SHAPE | RATES | dict(init="lookup", init_std=0.08, batch_size=64, eval_every=500)
 FROM_SCRATCH |= dict(layout="in_place", pass_loss=0.15)
 ASKED_ANEW = dict(questions=4, reask=0.5)
-SMALL_STEPS = (1600, 200, 200, 200, 200, 200, 3400)  # at most, but for the last: see pass_loss
-STEPS = (2000, 200, 200, 200, 200, 200, 200, 8800)
+SMALL_STEPS = (2400, 200, 200, 200, 200, 200, 2600)  # at most, but for the last: see pass_loss
+STEPS = (3000, 200, 200, 200, 200, 200, 200, 7800)
 PRESETS = {
     # for tests, on any machine, in a second: the model is too small to learn
     "smoke": SHAPE | dict(layout="in_place", stage_steps=(4,), max_stage=2, n_embd=32, batch_size=8, lr=1e-3),

@@ -39,7 +39,10 @@ def test_the_file_is_small_and_holds_where_it_comes_from():
 def test_it_is_a_run_of_the_default_preset():
     recipe, preset = torch.load(MODEL, weights_only=True)["config"], dict(PRESETS["prosqa"])
     del preset["eval_every"]  # looks at the model, and changes nothing
-    assert {name: recipe[name] for name in preset} == preset | {"stage_steps": list(preset["stage_steps"])}
+    steps = preset.pop("stage_steps")
+    assert {name: recipe[name] for name in preset} == preset
+    # Stage 0 may take longer now. The steps that it does not need go to the last stage, as ever.
+    assert sum(recipe["stage_steps"]) == sum(steps) and recipe["stage_steps"][0] <= steps[0]
 
 
 def test_it_answers_problems_that_nobody_has_seen():
