@@ -35,7 +35,7 @@ def main(c: SampleConfig) -> None:
     remark, is_known = "", True
     if c.question:
         config.demand(c, "question", is_utf8, "in UTF-8")
-        row, remark = graph.solve(c.question)
+        row, remark = graph.solve(" ".join(c.question.split()))
         is_known = row is not None
         row = row or {"question": c.question, "steps": [], "answer": "?"}
     else:
@@ -49,7 +49,7 @@ def main(c: SampleConfig) -> None:
     about = f"{run.config['method']}, stage {run.stage}, {p.n_thoughts} thoughts{instead}"
     print(f"{run.folder.name}: {about}\n{run.about}\n{row['question']}\n")
     if remark and run.data["task"] == "prosqa":
-        print(f"{remark}\n")
+        print(f"the answer is not checked: {remark}\n")
     run.say_what_is_new([row["question"]])
     (ids,) = run.answer([example], p)
     if p.n_thoughts:

@@ -11,9 +11,9 @@ from torch.nn.utils.rnn import pad_sequence
 from nanococonut import coconut, devices, pretrained, tokenizer
 from nanococonut.config import UserError
 from nanococonut.curriculum import METHODS, Example, Plan, arrange, plan_of
-from nanococonut.data import Dataset, Split, datasets_with, is_right, same_problems
+from nanococonut.data import Dataset, Split, checksums, datasets_with, is_right, same_problems
 from nanococonut.model import GPT, GPTConfig
-from nanococonut.reading import read_json, read_rows
+from nanococonut.reading import read_rows
 from nanococonut.settings import MOST_POSITIONS, TrainConfig
 
 AT_ONCE = 250  # questions answered in one batch
@@ -33,7 +33,7 @@ class Run:
             near = difflib.get_close_matches(name, names, n=5) or names
             where = name if "/" in name else f"runs/{name}"
             raise UserError(f"{where} not found; there is: {', '.join(near) or 'none yet; run: python train.py'}")
-        is_run = file.name in ("best.pt", "ckpt.pt")
+        is_run = file.name in ("best.pt", "ckpt.pt") and file.parent.name != ""
         self.folder = file.parent if is_run else file.with_suffix("" if file.suffix else ".run")
         if is_run and file.name == "ckpt.pt" and not file.with_name("best.pt").exists():
             print(f"{self.folder.name} has no best.pt, which its first evaluation writes: using its ckpt.pt")
@@ -51,19 +51,19 @@ class Run:
     def split(self, name: str) -> Split:
         """A split of the data that the run was trained on. Raises UserError if the data has changed since."""
         kept = Path(f"{self.folder}.json")  # models/NAME.json: a few problems, for where its data is not prepared
-        there = Path("data", self.config["task"], "meta.json")
-        prepared = read_json(there).get("sha256", {}) if there.exists() else {}
-        if kept.exists() and not same_problems(prepared, self.data["sha256"]):
+        task, sha256 = self.config["task"], self.data["sha256"]
+        there = Path("data", task)
+        is_same = same_problems(checksums(there), sha256)
+        if kept.exists() and not is_same:
             if name != "test":
                 raise UserError(f"{kept} has test problems alone; --split={name} needs the data it was trained on")
             if there.exists():
-                print(f"{there.parent} is other data than {self.folder} was trained on: asking from {kept}")
+                print(f"{there} is other data than {self.folder} was trained on: asking from {kept}")
             return Split(self.encoding, read_rows(kept), path=kept)
-        task = self.config["task"]
-        if self.data["sha256"] and not same_problems(prepared, self.data["sha256"]):
-            task = next(datasets_with(self.data["sha256"]), task)  # prepared under another name
+        if sha256 and not is_same:
+            task = next(iter(datasets_with(sha256)), task)  # prepared under another name
         dataset = Dataset(task)
-        if self.data["sha256"]:  # unknown for checkpoints of other code bases
+        if sha256:  # unknown for checkpoints of other code bases
             dataset.demand_unchanged(str(self.folder), self.data)
         split = dataset.split(name)
         return split if dataset.has_tokens_of(self.data) else Split(self.encoding, split.rows, path=split.path)

@@ -70,29 +70,27 @@ class Bench:
 
     def learner(self, forward):
         """A function of a batch that fills .grad by one like coconut.forward, recorded on a GPU as in train.py."""
-        machine = self.machine
+        if not self.machine.replays:
+            return lambda batch: self.loss(forward, self.to_device(batch)).backward()
 
         def losses(batch: coconut.Batch, shares: torch.Tensor):
-            with machine.autocast():
-                loss = forward(self.model, batch).loss
+            loss = self.loss(forward, batch)
             return loss, loss.detach() * shares
 
-        replay = compiling.Replay(losses, self.model) if machine.replays else None
+        replay, shares = compiling.Replay(losses, self.model), self.machine.to_device(torch.ones(3))
+        return lambda batch: replay(self.to_device(batch), shares)
 
-        def learn(batch: coconut.Batch) -> None:
-            batch, shares = coconut.Batch(*map(machine.to_device, batch)), machine.to_device(torch.ones(3))
-            if replay:
-                replay(batch, shares)
-            else:
-                losses(batch, shares)[0].backward()
+    def to_device(self, batch: coconut.Batch) -> coconut.Batch:
+        return coconut.Batch(*map(self.machine.to_device, batch))
 
-        return learn
+    def loss(self, forward, batch: coconut.Batch) -> torch.Tensor:
+        """The loss of a batch, by a function like coconut.forward."""
+        with self.machine.autocast():
+            return forward(self.model, batch).loss
 
     def backward(self, forward, batch: coconut.Batch) -> None:
-        """One forward and one backward pass, by a function like coconut.forward."""
-        with self.machine.autocast():
-            loss = forward(self.model, coconut.Batch(*map(self.machine.to_device, batch))).loss
-        loss.backward()
+        """One forward and one backward pass, never recorded."""
+        self.loss(forward, self.to_device(batch)).backward()
         self.optimizer.zero_grad()
 
     def flops(self, batch: coconut.Batch) -> int:

@@ -13,7 +13,6 @@ from nanococonut.model import GPT
 PROMPT_BUCKET = 64  # prompts are padded to multiples of this many tokens (ours: few shapes, little padding)
 SUFFIX_BUCKET = 8  # the same for suffixes, which are shorter
 THOUGHT_BUCKET = 8  # up to 8 thoughts share one compiled step, 9 to 16 the next
-EAGER = coconut.prefill, coconut.step  # the two functions that do the work, uncompiled
 
 
 def compiled(backend: str = "inductor") -> tuple:
@@ -24,9 +23,7 @@ def compiled(backend: str = "inductor") -> tuple:
 
 
 def forward(model: GPT, batch: coconut.Batch, phases: tuple) -> coconut.Output:
-    """coconut.forward of a batch, with compiled or eager phases."""
-    if phases is EAGER:
-        return coconut.forward(model, batch)
+    """coconut.forward of a batch, with compiled phases."""
     n_slots = round_up(max(1, batch.n_thoughts), THOUGHT_BUCKET)
     out = coconut.forward(model, in_buckets(batch, model.config.block_size), *phases, n_slots)
     return out._replace(logits=out.logits[:, : batch.suffix.size(1)])

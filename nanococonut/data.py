@@ -283,15 +283,17 @@ def same_problems(sha256: dict[str, str], other: dict[str, str]) -> bool:
     return all(sha256.get(file) == other.get(file) for file in files)
 
 
-def datasets_with(sha256: dict[str, str]):
+def checksums(folder: Path) -> dict[str, str]:
+    """The checksums of a data set's files; {} without them, or if they cannot be read."""
+    try:
+        return dict(read_json(folder / "meta.json")["sha256"])
+    except (UserError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def datasets_with(sha256: dict[str, str]) -> list[str]:
     """The names of the data sets under data/ that have the problems with these checksums."""
-    for path in sorted(Path("data").glob("*/meta.json")):
-        try:
-            its = read_json(path).get("sha256", {})
-        except (UserError, AttributeError):  # a damaged one
-            continue
-        if same_problems(its, sha256):
-            yield path.parent.name
+    return [path.name for path in sorted(Path("data").glob("*")) if same_problems(checksums(path), sha256)]
 
 
 class Dataset:

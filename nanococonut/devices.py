@@ -32,8 +32,8 @@ class Pace:
     one that got no core makes all of them wait. When the programs have gone, more threads are faster again.
     """
 
-    LATELY = 8  # steps whose median is the pace of now; a step with an evaluation behind it does not count that way
-    SLOWER = 1.25  # times what a step took before (ours): more than steps of one stage differ by
+    LATELY = 8  # steps whose median is the pace of now, so that one with an evaluation behind it changes nothing
+    SLOWER = 1.5  # times what a step took before: graphs that grow double it in a run, a busy core at once or more
     SOON = 10.0  # seconds after a try in which slower steps lead to no other one
     AGAIN = 30.0  # seconds after which fewer threads than there could be lead to another try, at least
     SHARE = 0.02  # of the time, at most, that those tries may take
@@ -116,16 +116,21 @@ class Machine:
             return most  # a large model gains from every thread, and trying fewer takes too long
         return self.timed_threads(work, most)
 
-    def timed_threads(self, work, most: int) -> int:
-        """The fastest of 1, 2, 4, ... and most threads, each timed over five calls of work()."""
+    def timed_threads(self, work, most: int, before: int = 0) -> int:
+        """The fastest of 1, 2, 4, ... and most threads, each timed over five calls of work().
+
+        Prints the seconds, unless the number is that of before.
+        """
         seconds = {}
         for n in [*(n for n in (1, 2, 4, 8, 16) if n < most), most]:
             torch.set_num_threads(n)
             seconds[n] = timeit.timeit(work, number=1)
             if seconds[n] <= 2 * min(seconds.values()):  # else it is out of the question
                 seconds[n] = timeit.timeit(work, number=4) / 4
-        tqdm.write("seconds per step by CPU threads: " + ", ".join(f"{n}: {s:.3f}" for n, s in seconds.items()))
-        return min(seconds, key=seconds.get)
+        fastest = min(seconds, key=seconds.get)
+        if fastest != before:
+            tqdm.write("seconds per step by CPU threads: " + ", ".join(f"{n}: {s:.3f}" for n, s in seconds.items()))
+        return fastest
 
     @property
     def replays(self) -> bool:

@@ -73,27 +73,40 @@ def tell(row: dict, rng: random.Random, names: list[str] | None = None, edges: l
     }
 
 
-def told_by(question: str) -> dict | None:
-    """The graph that a question tells in tell()'s words, with its two options in their order; None for other words."""
+def told_by(question: str) -> tuple[dict | None, str]:
+    """The graph that a question tells in tell()'s words, with its two options in their order; or None, and why not."""
     *facts, asked = re.split(r"(?<=\.) ", question)
-    asks, found = ASKED.fullmatch(asked), [FACT.fullmatch(text) for text in facts]
-    if not asks or not all(found):
-        return None
+    asks = ASKED.fullmatch(asked)
+    found = [FACT.fullmatch(text) for text in facts]
+    if not all(found):
+        return (
+            None,
+            f"{facts[found.index(None)][:80]!r} is no fact like 'Tom is a lempus.' or 'Every lempus is a rempus.'",
+        )
+    if not asks:
+        return None, f"{asked[:80]!r} is no question like 'Is Tom a lempus or rempus?'"
+    if not is_person(asks[1]):
+        return None, f"it asks about {asks[1]!r}, but a person's name begins with a capital letter"
+    for text, match in zip(facts, found, strict=True):
+        if text != f"{subject(match[1])}{match[2]}.":
+            return None, f"{text[:80]!r}: facts about a person begin with the name, and all others with 'Every'"
+    for name in [*(match[2] for match in found), asks[2], asks[3]]:
+        if is_person(name):
+            return None, f"{name!r} is what somebody is, but begins with a capital letter as a person does"
     names = list(dict.fromkeys(name for match in found for name in match.groups()))
     number = {name: v for v, name in enumerate(names)}
+    for name in asks.groups():
+        if name not in number:
+            return None, f"no fact names {name!r}"
     edges = [[number[match[1]], number[match[2]]] for match in found]
-    if facts != [fact(names, *edge) for edge in edges] or any(is_person(names[b]) for _, b in edges):
-        return None
-    if any(name not in number for name in asks.groups()) or not is_person(asks[1]):
-        return None
     root, *options = map(number.get, asks.groups())
-    return dict(idx_to_symbol=names, edges=edges, root=root, options=options)
+    return dict(idx_to_symbol=names, edges=edges, root=root, options=options), ""
 
 
 def read(row: dict) -> dict:
     """The row with the graph that its words tell, whatever graph it came with; without one if tell() writes others."""
     row = {field: value for field, value in row.items() if field not in FIELDS}
-    told = told_by(row["question"])
+    told, _ = told_by(row["question"])
     if not told:
         return row
     reached = distances(told["edges"], told["root"])
@@ -108,29 +121,9 @@ def read(row: dict) -> dict:
 
 def why_untold(row: dict) -> str:
     """What in a row's words read() cannot take for a problem of ProsQA."""
-    *facts, asked = re.split(r"(?<=\.) ", row["question"])
-    odd = next((text for text in facts if not FACT.fullmatch(text)), "")
-    if odd:
-        return f"{odd[:80]!r} is no fact like 'Tom is a lempus.' or 'Every lempus is a rempus.'"
-    asks = ASKED.fullmatch(asked)
-    if not asks:
-        return f"{asked[:80]!r} is no question like 'Is Tom a lempus or rempus?'"
-    subjects = [FACT.fullmatch(text)[1] for text in facts]
-    objects = [FACT.fullmatch(text)[2] for text in facts]
-    if not is_person(asks[1]):
-        return f"it asks about {asks[1]!r}, but a person's name begins with a capital letter"
-    unnamed = [name for name in asks.groups() if name not in subjects + objects]
-    if unnamed:
-        return f"no fact names {unnamed[0]!r}"
-    for text, name in zip(facts, subjects, strict=True):
-        if text.startswith("Every ") == is_person(name):
-            return f"{text[:80]!r}: facts about a person begin with the name, and all others with 'Every'"
-    named_as_person = [name for name in objects if is_person(name)]
-    if named_as_person:
-        return f"{named_as_person[0]!r} is what somebody is, but begins with a capital letter as a person does"
-    solved, reason = solve(row["question"])
+    solved, why = solve(row["question"])
     if not solved:
-        return reason
+        return why
     if not row["steps"]:
         return "it has no steps"
     if row["answer"] != solved["answer"]:
@@ -139,11 +132,10 @@ def why_untold(row: dict) -> str:
 
 
 def solve(question: str) -> tuple[dict | None, str]:
-    """The problem of a typed question, with a shortest chain and the answer; or None, and why it has none."""
-    question = " ".join(question.split())
-    told = told_by(question)
+    """The problem that a question asks, with a shortest chain and the answer; or None, and why it has none."""
+    told, why = told_by(question)
     if not told:
-        return None, f"it is not in ProsQA's words, so its answer is not checked: {why_untold({'question': question})}"
+        return None, why
     names, root, options = told["idx_to_symbol"], told["root"], told.pop("options")
     reached = distances(told["edges"], root)
     true = [v for v in options if v in reached]

@@ -203,10 +203,11 @@ class Writer:
         """
         if self.c.threads or not self.machine.tries_threads(self.most_threads):
             return
-        if self.pace.is_due(has_fewer=self.settings["threads"] < self.most_threads):
-            before = time.perf_counter()
-            self.use_threads(self.try_threads(lambda: self.machine.timed_threads(work, self.most_threads)))
-            self.pace.start(spent=time.perf_counter() - before)
+        now = self.settings["threads"]
+        if self.pace.is_due(has_fewer=now < self.most_threads):
+            began = time.perf_counter()
+            self.use_threads(self.try_threads(lambda: self.machine.timed_threads(work, self.most_threads, now)))
+            self.pace.start(spent=time.perf_counter() - began)
 
     def use_threads(self, threads: int) -> None:
         """Sets the number of CPU threads, and keeps it for a run that resumes this one."""

@@ -1,5 +1,6 @@
 """What a CUDA GPU has to do as the CPU does: train, resume, stop, answer. `pytest -m gpu` runs it."""
 
+import functools
 import os
 import signal
 import time
@@ -47,7 +48,8 @@ def test_questions_about_one_prompt(compiled, exact):
     (expected.loss + expected.next_loss).backward()
     model = small_model().float().cuda()
     moved = type(together)(*(x.cuda() if isinstance(x, torch.Tensor) else x for x in together))
-    out = compiling.forward(model, moved, compiling.compiled() if compiled else compiling.EAGER)
+    forward = functools.partial(compiling.forward, phases=compiling.compiled()) if compiled else coconut.forward
+    out = forward(model, moved)
     (out.loss + out.next_loss).backward()
     assert out.loss.item() == pytest.approx(expected.loss.item(), abs=1e-5)
     assert out.next_loss.item() == pytest.approx(expected.next_loss.item(), abs=1e-5)

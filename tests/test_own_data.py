@@ -186,8 +186,12 @@ def test_a_run_keeps_its_own_tokens_when_its_data_are_prepared_again(workspace):
             "Tom is a lempus. Max is a impus. Every a is a b. Is Tom a b or impus?",
             "Tom reaches none of the two options",
         ),
-        ("Tom is a lempus. Is Tom a lempus or impus? Is Tom a impus or lempus?", "not in ProsQA's words"),
-        ("Tom is a lempus.", "not in ProsQA's words"),
+        ("Tom is a lempus. Is Tom a lempus or impus? Is Tom a impus or lempus?", "the answer is not checked: "),
+        ("Tom is a lempus.", "'Tom is a lempus.' is no question like"),
+        (
+            "Tom is a lempus. Max is a impus. Is Tom a Tom or impus?",
+            "'Tom' is what somebody is, but begins with a capital",
+        ),
         ("Tom is a lempus. Max is a 汤. Is Tom a lempus or 汤?", "never seen in training, and read byte by byte: 汤\n"),
         ("Tom is an lempus. Max is a impus. Is Tom a lempus or impus?", "in a form never seen in training"),
     ],
@@ -224,6 +228,14 @@ def test_a_folder_with_a_checkpoint_alone_is_a_run(workspace):
     assert answers.Run("alone").folder == Path("runs/alone")
     with pytest.raises(UserError, match=r"runs/alone has no config\.json: nothing to resume"):
         trained("--name=alone", "--stage_steps=4", "--resume=true")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"sha256": 3}', "[", '{"sha256": [1]}'])
+def test_a_damaged_meta_is_one_line(workspace, content):
+    no_checkpoint()
+    Path("data/prosqa/meta.json").write_text(content)
+    with pytest.raises(UserError, match=r"meta.json is"):
+        answers.Run("run").split("test")
 
 
 def test_data_under_another_name_are_found_by_their_problems(workspace):

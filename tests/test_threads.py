@@ -196,12 +196,30 @@ def test_steps_that_differ_a_little_lead_to_no_tries():
         assert not steps.pace.is_due(has_fewer=False)
 
 
+def test_steps_that_grow_in_a_run_lead_to_few_tries():
+    steps, n_tries = Steps(), 0
+    for i in range(6000):  # as measured in the quick start, where graphs grow
+        steps.now += 0.06 + 0.07 * min(1.0, i / 4000)
+        if steps.pace.is_due(has_fewer=False):
+            n_tries += 1
+            steps.pace.start(spent=1.0)
+    assert n_tries <= 2
+
+
+def test_a_try_that_changes_nothing_prints_nothing(free, monkeypatch, capsys):
+    work = Work(monkeypatch, {1: 0.11, 2: 0.08})
+    assert devices.pick("cpu").timed_threads(work, 2, before=2) == 2
+    assert capsys.readouterr().out == ""
+    assert devices.pick("cpu").timed_threads(work, 2, before=1) == 2
+    assert "1: 0.110, 2: 0.080" in capsys.readouterr().out
+
+
 def test_the_pace_is_kept_in_training_unless_threads_are_set(free, workspace, monkeypatch):
     prepare.main(prepare.PrepareConfig(train=20, valid=4, test=4, n_nodes=8, min_hops=2, max_hops=3))
     monkeypatch.setattr(devices.Machine, "fastest_threads", lambda self, work, most: 2)
     monkeypatch.setattr(devices.Machine, "tries_threads", lambda self, most: True)
     monkeypatch.setattr(devices.Pace, "is_due", lambda self, has_fewer: not has_fewer)
-    monkeypatch.setattr(devices.Machine, "timed_threads", lambda self, work, most: work() is None or 1)
+    monkeypatch.setattr(devices.Machine, "timed_threads", lambda self, work, *_: work() is None or 1)
     trained("--name=tried", "--dropout=0.1", "--max_stage=0", "--stage_steps=6")
     assert json.loads(Path("runs/tried/config.json").read_text())["threads"] == torch.get_num_threads() == 1
     monkeypatch.setattr(devices.Machine, "timed_threads", lambda *_: pytest.fail("the user has set them"))
