@@ -5,6 +5,7 @@ import difflib
 import inspect
 import io
 import re
+import signal
 import sys
 
 
@@ -16,6 +17,8 @@ def run(main, config_class, presets=None, choices=None) -> None:
     """Parses the command line and calls main(config). A UserError becomes one line on stderr and exit status 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # ? for characters that a terminal without UTF-8 cannot show
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set while torch was loaded
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     c = None
     try:
         c = parse(config_class, sys.argv[1:], presets, choices)

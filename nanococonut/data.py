@@ -48,7 +48,7 @@ def is_right(text: str, row: dict) -> bool:
 
 def write_atomically(path: Path, write) -> None:
     """Calls write(file) on a temporary file, flushes it to disk and renames it to path. Raises UserError."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # other processes have their own
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:

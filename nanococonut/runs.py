@@ -176,6 +176,8 @@ class Writer:
             self.last_saved = f"{self.folder}/ckpt.pt holds step {step}"
             print(f"{self.folder} goes on from step {step}")
         if self.machine.is_first:
+            for left in self.folder.glob("*.tmp"):  # half a file of a process that was killed
+                left.unlink()
             write_text(self.folder / "config.json", json.dumps(self.settings, indent=1) + "\n")
             log.cut(self.log, step)
         return step, held

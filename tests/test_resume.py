@@ -29,7 +29,7 @@ import os, signal, sys, torch, train
 real, name, step = torch.save, sys.argv.pop(1), int(sys.argv.pop(1))
 def save(state, file):
     real(state, file)
-    if (os.path.basename(file.name), state["step"]) == (name + ".tmp", step):
+    if (os.path.basename(file.name), state["step"]) == (f"{name}.{os.getpid()}.tmp", step):
         file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
 torch.save = save
@@ -122,10 +122,34 @@ def test_a_run_killed_while_it_saves_at_a_stage_switch(workspace, file, step):
     assert finished(*words, "--name=whole")[0] == 0
     code, _, err = finished(file, str(step), *words, "--name=cut", code=SUICIDE)
     assert code == -signal.SIGKILL, err
-    assert Path(f"runs/cut/{file}.tmp").exists(), "it died while it wrote"
+    assert len(list(Path("runs/cut").glob(f"{file}.*.tmp"))) == 1, "it died while it wrote"
     assert state_of("cut")["step"] == {("ckpt.pt", 12): 8, ("best.pt", 12): 8, ("ckpt.pt", 16): 12}[file, step]
     assert finished(*words, "--name=cut", "--resume=true")[0] == 0
+    assert not list(Path("runs/cut").glob("*.tmp")), "whoever goes on clears away what a killed process left"
     assert_same_run("whole", "cut")
+
+
+@pytest.mark.parametrize("command", [["sample.py"], ["-m", "nanococonut.evaluate"], ["train.py", "smoke"]])
+def test_ctrl_c_while_torch_is_loaded_is_no_traceback(tmp_path, command):
+    (tmp_path / "torch").mkdir()
+    slow = "import time\nprint('loading', flush=True)\ntime.sleep(60)\n"
+    (tmp_path / "torch/__init__.py").write_text(slow)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    found_first = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+
+    def keys():  # tests may be under nohup
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=found_first, preexec_fn=keys, **pipes)
+    assert process.stdout.readline() == b"loading\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (-signal.SIGINT, b"")
+
+
+def test_importing_the_package_leaves_ctrl_c_to_the_program():
+    code = "import signal, nanococonut; print(signal.getsignal(signal.SIGINT).__name__)"
+    assert finished(code=code)[:2] == (0, "default_int_handler\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
