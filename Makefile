@@ -14,7 +14,6 @@ quickstart: .venv/ready
 test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/ruff format --check --line-length=100 nanococonut/model.py nanococonut/coconut.py nanococonut/curriculum.py train.py
 	$(BIN)/python -m pytest -m "not slow and not gpu and not network"
 
 bench-gpu: # meant to take less than 8 minutes

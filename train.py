@@ -10,11 +10,11 @@ batches into N parts.
 
 import contextlib
 import functools
-import math
 
-from nanococonut import batching, coconut, compiling, config, data, devices, optimizers, runs
-from nanococonut.config import UserError
-from nanococonut.settings import CHOICES, PRESETS, TrainConfig
+from nanococonut import batching, cli, coconut, compiling, data, device, optim
+from nanococonut.cli import UserError
+from nanococonut.config import CHOICES, PRESETS, TrainConfig
+from nanococonut.writer import Writer, demand_graphs, starting_model, stop_signals
 
 import torch  # isort: skip - after the package, which sets how torch's CPU threads wait
 from torch import Tensor  # isort: skip
@@ -55,79 +55,89 @@ def accumulate(model, batch, c, machine, forward=coconut.forward, replay=None) -
     return numbers
 
 
-def main(c: TrainConfig) -> None:
-    """Trains. Several processes take the same steps, each on its share; the first one writes."""
-    machine = devices.join(c.device, c.dtype, c.n_embd)
-    if c.batch_size // c.questions < machine.n_processes:
-        raise UserError(f"--batch_size should be at least {machine.n_processes * c.questions} here")
-    dataset = data.Dataset(c.task)
-    problems, valid, special = dataset.split("train"), dataset.split("valid"), dataset.special
-    runs.demand_graphs(c, problems)
-    schedule = batching.Schedule(c, dataset.meta["longest"])
-    config.print_resolved(c, PRESETS[c.preset])
-    schedule.show()
-    batch_of = functools.partial(batching.draw_batch, c, problems, schedule, special)  # of a step
-    model = runs.starting_model(c, dataset, schedule.n_positions).to(machine.device).train()
+def for_this_machine(c: TrainConfig, machine, model) -> dict:
+    """accumulate()'s forward and replay: what a GPU needs, around the lines above."""
     forward, how = coconut.forward, "eager"
     if machine.compiles(c.compile):
         forward, how = functools.partial(compiling.forward, phases=compiling.compiled()), "compiled"
-    n = sum(p.numel() for p in model.parameters())
-    print(f"{n:,} parameters on {machine.device}, {machine.dtype}, {how}")
-    replay = None
-    if machine.replays:
-        replay = compiling.Replay(lambda *part: losses(model, *part, forward, machine), model)
-    learn = functools.partial(
-        accumulate, model, c=c, machine=machine, forward=forward, replay=replay
-    )
-    run = runs.Writer(c, dataset, machine, model, schedule.max_new_tokens)
-    step, opts = run.resume(schedule)
-    run.settle_threads(lambda: learn(batch_of(schedule.total - 1)))
-    batches = machine.ahead(batch_of, range(step, schedule.total))
-    progress = tqdm(total=schedule.total, initial=step, unit="step", disable=not machine.is_first)
+    n_parameters = sum(p.numel() for p in model.parameters())
+    print(f"{n_parameters:,} parameters on {machine.device}, {machine.dtype}, {how}")
+    if not machine.replays:
+        return dict(forward=forward)
+    replay = compiling.Replay(lambda *part: losses(model, *part, forward, machine), model)
+    return dict(forward=forward, replay=replay)
 
-    with progress, contextlib.closing(run), runs.stop_signals() as stop:
+
+def loop(c: TrainConfig, model, schedule, batch_of, learn, writer, machine, stop: list) -> None:
+    """Takes the steps of the schedule.
+
+    batch_of(step) draws a batch, and learn(batch) fills the gradients. stop receives signals.
+    """
+    step, optimizers = writer.resume(schedule)
+    writer.settle_threads(lambda: learn(batch_of(schedule.total - 1)))
+    batches = machine.ahead(batch_of, range(step, schedule.total))
+    bar = dict(total=schedule.total, initial=step, unit="step", disable=not machine.is_first)
+    with tqdm(**bar) as progress:
         while step < schedule.total:
             stage, n_behind = schedule.locate(step)
-            if n_behind == 0:
-                run.best = -1.0  # a stage is compared with itself alone
             # Differs from the released code, which starts the optimizer anew at every epoch.
             # In place the losses of earlier stages stay, so the optimizer goes on (in all rows).
             if step == 0 or (n_behind == 0 and c.layout == "paper"):
-                opts = optimizers.make(model, c)
+                optimizers = optim.make(model, c)
             numbers = learn(next(batches))  # forward and backward
-            factor = optimizers.factor(*schedule.span(step), c)
-            optimizers.set_rates(opts, c, factor)
-            norm = clip_grad_norm_(model.parameters(), c.grad_clip or math.inf)
-            for optimizer in opts:
+            factor = optim.factor(*schedule.span(step), c)
+            optim.set_rates(optimizers, c, factor)
+            norm = clip_grad_norm_(model.parameters(), optim.max_norm(c))
+            for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-            run.recent.append(torch.stack([*numbers, norm]))
+            writer.note(n_behind, torch.stack([*numbers, norm]))
             step += 1
             progress.update()
-            run.keep_pace(lambda at=step - 1: learn(batch_of(at)))
-            if run.passes(stage == schedule.last, n_behind, numbers):
+            writer.keep_pace(lambda at=step - 1: learn(batch_of(at)))
+            if writer.passes(stage == schedule.last, n_behind, numbers):
                 schedule.end_stage(stage, step)
                 batches = machine.ahead(batch_of, range(step, schedule.total))
 
-            is_end = step == schedule.ends[stage]
-            logs, evaluates, saves, stops = run.due(step, n_behind == 0, is_end, stop)
-            if not (logs or evaluates or saves or stops):
+            due = writer.due(step, n_behind == 0, step == schedule.ends[stage], stop)
+            if not any(due):
                 continue  # nobody looks at the device's numbers, so nobody waits for them
-            run.look(step, stage, opts)
-            if logs:
-                run.log_training(step, stage, factor)
-                progress.set_postfix_str(f"stage {stage}, loss {run.last_loss:.3f}")
-            if evaluates:
-                run.evaluate(step, stage, valid, schedule.plans[stage], special)
-            if saves:
-                run.save_last(step, stage, opts, schedule)
-            if stops:
+            writer.look(step, stage, optimizers)
+            if due.logs:
+                writer.log_training(step, stage, factor)
+                progress.set_postfix_str(f"stage {stage}, loss {writer.last_loss:.3f}")
+            if due.evaluates:
+                writer.evaluate(step, stage, schedule.plans[stage])
+            if due.saves:
+                writer.save_last(step, stage, optimizers, schedule)
+            if due.stops:
                 progress.close()
-                run.say_how_to_go_on(step)
-                raise SystemExit(128 + stops)
-    run.finish()
+                writer.say_how_to_go_on(step)
+                raise SystemExit(128 + due.stops)
+
+
+def main(c: TrainConfig) -> None:
+    """Trains. Several processes take the same steps, each on its share; the first one writes."""
+    machine = device.join(c.device, c.dtype, c.n_embd)
+    fewest = machine.n_processes * c.n_questions
+    if c.batch_size < fewest:
+        raise UserError(f"--batch_size should be at least {fewest} here")
+    dataset = data.Dataset(c.task)
+    problems = dataset.split("train")
+    demand_graphs(c, problems)
+    schedule = batching.Schedule(c, dataset.meta["longest"])
+    cli.print_resolved(c, PRESETS[c.preset])
+    schedule.show()
+    model = starting_model(c, dataset, schedule.n_positions).to(machine.device).train()
+    how = for_this_machine(c, machine, model)
+    learn = functools.partial(accumulate, model, c=c, machine=machine, **how)
+    batch_of = functools.partial(batching.draw_batch, c, problems, schedule, dataset.special)
+    writer = Writer(c, dataset, machine, model, schedule.max_new_tokens)
+    with contextlib.closing(writer), stop_signals() as stop:
+        loop(c, model, schedule, batch_of, learn, writer, machine, stop)
+    writer.finish()
     machine.leave()
 
 
 if __name__ == "__main__":
-    config.run(main, TrainConfig, PRESETS, CHOICES)
+    cli.run(main, TrainConfig, PRESETS, CHOICES)

@@ -1,4 +1,4 @@
-"""What a training step learns from: its stage in the schedule, and its problems, drawn, augmented and padded.
+"""What a training step learns from: its stage, and its problems, drawn, augmented and padded.
 
 The examples of a step, and their words, depend only on the seed, the step and the schedule.
 """
@@ -13,8 +13,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from nanococonut import curriculum, icot
 from nanococonut.coconut import NOTHING, Batch
+from nanococonut.config import TrainConfig
 from nanococonut.data import Split
-from nanococonut.settings import TrainConfig
+
+REASK = 0.5  # of several questions about a graph, the share of random ones (ours)
 
 
 class Schedule:
@@ -25,10 +27,14 @@ class Schedule:
         self.longest = longest  # lengths in tokens of the longest question, chain and rest
         self.set_steps(c.schedule)
         self.total = self.ends[-1]
-        self.last = max(stage for stage, n in enumerate(self.n_steps) if n)  # the last stage that has steps
-        self.plans = [self.plan(stage) for stage in range(len(self.n_steps))]  # at the start of each stage
+        self.last = max(
+            stage for stage, n in enumerate(self.n_steps) if n
+        )  # the last stage that has steps
+        self.plans = [
+            self.plan(stage) for stage in range(len(self.n_steps))
+        ]  # at the start of each stage
         self.max_new_tokens = longest["rest"] + 8  # an answer may be longer than those in the data
-        # The longest sequence of a run: a question, thoughts or pauses between two markers, and an answer.
+        # The longest sequence: a question, thoughts or pauses between two markers, an answer.
         n_fillers = max(plan.n_fillers for plan in self.plans)
         self.n_positions = longest["question"] + n_fillers + 2 + self.max_new_tokens
 
@@ -39,7 +45,9 @@ class Schedule:
         plan = curriculum.plan_of(c.method, stage, last, c.c_thought, c.extra_stage, in_place)
         if curriculum.METHODS[c.method].removes != "tokens":  # only icot's do
             return plan
-        return plan._replace(n_tokens=icot.n_removed_tokens(stage, last, self.longest["chain"], progress))
+        return plan._replace(
+            n_tokens=icot.n_removed_tokens(stage, last, self.longest["chain"], progress)
+        )
 
     def locate(self, step: int) -> tuple[int, int]:
         """The stage of a step, and the number of steps before it in that stage."""
@@ -47,14 +55,17 @@ class Schedule:
         return stage, step - (self.ends[stage] - self.n_steps[stage])
 
     def span(self, step: int) -> tuple[int, int]:
-        """Steps behind, and steps in all, of what the learning rates follow: in place the run, else the stage."""
+        """Steps behind, and steps in all, of what the learning rates follow.
+
+        In place that is the run, else the stage.
+        """
         if self.c.layout == "in_place":
             return step, self.total
         stage, n_behind = self.locate(step)
         return n_behind, self.n_steps[stage]
 
     def end_stage(self, stage: int, step: int) -> None:
-        """Ends a stage at a step, because it is learned; the last stage gets the steps that are left of it."""
+        """Ends a stage that is learned at a step; the last stage gets the steps left of it."""
         n_left = self.ends[stage] - step
         n_steps = list(self.n_steps)
         n_steps[stage] -= n_left
@@ -75,65 +86,105 @@ class Schedule:
             print(f"{stage:5}  {n:5}  {plan.n_thoughts:8}  {plan.n_pauses:6}  {removed:>13}")
 
 
-def draw_batch(c: TrainConfig, problems: Split, schedule: Schedule, special: dict[str, int], step: int) -> Batch:
+def draw_batch(
+    c: TrainConfig, problems: Split, schedule: Schedule, special: dict[str, int], step: int
+) -> Batch:
     """The batch of a training step."""
     rng = random.Random(f"{c.seed} {step}")
     stage, n_behind = schedule.locate(step)
     plan = schedule.plan(stage, progress=n_behind / schedule.n_steps[stage])
-    read = schedule.plan(stage_to_read(stage, rng)) if plan.in_place else plan  # whose rest is read, in words
-    keep = 1.0
-    if c.grow:  # the search is learned on small graphs first, and in the last stage they grow
-        grown = min(1.0, n_behind / c.grow) if stage == schedule.last else 0.0
-        keep = c.small + (1 - c.small) * grown
-    # Several questions about a graph have several chains, which make no small graph.
-    questions, least = (c.questions, c.shortest) if keep == 1 else (1, 3)
-    groups = problems.draw(c.batch_size, rng, c.augment, questions, reask=c.reask, least=least, keep=keep)
+    read = plan  # whose remaining words are read
+    if plan.in_place and plan.n_fillers:
+        read = schedule.plan(stage_to_read(stage, rng))
+    keep = share_of_facts(c, n_behind if stage == schedule.last else 0)
+    how = dict(reask=REASK if c.augment > 1 else 0.0, keep=keep)
+    if keep == 1:
+        # While graphs grow, the chains of several questions would make them large at once.
+        how |= dict(questions=c.n_questions, least=1)
+    groups = problems.draw(c.batch_size, rng, c.augment > 0, **how)
     examples = [example for group in groups for example in group.examples]
     pairs = [curriculum.arrange(example, read, special, rng) for example in examples]
     contexts = [group.context for group in groups if group.context]
-    batch = collate(pairs, plan.n_fillers, special["eos"], contexts, special["pause"] if plan.n_pauses else None)
+    pause = special["pause"] if plan.n_pauses else None
+    batch = collate(pairs, plan.n_fillers, special["eos"], contexts, pause)
     if not plan.in_place:
         return batch
-    words = [curriculum.next_words(example, plan, special, NOTHING) for example in examples]
+    words = [after[:1] for _, after in pairs]  # without thoughts: what <bot> is asked for
+    if plan.n_fillers:
+        words = [curriculum.next_words(example, plan, special, NOTHING) for example in examples]
     return batch._replace(next_words=torch.tensor(words), n_read=read.n_fillers)
 
 
-def stage_to_read(stage: int, rng: random.Random) -> int:
-    """The stage whose remaining words a batch reads: mostly the newest, else an earlier one (0.6 is ours).
+def share_of_facts(c: TrainConfig, n_behind: int) -> float:
+    """The share of the facts off the chains that graphs have, n_behind steps into the last stage.
 
-    In place the thoughts of a stage begin with those of each earlier one, so all of them can go on in one pass.
+    >>> [share_of_facts(TrainConfig(grow=(4000, 50)), step) for step in (0, 2000, 5000)]
+    [0.5, 0.75, 1.0]
     """
-    return stage if stage == 0 or rng.random() < 0.6 else rng.randrange(stage)
+    n_steps, *percent = c.grow
+    if not n_steps:
+        return 1.0
+    at_first = percent[0] / 100 if percent else 0.0
+    return at_first + (1 - at_first) * min(1.0, n_behind / n_steps)
+
+
+def stage_to_read(stage: int, rng: random.Random) -> int:
+    """The stage whose remaining words a batch reads: mostly the newest, else an earlier one.
+
+    In place the thoughts of a stage begin with those of each earlier one, so all of them can go on
+    in one pass. The 0.6 is ours.
+    """
+    if stage == 0 or rng.random() < 0.6:
+        return stage
+    return rng.randrange(stage)
 
 
 def collate(pairs, n_thoughts: int, pad_id: int, contexts=(), pause: int | None = None) -> Batch:
-    """Pads examples to a Batch. An example is a pair of the ids before and after its thoughts, see curriculum.arrange.
+    """Pads examples to a Batch.
 
-    contexts   ids of shared facts, each for an equal number of neighbouring examples; empty: none are shared
+    pairs      the ids of each example before and after its thoughts: see curriculum.arrange
+    contexts   ids of shared facts, each for an equal number of neighbouring examples;
+               empty: none are shared
     pause      the id that is read in place of each thought, if any
     """
-    befores, afters = [before for before, _ in pairs], [after for _, after in pairs]
+    befores = [before for before, _ in pairs]
+    afters = [after for _, after in pairs]
     prompts, question, question_len = befores, None, None
     if contexts:
-        prompts, question = contexts, pad(befores, pad_id, left=True)
-        question_len = torch.tensor(list(map(len, befores)))
-    suffix, targets = pad([ids[:-1] for ids in afters], pad_id), pad([ids[1:] for ids in afters], NOTHING)
-    prompt, length = pad(prompts, pad_id), torch.tensor(list(map(len, prompts)))
-    return Batch(prompt, length, suffix, targets, n_thoughts, question, question_len, pause=pause)
+        prompts = contexts
+        question = pad(befores, pad_id, left=True)
+        question_len = lengths(befores)
+    return Batch(
+        prompt=pad(prompts, pad_id),
+        prompt_len=lengths(prompts),
+        suffix=pad([ids[:-1] for ids in afters], pad_id),
+        targets=pad([ids[1:] for ids in afters], NOTHING),
+        n_thoughts=n_thoughts,
+        question=question,
+        question_len=question_len,
+        pause=pause,
+    )
 
 
 def part(batch: Batch, which: slice) -> Batch:
     """The part of a batch with some of its prompts and the questions on top of them."""
     G = len(batch.prompt)
-    return Batch(*(x.unflatten(0, (G, -1))[which].flatten(0, 1) if isinstance(x, Tensor) else x for x in batch))
+
+    def cut(x):
+        if not isinstance(x, Tensor):
+            return x
+        return x.unflatten(0, (G, -1))[which].flatten(0, 1)  # rows by prompt, then as before
+
+    return Batch(*map(cut, batch))
 
 
 def parts(batch: Batch, c: TrainConfig, rank: int, n_processes: int):
-    """The parts of a process's share of a batch, of at most --micro_batch_size examples, each with its shares (3,).
+    """The parts of a process's share of a batch, each with its shares (3,) of the whole.
 
-    A part's mean loss is weighed by its share of the batch's supervised tokens: in the suffix, and among the next
-    words. So parts add up to the mean over tokens, where a mean of means would favour short answers. The third share is
-    that of all parts.
+    A part has at most --micro_batch_size examples. Its mean loss is weighed by its share of the
+    batch's supervised tokens: in the suffix, and among the next words. So parts add up to the mean
+    over tokens, where a mean of means would favour short answers. The third share is that of all
+    parts.
     """
     n_targets, n_next = batch.n_supervised()
     mine = part(batch, slice(rank, None, n_processes))
@@ -147,7 +198,13 @@ def parts(batch: Batch, c: TrainConfig, rank: int, n_processes: int):
         yield one, torch.tensor(shares)
 
 
+def lengths(rows: list[list[int]]) -> Tensor:
+    """The lengths (B,) of rows of ids."""
+    return torch.tensor([len(row) for row in rows])
+
+
 def pad(rows: list[list[int]], value: int, left: bool = False) -> Tensor:
     """Rows of ids as one int64 tensor (B, longest), padded on the right or on the left."""
     rows = [torch.tensor(row, dtype=torch.int64) for row in rows]
-    return pad_sequence(rows, batch_first=True, padding_value=value, padding_side="left" if left else "right")
+    side = "left" if left else "right"
+    return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)

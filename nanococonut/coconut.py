@@ -245,7 +245,9 @@ def reason(model: GPT, prompt: Tensor, length: Tensor, n_thoughts: int, change=N
 def generate(
     model: GPT, prompt, length, n_thoughts, eot, eos, max_new_tokens, change=None, pause=None
 ):
-    """Greedy continuations, one list of ids for each row, without the eos that ends them.
+    """Greedy continuations and the thoughts (B, K, C) that were had before them.
+
+    A continuation is a list of ids, without the eos that ends it.
 
     prompt  (B, P) int64 right-padded; length (B,)
     eot     the id fed after the thoughts; None: the last thought itself predicts the first word
@@ -253,7 +255,7 @@ def generate(
     pause   the id that is read in place of each thought
     """
     states, cache = reason(model, prompt, length, n_thoughts, change, pause)
-    hidden = states[:, -1:]
+    thoughts, hidden = states[:, :-1], states[:, -1:]
     cache = make_room(cache, 1 + max_new_tokens)
     if eot is not None:
         hidden, cache = step(model, torch.full_like(prompt[:, :1], eot), cache)
@@ -267,4 +269,4 @@ def generate(
             break
         hidden, cache = step(model, token, cache)
     rows = torch.cat(tokens, dim=1).tolist() if tokens else [[] for _ in prompt]
-    return [row[: row.index(eos)] if eos in row else row for row in rows]
+    return [row[: row.index(eos)] if eos in row else row for row in rows], thoughts

@@ -1,7 +1,10 @@
-"""Few shapes, so that the work on a batch is prepared once for many: by torch.compile, or as a CUDA graph.
+"""Few shapes, so that what is prepared for one batch serves many.
 
-So prompts, suffixes and slots for thoughts are padded to multiples of a fixed length. Padding changes no result.
+torch.compile prepares code, and Replay a CUDA graph, for one shape of a batch. So prompts, suffixes
+and slots for thoughts are padded to multiples of a fixed length. Padding changes no result.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,14 +13,20 @@ from torch import Tensor
 from nanococonut import coconut
 from nanococonut.model import GPT
 
-PROMPT_BUCKET = 64  # prompts are padded to multiples of this many tokens (ours: few shapes, little padding)
+# Prompts are padded to multiples of this many tokens (ours: few shapes, little padding).
+PROMPT_BUCKET = 64
 SUFFIX_BUCKET = 8  # the same for suffixes, which are shorter
 THOUGHT_BUCKET = 8  # up to 8 thoughts share one compiled step, 9 to 16 the next
 
 
 def compiled(backend: str = "inductor") -> tuple:
-    """The compiled phases: per prompt bucket one graph for prefill and one for all thoughts, one per suffix shape."""
-    torch._dynamo.config.cache_size_limit = 64  # shapes per function; torch's default of 8 is too few for the stages
+    """The compiled phases, prefill and step.
+
+    Prefill becomes one graph per prompt bucket. So does the step of a thought, whatever its number;
+    the step over a suffix becomes one per shape.
+    """
+    # Shapes per function; torch's default of 8 is too few for the stages.
+    torch._dynamo.config.cache_size_limit = 64
     whole = torch.compile(fullgraph=True, dynamic=False, backend=backend)
     return whole(coconut.prefill), whole(coconut.step)
 
@@ -32,16 +41,22 @@ def forward(model: GPT, batch: coconut.Batch, phases: tuple) -> coconut.Output:
 def in_buckets(batch: coconut.Batch, block_size: int) -> coconut.Batch:
     """A batch padded to one of a few shapes, with prompts of at most block_size tokens."""
     question = batch.question
+    if question is not None:
+        question = pad_to(question, SUFFIX_BUCKET, left=True)
     return batch._replace(
         prompt=pad_to(batch.prompt, PROMPT_BUCKET)[:, :block_size],
         suffix=pad_to(batch.suffix, SUFFIX_BUCKET),
         targets=pad_to(batch.targets, SUFFIX_BUCKET, value=coconut.NOTHING),
-        question=None if question is None else pad_to(question, SUFFIX_BUCKET, left=True),
+        question=question,
     )
 
 
 def round_up(n: int, multiple: int) -> int:
-    """n rounded up to a multiple: 33 to 64, for multiples of 32."""
+    """n rounded up to a multiple.
+
+    >>> round_up(33, 32), round_up(64, 32)
+    (64, 64)
+    """
     return -(-n // multiple) * multiple
 
 
@@ -51,50 +66,72 @@ def pad_to(ids: Tensor, multiple: int, value: int = 0, left: bool = False) -> Te
     return F.pad(ids, (n, 0) if left else (0, n), value=value)
 
 
-class Replay:
-    """A forward and a backward pass on one GPU, recorded once for each shape of a batch as a CUDA graph.
+class Recording(NamedTuple):
+    """A CUDA graph of a forward and a backward pass."""
 
-    To start the 2,600 kernels of a small model's step one by one takes ten times as long as they run.
+    graph: torch.cuda.CUDAGraph
+    inputs: list  # what it reads: the tensors of a batch and its shares, and what is no tensor
+    numbers: Tensor  # (3,), which it writes
+
+
+class Replay:
+    """A forward and a backward pass on one GPU, recorded once for each shape of a batch.
+
+    To start the 2,600 kernels of a small model's step one by one takes ten times as long as they
+    run. A CUDA graph starts them all at once.
     """
 
     def __init__(self, losses, model: GPT):
-        """losses(part, shares (3,)) -> the loss to train on, and (3,) numbers to look at: see train.py."""
-        self.losses, self.params, self.block_size = losses, list(model.parameters()), model.config.block_size
-        self.graphs = {}  # shapes -> a graph, the tensors it reads, the numbers it writes
+        """losses(part, shares (3,)) -> the loss to train on, and (3,) numbers: see train.py."""
+        self.losses = losses
+        self.params = list(model.parameters())
+        self.block_size = model.config.block_size
+        self.recordings = {}  # shapes of the inputs -> a Recording
         self.sums = [torch.zeros_like(p) for p in self.params]  # what the graphs add gradients to
-        self.pool = torch.cuda.graph_pool_handle()  # graphs share memory, because they run one after the other
+        # Graphs share memory, because they run one after the other.
+        self.pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, part: coconut.Batch, shares: Tensor) -> Tensor:
         """Adds the gradient of a part of a batch to .grad. Returns the numbers of losses()."""
         inputs = [*in_buckets(part, self.block_size), shares]
         shapes = tuple(x.shape if isinstance(x, Tensor) else x for x in inputs)
-        if shapes not in self.graphs:
-            self.graphs[shapes] = self.record(inputs)
-        graph, places, numbers = self.graphs[shapes]
-        for place, x in zip(places, inputs, strict=True):
+        if shapes not in self.recordings:
+            self.recordings[shapes] = self.record(inputs)
+        recording = self.recordings[shapes]
+        for recorded, x in zip(recording.inputs, inputs, strict=True):
             if isinstance(x, Tensor):
-                place.copy_(x)
-        if self.params[0].grad is not self.sums[0]:  # the first part of a step
+                recorded.copy_(x)
+        is_first_part = self.params[0].grad is not self.sums[0]  # zero_grad() took them away
+        if is_first_part:
             torch._foreach_zero_(self.sums)
             for p, total in zip(self.params, self.sums, strict=True):
                 p.grad = total
-        graph.replay()
-        return numbers
+        recording.graph.replay()
+        return recording.numbers
 
-    def of(self, inputs: list) -> tuple[Tensor, Tensor]:
+    def losses_of(self, inputs: list) -> tuple[Tensor, Tensor]:
         """losses() of a part and shares, given as one list."""
         *part, shares = inputs
         return self.losses(coconut.Batch(*part), shares)
 
-    def record(self, inputs: list) -> tuple:
-        """A graph, the tensors that it reads, which are the inputs, and the numbers that it writes."""
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside), torch.random.fork_rng([here.device]):
-            torch.autograd.grad(self.of(inputs)[0], self.params)  # libraries are set up at first use
-        here.wait_stream(aside)
+    def record(self, inputs: list) -> Recording:
+        """Records a graph that reads the tensors among the inputs."""
+        self.warm_up(inputs)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
-            loss, numbers = self.of(inputs)
+            loss, numbers = self.losses_of(inputs)
             torch._foreach_add_(self.sums, torch.autograd.grad(loss, self.params))
-        return graph, inputs, numbers
+        return Recording(graph, inputs, numbers)
+
+    def warm_up(self, inputs: list) -> None:
+        """Runs once without recording, because libraries are set up at first use.
+
+        On another stream, as torch.cuda.graph demands it; the random state stays as it is.
+        """
+        main_stream = torch.cuda.current_stream()
+        side_stream = torch.cuda.Stream()
+        side_stream.wait_stream(main_stream)
+        with torch.cuda.stream(side_stream), torch.random.fork_rng([main_stream.device]):
+            loss, _ = self.losses_of(inputs)
+            torch.autograd.grad(loss, self.params)
+        main_stream.wait_stream(side_stream)

@@ -10,14 +10,14 @@ steps stages 1 and 3 are shown; in stage 0 the chain is whole, where there is on
 ...     for stage in (1, 3):
 ...         print("   ", stage, "|", layout(method, stage, max_stage=3, n_steps=3))
 cot
-    1 | Q *s1 *s2 *s3 *A
-    3 | Q *s1 *s2 *s3 *A
+    1 | Q <bot> *s1 *s2 *s3 *A
+    3 | Q <bot> *s1 *s2 *s3 *A
 no_cot
-    1 | Q *A
-    3 | Q *A
+    1 | Q <bot> *A
+    3 | Q <bot> *A
 icot
-    1 | Q *s2 *s3 *A
-    3 | Q *A
+    1 | Q <bot> *s2 *s3 *A
+    3 | Q <bot> *A
 pause
     1 | Q <bot> . . . *A
     3 | Q <bot> . . . *A
@@ -28,17 +28,21 @@ no_curriculum
     1 | Q <bot> ~ ~ ~ *A
     3 | Q <bot> ~ ~ ~ *A
 no_thought
-    1 | Q *s2 *s3 *A
-    3 | Q *A
+    1 | Q <bot> *s2 *s3 *A
+    3 | Q <bot> *A
 pause_as_thought
     1 | Q <bot> . *s2 *s3 *A
     3 | Q <bot> . . . *A
 
 This is the layout "in_place": a thought takes the place of a step, and what the model says at the
-last thought is the next word. The layout "paper" has a token <eot> between the two:
+last thought is the next word. Where there are none, <bot> itself says it. So rows differ in what
+stands behind <bot> alone. The layout "paper" has a token <eot> behind the thoughts, and no tokens
+of either kind where there are none:
 
 >>> print(layout("coconut", stage=1, max_stage=3, n_steps=3, in_place=False))
 Q <bot> ~ <eot> *s2 *s3 *A
+>>> print(layout("cot", stage=1, max_stage=3, n_steps=3, in_place=False))
+Q *s1 *s2 *s3 *A
 
 There a small model from scratch can let <eot> take the first hop by itself: then the thought stays
 empty, and stage 2 has two hops to learn at once. In place nothing stands between the thought and
@@ -108,7 +112,7 @@ def tokenize(row: dict, encode) -> Example:
 class Method(NamedTuple):
     """A row of Table 1: what stands in place of the removed steps, and when which steps go."""
 
-    filler: str | None  # "thought", "pause", or None: nothing, and then no <bot> <eot> either
+    filler: str | None  # "thought", "pause", or None: nothing
     removes: str  # "never", "all" from the start, one more of the "steps" a stage, or "tokens"
 
 
@@ -131,8 +135,9 @@ class Plan(NamedTuple):
     n_thoughts: int
     n_pauses: int
     n_removed: int  # steps cut from the front of the chain; ALL: the chain, however long
-    markers: bool  # whether <bot> stands before what was put in, and <eot> behind it
-    # Differs from the paper: no <eot> stands behind it, and earlier stages stay in the loss.
+    markers: bool  # whether <bot> stands behind the question; if not in place, then also <eot>
+    # Differs from the paper: no <eot> stands behind the thoughts, every row has <bot>, and earlier
+    # stages stay in the loss.
     in_place: bool = False
     n_tokens: int = 0  # icot: tokens taken from the front of what is left of the chain
 
@@ -171,8 +176,8 @@ def plan_of(
         n_thoughts=n_fillers if filler == "thought" else 0,
         n_pauses=n_fillers if filler == "pause" else 0,
         n_removed=n_removed,
-        markers=filler is not None,
-        in_place=in_place and filler is not None,
+        markers=in_place or filler is not None,
+        in_place=in_place,
     )
 
 

@@ -1,9 +1,12 @@
+"""What tests share: a folder to stand in, the devices they see, and the paper's numbers."""
+
 import json
 import os
 import sys
 from pathlib import Path
 
-# Two threads, so that two runs of a test round alike; before torch, which reads it when it is loaded.
+# Two threads, so that two runs of a test round alike. Before torch, which reads it when it is
+# loaded.
 os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 
 from nanococonut import pretrained  # isort: split
@@ -19,12 +22,16 @@ from nanococonut.coconut import Batch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # prepare, train and sample are scripts at the top
 os.environ.setdefault("MPLBACKEND", "Agg")
-REFERENCE = Path(__file__).with_name("coconut_reference.npz")  # numbers of the paper's released code
+# Numbers of the paper's released code.
+REFERENCE = Path(__file__).with_name("coconut_reference.npz")
 
 
 @pytest.fixture(autouse=True)
 def devices_of_the_test(request, monkeypatch):
-    """Tests run on the CPU, where a run repeats bit for bit. Those marked gpu see CUDA as well, and processes MPS."""
+    """Tests run on the CPU, where a run repeats bit for bit.
+
+    Those marked gpu see CUDA as well, and processes MPS.
+    """
     has_triton.cache_clear()  # it keeps whether there is CUDA
     if request.node.get_closest_marker("gpu"):
         return
@@ -54,7 +61,9 @@ def meta(reference):
 @pytest.fixture
 def released(reference, meta):
     weights = {
-        n.removeprefix("weight."): torch.tensor(a).double() for n, a in reference.items() if n.startswith("weight.")
+        n.removeprefix("weight."): torch.tensor(a).double()
+        for n, a in reference.items()
+        if n.startswith("weight.")
     }
     return pretrained.from_state_dict(weights, n_head=meta["n_head"])
 

@@ -6,12 +6,13 @@ import shutil
 import pytest
 import torch
 
-from nanococonut import bench, config
-from nanococonut.config import UserError
+from nanococonut import cli
+from nanococonut.cli import UserError
+from nanococonut.lab import bench
 
 
 def parsed(*words):
-    return config.parse(bench.BenchConfig, ["smoke", *words], choices={"preset": tuple(bench.SIZES)})
+    return cli.parse(bench.BenchConfig, ["smoke", *words], choices={"preset": tuple(bench.SIZES)})
 
 
 def test_flops_are_those_of_the_matrix_products():
@@ -21,9 +22,11 @@ def test_flops_are_those_of_the_matrix_products():
     attention = 2 * 2 * H * D  # scores and values, for each query and key
     first = 24 * C * C * B * P + attention * B * P * P  # a whole block
     last = 6 * C * C * B * P  # queries, keys and values
-    thought = attention * B * P * P + (24 - 6) * C * C * B  # the rest of the first thought, which K = 0 never uses
+    # The rest of the first thought, which K = 0 never uses.
+    thought = attention * B * P * P + (24 - 6) * C * C * B
     suffix = 2 * (24 * C * C * B * S + attention * B * S * (P + S)) + 2 * C * V * B * S
-    assert b.flops(b.batch(B, 0)) == 3 * (first + last + suffix) + thought  # backward is twice forward
+    # Backward is twice forward.
+    assert b.flops(b.batch(B, 0)) == 3 * (first + last + suffix) + thought
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch.compile's own parts
@@ -36,10 +39,12 @@ def test_the_command_measures_everything_and_ends_with_json(workspace, capsys):
         assert 0 < row["mfu"] < 1
         assert 0 < row["step"] < 60
     assert found["matmul_gflops"] > 1
-    assert found["last_over_first"] == pytest.approx(found["rows"][1]["step"] / found["rows"][0]["step"])
+    first, last = (row["step"] for row in found["rows"])
+    assert found["last_over_first"] == pytest.approx(last / first)
     for fact in ("reference_step", "compiled_first", "compiled_last"):
         assert 0 < found[fact] < 60
-    assert json.loads((workspace / "results/bench-smoke-cpu.json").read_text())["rows"] == found["rows"]
+    kept = json.loads((workspace / "results/bench-smoke-cpu.json").read_text())
+    assert kept["rows"] == found["rows"]
 
 
 def test_what_cannot_be_measured_is_refused(monkeypatch):

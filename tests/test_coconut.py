@@ -20,13 +20,17 @@ def test_numbers_of_the_papers_code(name, reference, meta, released, released_ba
     assert abs(out.loss.item() - float(reference["loss"])) < 1e-6
     for i in range(meta["rows"]):
         expected = reference[f"logits.{i}"]
-        np.testing.assert_allclose(out.logits[i, : len(expected)].detach().numpy(), expected, atol=1e-6, rtol=0)
+        np.testing.assert_allclose(
+            out.logits[i, : len(expected)].detach().numpy(), expected, atol=1e-6, rtol=0
+        )
     out.loss.backward()
-    n_checked = 0
+    n_checked, params = 0, dict(released.named_parameters())
     for key, expected in reference.items():
         if key.startswith("grad."):
-            n, p = key.removeprefix("grad.transformer.").removeprefix("grad."), dict(released.named_parameters())
-            grad = p[n].grad.t() if n.endswith(pretrained.TRANSPOSED) else p[n].grad
+            n = key.removeprefix("grad.transformer.").removeprefix("grad.")
+            grad = params[n].grad
+            if n.endswith(pretrained.TRANSPOSED):
+                grad = grad.t()
             actual = grad.numpy() if expected.ndim else grad.norm().item()
             np.testing.assert_allclose(actual, expected, atol=1e-6, rtol=1e-6)
             n_checked += 1
@@ -35,11 +39,15 @@ def test_numbers_of_the_papers_code(name, reference, meta, released, released_ba
 
 def test_greedy_tokens_of_the_papers_code(reference, meta, released, released_batch):
     b = released_batch
-    rows = coconut.generate(released, b.prompt, b.prompt_len, b.n_thoughts, meta["eot"], meta["eos"], 12)
+    rows, _ = coconut.generate(
+        released, b.prompt, b.prompt_len, b.n_thoughts, meta["eot"], meta["eos"], 12
+    )
     assert rows == [reference[f"greedy.{i}"].tolist() for i in range(meta["rows"])]
 
 
-SIZES = dict(vocab_size=40, block_size=128, n_layer=3, n_head=2, n_embd=16, dropout=0.0, init_std=0.3)
+SIZES = dict(
+    vocab_size=40, block_size=128, n_layer=3, n_head=2, n_embd=16, dropout=0.0, init_std=0.3
+)
 
 
 def small_model(seed=0) -> GPT:
@@ -76,7 +84,9 @@ def test_forward_is_forward_reference(n_thoughts):
     torch.testing.assert_close(fast.logits[real], slow.logits[real])
     assert fast.thoughts.shape == (3, n_thoughts, 16)
     for name in grads[0]:
-        torch.testing.assert_close(grads[0][name], grads[1][name], msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            grads[0][name], grads[1][name], msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 @pytest.mark.parametrize("forward", FORWARDS.values())
@@ -110,13 +120,16 @@ def test_padding_and_batch_mates_change_nothing():
         torch.testing.assert_close(coconut.forward(model, alone).logits[0], together.logits[i, :n])
         torch.testing.assert_close(coconut.forward(model, alone).thoughts[0], together.thoughts[i])
     wider = torch.cat([batch.prompt, torch.full((3, 9), 11)], dim=1)
-    torch.testing.assert_close(coconut.forward(model, batch._replace(prompt=wider)).logits, together.logits)
-    rows = coconut.generate(model, batch.prompt, batch.prompt_len, 2, 38, 39, 8)
+    torch.testing.assert_close(
+        coconut.forward(model, batch._replace(prompt=wider)).logits, together.logits
+    )
+    rows, thoughts = coconut.generate(model, batch.prompt, batch.prompt_len, 2, 38, 39, 8)
     for i in range(3):
-        length = int(batch.prompt_len[i])
-        assert [rows[i]] == coconut.generate(
-            model, batch.prompt[i : i + 1, :length], batch.prompt_len[i : i + 1], 2, 38, 39, 8
-        )
+        length = batch.prompt_len[i : i + 1]
+        prompt = batch.prompt[i : i + 1, : int(length)]
+        alone, its_thoughts = coconut.generate(model, prompt, length, 2, 38, 39, 8)
+        assert alone == [rows[i]]
+        torch.testing.assert_close(its_thoughts[0], thoughts[i])
 
 
 def test_gradient_reaches_the_prompt_through_the_thoughts():
@@ -128,7 +141,8 @@ def test_gradient_reaches_the_prompt_through_the_thoughts():
     _, cache = coconut.think(model, hidden, cache, 3)
     said, _ = coconut.step(model, batch.suffix, coconut.make_room(cache, batch.suffix.size(1)))
     coconut.cross_entropy(model.logits(said), batch.targets).backward()
-    assert (hidden.grad.abs().amax(dim=(1, 2)) > 1e-6).all()  # the first thought is the prompt's last hidden state
+    # The first thought is the prompt's last hidden state.
+    assert (hidden.grad.abs().amax(dim=(1, 2)) > 1e-6).all()
 
 
 def test_no_thoughts_and_no_markers_is_a_plain_language_model():
@@ -138,7 +152,8 @@ def test_no_thoughts_and_no_markers_is_a_plain_language_model():
     logits = model.logits(hidden)
     batch = Batch(ids[:, :5], torch.tensor([5]), ids[:, 5:11], ids[:, 6:], 0)
     torch.testing.assert_close(coconut.forward(model, batch).logits, logits[:, 5:11])
-    (row,) = coconut.generate(model, ids[:, :6], torch.tensor([6]), 0, None, 39, 4)
+    (row,), thoughts = coconut.generate(model, ids[:, :6], torch.tensor([6]), 0, None, 39, 4)
+    assert thoughts.shape == (1, 0, 16)
     text = ids[:, :6]
     for token in row:
         hidden, _ = model(model.wte(text), torch.arange(text.size(1)))
@@ -149,10 +164,11 @@ def test_no_thoughts_and_no_markers_is_a_plain_language_model():
 
 def test_generate_stops_at_eos_row_by_row_and_eos_may_be_first():
     model, batch = small_model(), random_batch()
-    free = coconut.generate(model, batch.prompt, batch.prompt_len, 1, 38, eos=-1, max_new_tokens=6)
+    asked = model, batch.prompt, batch.prompt_len
+    free, _ = coconut.generate(*asked, 1, 38, eos=-1, max_new_tokens=6)
     assert [len(row) for row in free] == [6, 6, 6]
     eos = free[0][0]
-    stopped = coconut.generate(model, batch.prompt, batch.prompt_len, 1, 38, eos=eos, max_new_tokens=6)
+    stopped, _ = coconut.generate(*asked, 1, 38, eos=eos, max_new_tokens=6)
     assert stopped[0] == []
     assert stopped == [row[: row.index(eos)] if eos in row else row for row in free]
 
@@ -175,11 +191,16 @@ def test_changed_thoughts_change_what_follows_and_unchanged_ones_nothing():
     def written(change):
         return coconut.generate(model, batch.prompt, batch.prompt_len, 3, 1, 39, 12, change)
 
-    assert written(lambda thoughts: thoughts) == written(None)
-    assert written(lambda thoughts: -9 * thoughts) != written(None)
+    plain, thoughts = written(None)
+    torch.testing.assert_close(thoughts, coconut.forward(model, batch).thoughts)
+    same, its_thoughts = written(lambda thoughts: thoughts)
+    assert same == plain
+    torch.testing.assert_close(its_thoughts, thoughts)
+    other, _ = written(lambda thoughts: -9 * thoughts)
+    assert other != plain
     seen = []
     written(lambda thoughts: seen.append(thoughts) or thoughts)
-    torch.testing.assert_close(seen[0], coconut.forward(model, batch).thoughts)
+    torch.testing.assert_close(seen[0], thoughts)
 
 
 def loss_and_gradients(model, batch):
@@ -190,7 +211,10 @@ def loss_and_gradients(model, batch):
 
 
 def shared_batch(n_thoughts=3) -> tuple[Batch, Batch]:
-    """Two prompts with three questions each, of unequal lengths; and the six questions, each behind its own prompt."""
+    """Two prompts with three questions each, of unequal lengths.
+
+    And the six questions, each behind its own prompt.
+    """
     rng = np.random.default_rng(1)
     contexts = [rng.integers(0, 38, n).tolist() for n in (9, 5)]
     questions = [rng.integers(0, 38, n).tolist() for n in (4, 2, 3, 1, 4, 4)]
@@ -207,13 +231,11 @@ def shared_batch(n_thoughts=3) -> tuple[Batch, Batch]:
 @pytest.mark.parametrize("n_thoughts", [0, 1, 3])
 def test_questions_about_one_prompt_are_the_questions_alone(n_thoughts):
     together, apart = shared_batch(n_thoughts)
-    assert together.prompt.shape == (2, 9) and together.question.shape == (6, 4) and apart.question is None
+    assert together.prompt.shape == (2, 9)
+    assert together.question.shape == (6, 4) and apart.question is None
     outs, grads = [], []
-    for forward, batch in (
-        (coconut.forward, together),
-        (coconut.forward_reference, together),
-        (coconut.forward, apart),
-    ):
+    ways = [(coconut.forward, together), (coconut.forward_reference, together)]
+    for forward, batch in [*ways, (coconut.forward, apart)]:
         model = small_model()
         out = forward(model, batch)
         (out.loss + out.next_loss).backward()
@@ -221,7 +243,8 @@ def test_questions_about_one_prompt_are_the_questions_alone(n_thoughts):
         grads.append([p.grad for p in model.parameters()])
     real = together.targets != -100
     for out, grad in zip(outs[1:], grads[1:], strict=True):
-        assert abs(out.loss - outs[0].loss) < 1e-12 and abs(out.next_loss - outs[0].next_loss) < 1e-12
+        assert abs(out.loss - outs[0].loss) < 1e-12
+        assert abs(out.next_loss - outs[0].next_loss) < 1e-12
         torch.testing.assert_close(out.logits[real], outs[0].logits[real])
         torch.testing.assert_close(out.thoughts, outs[0].thoughts)
         torch.testing.assert_close(grad, grads[0])
@@ -230,7 +253,10 @@ def test_questions_about_one_prompt_are_the_questions_alone(n_thoughts):
 @pytest.mark.parametrize("pause", [None, 37])
 @pytest.mark.parametrize("n_read", range(4))
 def test_one_pass_over_all_stages_equals_the_stages_one_by_one(n_read, pause):
-    """The next word after 0, 1, 2, 3 thoughts and a rest behind some of them: each from a pass of its own."""
+    """The next word after 0, 1, 2, 3 thoughts and a rest behind some of them.
+
+    Each from a pass of its own.
+    """
     words = torch.tensor([[5, 6, 7, 8], [9, -100, 3, 4], [-100, 1, 2, -100]])
     batch = random_batch(3)._replace(next_words=words, n_read=n_read, pause=pause)
     model = small_model()
@@ -240,10 +266,12 @@ def test_one_pass_over_all_stages_equals_the_stages_one_by_one(n_read, pause):
 
     model, by_stage = small_model(), []
     for k in range(4):
-        # Stage k alone: k thoughts, then one word to predict, which the last thought itself is asked for.
+        # Stage k alone: k thoughts, then one word to predict, for which the last thought itself
+        # is asked.
         alone = random_batch(k)._replace(next_words=torch.full((3, k + 1), -100), pause=pause)
         alone.next_words[:, k] = words[:, k]
-        by_stage.append(coconut.forward_reference(model, alone).next_loss * (words[:, k] != -100).sum())
+        loss = coconut.forward_reference(model, alone).next_loss
+        by_stage.append(loss * (words[:, k] != -100).sum())
     next_loss = sum(by_stage) / (words != -100).sum()
     rest = coconut.forward_reference(model, random_batch(n_read)._replace(pause=pause)).loss
     (rest + next_loss).backward()
@@ -264,22 +292,26 @@ def test_the_pass_over_all_stages_equals_its_definition(n_read, pause):
         (out.loss + out.next_loss).backward()
         outs.append(out)
         grads.append([p.grad for p in model.parameters()])
-    assert abs(outs[0].loss - outs[1].loss) < 1e-12 and abs(outs[0].next_loss - outs[1].next_loss) < 1e-12
+    assert abs(outs[0].loss - outs[1].loss) < 1e-12
+    assert abs(outs[0].next_loss - outs[1].next_loss) < 1e-12
     torch.testing.assert_close(*grads)
     assert outs[0].thoughts.shape == (3, 0 if pause else 3, 16)
 
 
 def test_in_place_the_last_thought_says_the_first_word():
     model, batch = small_model(), random_batch(2)
-    (first, *_), *_ = coconut.generate(model, batch.prompt, batch.prompt_len, 2, None, 39, 4)
+    asked = model, batch.prompt, batch.prompt_len
+    ((first, *_), *_), thoughts = coconut.generate(*asked, 2, None, 39, 4)
     hidden, prompt_kv = coconut.prefill(model, batch.prompt, batch.prompt_len)
     states, _ = coconut.think(model, hidden, coconut.open_cache(prompt_kv, batch.prompt_len, 2), 2)
     assert states.shape == (3, 3, 16) and first == model.logits(states[0, 2]).argmax()
     torch.testing.assert_close(states[:, :2], coconut.forward(model, batch).thoughts)
-    pauses = coconut.generate(model, batch.prompt, batch.prompt_len, 2, None, 39, 4, pause=37)
+    torch.testing.assert_close(states[:, :2], thoughts)
+    pauses, _ = coconut.generate(*asked, 2, None, 39, 4, pause=37)
     length = int(batch.prompt_len[0])
     read = torch.cat([batch.prompt[:1, :length], torch.tensor([[37, 37]])], dim=1)
-    assert pauses[:1] == coconut.generate(model, read, torch.tensor([length + 2]), 0, None, 39, 4), "as ordinary tokens"
+    tokens, _ = coconut.generate(model, read, torch.tensor([length + 2]), 0, None, 39, 4)
+    assert pauses[:1] == tokens, "as ordinary tokens"
 
 
 def test_a_part_of_a_batch_is_some_prompts_and_their_questions():
@@ -289,9 +321,12 @@ def test_a_part_of_a_batch_is_some_prompts_and_their_questions():
     assert torch.equal(second.question, together.question[3:])
     assert torch.equal(second.next_words, together.next_words[3:])
     halves = [part(together, slice(rank, None, 2)) for rank in (0, 1)]  # as two processes share it
-    assert torch.equal(halves[0].suffix, together.suffix[:3]) and torch.equal(halves[1].suffix, together.suffix[3:])
-    assert together.n_supervised() == tuple(map(sum, zip(*(half.n_supervised() for half in halves), strict=True)))
-    assert together.n_supervised() == (17, 15), "5 of 6 questions have next words after 0, 1 and 2 thoughts"
+    assert torch.equal(halves[0].suffix, together.suffix[:3])
+    assert torch.equal(halves[1].suffix, together.suffix[3:])
+    counts = zip(*(half.n_supervised() for half in halves), strict=True)
+    assert together.n_supervised() == tuple(map(sum, counts))
+    five = "5 of 6 questions have next words after 0, 1 and 2 thoughts"
+    assert together.n_supervised() == (17, 15), five
 
 
 CASES = [  # thoughts, prompt lengths, suffix lengths; all prompts fit into one bucket of 64
@@ -308,7 +343,8 @@ CASES = [  # thoughts, prompt lengths, suffix lengths; all prompts fit into one 
 def compiled_equals_reference(phases, n_thoughts, lengths, suffix):
     compiled, definition = small_model(), small_model()
     batch = random_batch(n_thoughts, lengths, suffix)
-    out, expected = compiling.forward(compiled, batch, phases), coconut.forward_reference(definition, batch)
+    out = compiling.forward(compiled, batch, phases)
+    expected = coconut.forward_reference(definition, batch)
     out.loss.backward()
     expected.loss.backward()
     assert out.loss.item() == pytest.approx(expected.loss.item(), abs=1e-9)
@@ -317,7 +353,9 @@ def compiled_equals_reference(phases, n_thoughts, lengths, suffix):
     torch.testing.assert_close(out.logits[real], expected.logits[real])
     torch.testing.assert_close(out.thoughts, expected.thoughts)
     for (name, p), other in zip(compiled.named_parameters(), definition.parameters(), strict=True):
-        torch.testing.assert_close(p.grad, other.grad, atol=1e-9, rtol=1e-7, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            p.grad, other.grad, atol=1e-9, rtol=1e-7, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 @pytest.fixture
@@ -330,7 +368,8 @@ def graphs():
 
 @pytest.mark.filterwarnings("ignore")  # of torch.compile's own parts
 def test_one_graph_serves_every_thought_of_every_number_of_thoughts(graphs):
-    phases = compiling.compiled(backend="aot_eager")  # the whole graph, forward and backward, without machine code
+    # The whole graph, forward and backward, without machine code.
+    phases = compiling.compiled(backend="aot_eager")
     compiled_equals_reference(phases, *CASES[0])
     assert graphs() == 3, "prefill, a thought, the suffix"
     with torch.compiler.set_stance("fail_on_recompile"):
@@ -344,9 +383,12 @@ def test_one_graph_serves_every_thought_of_every_number_of_thoughts(graphs):
     assert graphs() == 7
     together, _ = shared_batch()
     model = small_model()
-    out, expected = compiling.forward(model, together, phases), coconut.forward_reference(model, together)
-    assert abs(out.loss - expected.loss) < 1e-9 and abs(out.next_loss - expected.next_loss) < 1e-9
-    assert graphs() == 11, "prompts that are shared: the facts, the questions, a thought, the suffix"
+    out = compiling.forward(model, together, phases)
+    expected = coconut.forward_reference(model, together)
+    assert abs(out.loss - expected.loss) < 1e-9
+    assert abs(out.next_loss - expected.next_loss) < 1e-9
+    shared = "prompts that are shared: the facts, the questions, a thought, the suffix"
+    assert graphs() == 11, shared
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch.compile's own parts

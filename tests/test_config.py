@@ -1,28 +1,39 @@
 """The table of mistakes: what is typed, and what it must give."""
 
 import dataclasses
+import inspect
 
 import pytest
 
-from nanococonut import config
-from nanococonut.config import UserError
-from nanococonut.settings import CHOICES, PRESETS, TrainConfig
+from nanococonut import cli
+from nanococonut.cli import UserError
+from nanococonut.config import CHOICES, PRESETS, TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
     """An example of a configuration."""
 
-    preset: str = "a"  # where to start
-    lr: float = 0.0001  # how fast
-    question: str = ""  # what to ask
-    compile: bool = True  # whether to compile
-    stage_steps: tuple[int, ...] = (5,)  # steps per stage
-    seed: int = 0  # where randomness starts
+    # --- start ---
+    # where to start
+    preset: str = "a"
+    # how fast
+    lr: float = 0.0001
+    # what to ask
+    question: str = ""
+
+    # --- steps and such ---
+    # whether to compile
+    compile: bool = True
+    # steps per stage,
+    # one after the other
+    stage_steps: tuple[int, ...] = (5,)
+    # where randomness starts
+    seed: int = 0
 
 
 def parse(*words):
-    return config.parse(Example, words, presets={"a": {}, "b": {"lr": 0.5, "seed": 3}})
+    return cli.parse(Example, words, presets={"a": {}, "b": {"lr": 0.5, "seed": 3}})
 
 
 @pytest.mark.parametrize(
@@ -74,31 +85,58 @@ def test_mistakes(words, message):
 
 def test_unknown_preset_of_train_names_the_real_ones():
     with pytest.raises(UserError, match=f"unknown preset 'nope', choose from {', '.join(PRESETS)}"):
-        config.parse(TrainConfig, ["nope"], PRESETS, CHOICES)
+        cli.parse(TrainConfig, ["nope"], PRESETS, CHOICES)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_builds(name):
-    c = config.parse(TrainConfig, [name], PRESETS, CHOICES)
+    c = cli.parse(TrainConfig, [name], PRESETS, CHOICES)
     assert c.preset == name and c.n_embd % c.n_head == 0
 
 
 def test_help_has_the_docstring_and_one_line_per_field(capsys):
     with pytest.raises(SystemExit) as end:
-        config.parse(TrainConfig, ["--help"], PRESETS, CHOICES)
+        cli.parse(TrainConfig, ["--help"], PRESETS, CHOICES)
     printed = capsys.readouterr().out
-    assert end.value.code == 0 and TrainConfig.__doc__ in printed
+    assert end.value.code == 0
+    assert printed.startswith(inspect.cleandoc(TrainConfig.__doc__) + "\n")
+    lines = printed.splitlines()
     for field in dataclasses.fields(TrainConfig):
-        assert f"  --{field.name}=" in printed
+        option = f"  --{field.name}={cli.written(field.default)}"
+        (line,) = [line for line in lines if line.startswith(f"  --{field.name}=")]
+        assert line.startswith(option)
+        assert line.removeprefix(option).strip(), f"{field.name} has no comment"
+
+
+def test_help_shows_the_comment_above_each_field_and_the_headings(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    assert capsys.readouterr().out.splitlines() == [
+        "An example of a configuration.",
+        "",
+        "start",
+        "  --preset=a                  where to start [a, b]",
+        "  --lr=0.0001                 how fast",
+        "  --question=                 what to ask",
+        "",
+        "steps and such",
+        "  --compile=true              whether to compile",
+        "  --stage_steps=5             steps per stage, one after the other",
+        "  --seed=0                    where randomness starts",
+    ]
 
 
 def test_a_users_mistake_is_one_line_and_exit_2(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["train.py", "--lr=x"])
     with pytest.raises(SystemExit) as end:
-        config.run(lambda c: None, TrainConfig, PRESETS, CHOICES)
+        cli.run(lambda c: None, TrainConfig, PRESETS, CHOICES)
     assert end.value.code == 2
     assert capsys.readouterr().err == "train.py: --lr=x is not a number\n"
 
 
 def test_a_value_is_written_as_one_would_type_it():
-    assert [config.written(value) for value in ((2000, 500), True, 0.0001)] == ["2000,500", "true", "0.0001"]
+    assert [cli.written(value) for value in ((2000, 500), True, 0.0001)] == [
+        "2000,500",
+        "true",
+        "0.0001",
+    ]

@@ -1,4 +1,7 @@
-"""What a CUDA GPU has to do as the CPU does: train, resume, stop, answer. `pytest -m gpu` runs it."""
+"""What a CUDA GPU has to do as the CPU does: train, resume, stop, answer.
+
+`pytest -m gpu` runs it.
+"""
 
 import functools
 import os
@@ -14,13 +17,25 @@ from test_resume import SUICIDE, finished, prepared, read_csv, start, state_of
 
 import prepare
 import train
-from nanococonut import answers, batching, coconut, compiling, config, data, devices, evaluate, optimizers
-from nanococonut.settings import CHOICES, PRESETS, TrainConfig
+from nanococonut import (
+    batching,
+    cli,
+    coconut,
+    compiling,
+    data,
+    device,
+    evaluate,
+    optim,
+    runs,
+    writer,
+)
+from nanococonut.config import CHOICES, PRESETS, TrainConfig
 
-pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]  # warnings of torch.compile's own parts
+# The warnings are of torch.compile's own parts.
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 ROOT = Path(__file__).parents[1]
-ALL = ["smoke", "--stage_steps=6,6,6", "--log_every=1", "--save_every=4", "--eval_every=5", "--muon_lr=0.01"]
-ALL += ["--lr=0.01", "--grad_clip=1", "--questions=2", "--reask=0.5", "--grow=10"]
+ALL = ["smoke", "--stage_steps=6,6,6", "--log_every=1", "--save_every=4", "--eval_every=5"]
+ALL += ["--muon_lr=0.01", "--lr=0.01", "--augment=2", "--grow=10"]
 
 
 @pytest.fixture
@@ -33,11 +48,12 @@ def exact():
 
 
 def trained(*words: str) -> None:
-    train.main(config.parse(TrainConfig, [*ALL, *words], PRESETS, CHOICES))
+    train.main(cli.parse(TrainConfig, [*ALL, *words], PRESETS, CHOICES))
 
 
 def losses(name: str) -> list[float]:
-    return [float(row["value"]) for row in read_csv(f"runs/{name}/log.csv") if row["metric"] == "loss"]
+    rows = read_csv(f"runs/{name}/log.csv")
+    return [float(row["value"]) for row in rows if row["metric"] == "loss"]
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -48,20 +64,24 @@ def test_questions_about_one_prompt(compiled, exact):
     (expected.loss + expected.next_loss).backward()
     model = small_model().float().cuda()
     moved = type(together)(*(x.cuda() if isinstance(x, torch.Tensor) else x for x in together))
-    forward = functools.partial(compiling.forward, phases=compiling.compiled()) if compiled else coconut.forward
+    forward = coconut.forward
+    if compiled:
+        forward = functools.partial(compiling.forward, phases=compiling.compiled())
     out = forward(model, moved)
     (out.loss + out.next_loss).backward()
     assert out.loss.item() == pytest.approx(expected.loss.item(), abs=1e-5)
     assert out.next_loss.item() == pytest.approx(expected.next_loss.item(), abs=1e-5)
     for (name, p), other in zip(model.named_parameters(), expected_model.parameters(), strict=True):
-        torch.testing.assert_close(p.grad.cpu().double(), other.grad, atol=1e-5, rtol=1e-3, msg=name)
+        torch.testing.assert_close(
+            p.grad.cpu().double(), other.grad, atol=1e-5, rtol=1e-3, msg=name
+        )
 
 
 def test_a_run_takes_the_steps_of_the_cpu(workspace):
     prepared()
-    for device in ("cpu", "cuda"):
+    for where in ("cpu", "cuda"):
         words = ["--dtype=float32", "--compile=false", "--micro_batch_size=6"]  # two parts a step
-        trained(*words, f"--device={device}", f"--name={device}")
+        trained(*words, f"--device={where}", f"--name={where}")
     assert len(losses("cpu")) == 18
     assert losses("cuda") == pytest.approx(losses("cpu"), rel=0.01)
 
@@ -103,13 +123,15 @@ def test_ctrl_c_saves_though_other_processes_draw_batches(workspace):
 
 def test_a_whole_training_step_never_waits_for_the_device(workspace):
     prepared()
-    c = config.parse(TrainConfig, ALL, PRESETS, CHOICES)
-    dataset, machine = data.Dataset("prosqa"), devices.pick("cuda", "bfloat16")
+    c = cli.parse(TrainConfig, ALL, PRESETS, CHOICES)
+    dataset, machine = data.Dataset("prosqa"), device.pick("cuda", "bfloat16")
     schedule = batching.Schedule(c, dataset.meta["longest"])
     problems = dataset.split("train")
-    model = train.runs.starting_model(c, dataset, schedule.n_positions).cuda()
-    replay = compiling.Replay(lambda *part: train.losses(model, *part, coconut.forward, machine), model)
-    held = optimizers.make(model, c)
+    model = writer.starting_model(c, dataset, schedule.n_positions).cuda()
+    replay = compiling.Replay(
+        lambda *part: train.losses(model, *part, coconut.forward, machine), model
+    )
+    held = optim.make(model, c)
     batch = batching.draw_batch(c, problems, schedule, dataset.special, 15)
     try:
         for mode in ("default", "error"):  # the first step sets things up
@@ -126,9 +148,10 @@ def test_a_whole_training_step_never_waits_for_the_device(workspace):
 
 def test_the_model_of_the_project_answers_as_on_the_cpu():
     found = {}
-    for device in ("cpu", "cuda"):
-        run = answers.Run(str(ROOT / "models/prosqa.pt"), device)
-        rows = prepare.generate(prepare.PrepareConfig(train=200, valid=1, test=1, seed=12345))["train"]
-        found[device], _ = evaluate.measure(run, data.Split(run.encoding, rows))
-        assert run.machine.device.type == device
+    for where in ("cpu", "cuda"):
+        run = runs.Run(str(ROOT / "models/prosqa.pt"), where)
+        c = prepare.PrepareConfig(train=200, valid=1, test=1, seed=12345)
+        rows = prepare.generate(c)["train"]
+        found[where], _ = evaluate.measure(run, data.Split(run.encoding, rows))
+        assert run.machine.device.type == where
     assert abs(found["cuda"]["accuracy"] - found["cpu"]["accuracy"]) <= 0.02, found

@@ -1,4 +1,4 @@
-"""What each method feeds the model at each stage, token by token, and that draws depend on (seed, step) alone."""
+"""What each method feeds the model at each stage, token by token."""
 
 import math
 import random
@@ -11,9 +11,11 @@ from nanococonut.curriculum import METHODS, Example, arrange, layout, next_words
 from nanococonut.icot import n_removed_tokens
 
 SPECIAL = {"bot": 90, "eot": 91, "pause": 92, "eos": 93}
-# Three steps; the words of a rest need not be the end of those before it (19 is 20 where another step precedes it).
+# Three steps; the words of a rest need not be the end of those before it: 19 is 20 where another
+# step precedes it.
 EXAMPLE = Example(
-    [1, 2, 3], [[10, 11, 19, 30, 31, 32, 40, 41], [20, 30, 31, 32, 40, 41], [30, 31, 32, 40, 41], [40, 41]]
+    [1, 2, 3],
+    [[10, 11, 19, 30, 31, 32, 40, 41], [20, 30, 31, 32, 40, 41], [30, 31, 32, 40, 41], [40, 41]],
 )
 
 
@@ -49,14 +51,19 @@ def test_layout_of_tokens(method, stage, prompt, suffix, n_thoughts):
     p = at_begin(method, stage, max_stage=5, longest_chain=6)
     assert arrange(EXAMPLE, p, SPECIAL) == (prompt, suffix)
     pairs = [arrange(e, p, SPECIAL) for e in (EXAMPLE, Example([7], [[8]]))]
-    batch = collate(pairs, p.n_fillers, SPECIAL["eos"], pause=SPECIAL["pause"] if p.n_pauses else None)
+    pause = SPECIAL["pause"] if p.n_pauses else None
+    batch = collate(pairs, p.n_fillers, SPECIAL["eos"], pause=pause)
     assert batch.n_thoughts == n_thoughts
     assert batch.pause == (92 if METHODS[method].filler == "pause" and n_thoughts else None)
     assert batch.prompt_len.tolist() == [len(prompt), len(prompt) - 2]
     assert batch.prompt[0].tolist() == prompt
     assert batch.suffix[0].tolist() == suffix[:-1]
-    assert batch.targets[0].tolist() == suffix[1:], "the marker or the question's end predicts the first word"
-    assert batch.targets[1].tolist() == [8, 93] + [-100] * (len(suffix) - 3), "an empty chain, right-padded"
+    assert batch.targets[0].tolist() == suffix[1:], (
+        "the marker or the question's end predicts the first word"
+    )
+    assert batch.targets[1].tolist() == [8, 93] + [-100] * (len(suffix) - 3), (
+        "an empty chain, right-padded"
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,21 +76,43 @@ def test_layout_of_tokens(method, stage, prompt, suffix, n_thoughts):
         ("pause_as_thought", 2, [1, 2, 3, 90], [30, 31, 32, 40, 41, 93], [10, 19, 30]),
         ("no_curriculum", 0, [1, 2, 3, 90], [41, 93], [-100] * 5 + [41]),
         ("pause", 0, [1, 2, 3, 90], [41, 93], [-100] * 5 + [41]),
+        ("cot", 0, [1, 2, 3, 90], [10, 11, 19, 30, 31, 32, 40, 41, 93], [10]),
+        ("cot", 5, [1, 2, 3, 90], [10, 11, 19, 30, 31, 32, 40, 41, 93], [10]),
+        ("no_cot", 0, [1, 2, 3, 90], [41, 93], [41]),
+        ("icot", 0, [1, 2, 3, 90], [10, 11, 19, 30, 31, 32, 40, 41, 93], [10]),
+        ("icot", 5, [1, 2, 3, 90], [41, 93], [41]),
+        ("no_thought", 1, [1, 2, 3, 90], [19, 30, 31, 32, 40, 41, 93], [19]),
+        ("no_thought", 3, [1, 2, 3, 90], [40, 41, 93], [40]),
     ],
 )
 def test_layout_in_place(method, stage, prompt, after, following):
-    """Nothing stands between a thought and the word it replaces: 19 spans two steps and goes with the second."""
+    """Nothing stands between a thought and the word it replaces.
+
+    19 spans two steps and goes with the second.
+    """
     p = plan_of(method, stage, 5, in_place=True)
     assert arrange(EXAMPLE, p, SPECIAL) == (prompt, after)
     assert next_words(EXAMPLE, p, SPECIAL, -100) == following
     assert following[-1] == after[0], "the last thought predicts the first word of the rest"
 
 
-def test_rows_with_nothing_in_place_are_the_same_in_both_layouts():
+def test_in_place_every_row_has_bot_behind_the_question():
+    """With it CoT learns: the first word is asked of <bot>, as in the rows with thoughts."""
     for method, row in METHODS.items():
-        if row.filler is None:
-            for stage in range(4):
-                assert plan_of(method, stage, 3, in_place=True) == plan_of(method, stage, 3)
+        for stage in range(4):
+            in_place, paper = plan_of(method, stage, 3, in_place=True), plan_of(method, stage, 3)
+            assert in_place == paper._replace(markers=True, in_place=True)
+            assert paper.markers == (row.filler is not None), "nothing changes in the paper's"
+            before, after = arrange(EXAMPLE, in_place, SPECIAL)
+            assert before == [1, 2, 3, 90] and 91 not in after
+            words = next_words(EXAMPLE, in_place, SPECIAL, -100)
+            assert len(words) == 1 + in_place.n_fillers and words[-1] == after[0]
+
+
+def test_icot_in_place_takes_tokens_from_behind_bot():
+    plan = at_begin("icot", 1, 5, longest_chain=6)._replace(markers=True, in_place=True)
+    after = [11, 19, 30, 31, 32, 40, 41, 93]
+    assert arrange(EXAMPLE, plan, SPECIAL) == ([1, 2, 3, 90], after)
 
 
 def test_c_thoughts_for_each_removed_step():
@@ -104,12 +133,17 @@ def test_every_method_ends_where_table_1_evaluates_it():
 
 
 def test_icot_forgets_one_token_after_the_other():
-    gone = [n_removed_tokens(stage, 4, longest_chain=9, progress=i / 10) for stage in range(4) for i in range(10)]
+    gone = [
+        n_removed_tokens(stage, 4, longest_chain=9, progress=i / 10)
+        for stage in range(4)
+        for i in range(10)
+    ]
     assert gone[:10] == [0] * 10 and gone[10] == 1 and gone[-1] == 8
     assert all(b - a in (0, 1) for a, b in zip(gone, gone[1:], strict=False)), "never two at once"
-    assert arrange(EXAMPLE, at_begin("icot", 3, 4, longest_chain=90), SPECIAL) == ([1, 2], [3, 40, 41, 93]), (
-        "the answer stays"
-    )
+    assert arrange(EXAMPLE, at_begin("icot", 3, 4, longest_chain=90), SPECIAL) == (
+        [1, 2],
+        [3, 40, 41, 93],
+    ), "the answer stays"
 
 
 def test_icot_smooths_the_removal_as_deng_et_al_do():
@@ -117,4 +151,6 @@ def test_icot_smooths_the_removal_as_deng_et_al_do():
     more = Counter(9 - len(arrange(EXAMPLE, p, SPECIAL, rng)[1]) for _ in range(20000))
     for j in (0, 1):  # geometric: P(j) = (1 - e^-4) e^-4j
         assert abs(more[j] / 20000 - (1 - math.exp(-4)) * math.exp(-4 * j)) < 0.004
-    assert arrange(EXAMPLE, p, SPECIAL) == arrange(EXAMPLE, p, SPECIAL), "without rng nothing is drawn"
+    assert arrange(EXAMPLE, p, SPECIAL) == arrange(EXAMPLE, p, SPECIAL), (
+        "without rng nothing is drawn"
+    )

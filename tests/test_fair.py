@@ -1,4 +1,4 @@
-"""ProsQA with --fair=true: whoever looks for no way from the person to an option is right as often as a coin."""
+"""ProsQA with --fair=true: who finds no way from the person to an option is right half the time."""
 
 import statistics
 from collections import Counter, defaultdict
@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 import pytest
 
 import prepare
-from nanococonut import evaluate, graph
+from nanococonut import evaluate, prosqa
 
 SIZES = [
     {},  # the released size
@@ -39,11 +39,11 @@ class Look:
         for a, b in row["edges"]:
             self.parents[b].add(a)
             self.children[a].add(b)
-        self.persons = [v for v, name in enumerate(self.names) if graph.is_person(name)]
+        self.persons = [v for v, name in enumerate(self.names) if prosqa.is_person(name)]
         self.words = row["question"].rpartition(" Is ")[0].replace(".", "").split()
 
     def near(self, v):
-        """The concepts and persons one and two steps back, and the other children of the parents."""
+        """The nodes one and two steps back, and the other children of the parents."""
         grandparents = set().union(*(self.parents[a] for a in self.parents[v]))
         siblings = set().union(*(self.children[a] for a in self.parents[v])) - {v}
         return self.parents[v], grandparents, siblings
@@ -51,7 +51,7 @@ class Look:
     def of_any(self, v):
         """Numbers that any node has, persons too."""
         places = [i for i, word in enumerate(self.words) if word == self.names[v]]
-        below = graph.distances(self.row["edges"], v)
+        below = prosqa.distances(self.row["edges"], v)
         grandchildren = {u for child in self.children[v] for u in self.children[child]}
         return {
             "id": v,
@@ -103,7 +103,7 @@ class Look:
         return found
 
     def above(self, v):
-        return graph.distances([[b, a] for a, b in self.row["edges"]], v)
+        return prosqa.distances([[b, a] for a, b in self.row["edges"]], v)
 
 
 def sign(a, b):
@@ -113,9 +113,11 @@ def sign(a, b):
 def tried(rows):
     """rule -> how often it is right where it takes the option that has more; a tie is a half.
 
-    There are three kinds of rules. "more X" looks at the options alone. "like the person: X" takes the option whose X
-    is closer to that of the person asked. "as the person's X: more Y" takes the option with more Y where the person
-    asked has more X than the mean of the other persons, and that with less where less.
+    There are three kinds of rules:
+    "more X" looks at the options alone;
+    "like the person: X" takes the option whose X is closer to that of the person asked;
+    "as the person's X: more Y" takes the option with more Y where the person asked has more X than
+    the mean of the other persons, and that with less where less.
     """
     points = Counter()
     for row in rows:
@@ -143,16 +145,21 @@ def test_no_rule_without_a_path_is_right_more_often_than_a_coin(size):
     found = tried(rows)
     far = {rule: share for rule, share in found.items() if abs(share - 0.5) > 0.05}
     assert len(found) > 250 and not far, far
-    by_chance = ("id", "mention", "name")  # numbers and order are drawn anew, all else is alike on both sides
+    # Numbers and order are drawn anew, all else is alike on both sides.
+    by_chance = ("id", "mention", "name")
     drawn = {rule for rule in found if any(word in rule for word in by_chance)}
     assert {found[rule] for rule in found if rule not in drawn} == {0.5}
     assert set(evaluate.rules([(row,) for row in rows]).values()) == {0.5}
 
 
 def counterparts(row):
-    """A one-to-one map of what is above the target to what is above the other option, which keeps every edge there."""
+    """One-to-one maps of what is above the target to what is above the other option.
+
+    Each keeps every edge there.
+    """
     edges = set(map(tuple, row["edges"]))
-    above, copies = (sorted(graph.distances([[b, a] for a, b in edges], row[end])) for end in ("target", "neg_target"))
+    turned, ends = [[b, a] for a, b in edges], (row["target"], row["neg_target"])
+    above, copies = (sorted(prosqa.distances(turned, end)) for end in ends)
 
     def extend(pairs):
         if len(pairs) == len(above):
@@ -162,7 +169,10 @@ def counterparts(row):
         for w in set(copies) - {w for _, w in pairs}:
             if (v == row["target"]) != (w == row["neg_target"]):
                 continue
-            if all(((a, v) in edges) == ((b, w) in edges) and ((v, a) in edges) == ((w, b) in edges) for a, b in pairs):
+            if all(
+                ((a, v) in edges) == ((b, w) in edges) and ((v, a) in edges) == ((w, b) in edges)
+                for a, b in pairs
+            ):
                 yield from extend([*pairs, (v, w)])
 
     yield from extend([])
@@ -170,7 +180,10 @@ def counterparts(row):
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_persons_and_options_may_change_places(size):
-    """Each graph has a symmetry that swaps the person asked for another, and the options: none of them stands out."""
+    """Each graph has a symmetry that swaps the person asked for another, and the options.
+
+    So none of them stands out.
+    """
     for row in problems(300, **size):
         edges = set(map(tuple, row["edges"]))
         maps = [pairs | {w: v for v, w in pairs.items()} for pairs in counterparts(row)]
@@ -178,5 +191,5 @@ def test_persons_and_options_may_change_places(size):
         assert edges in turned, row
         other = maps[turned.index(edges)]
         assert other[row["target"]] == row["neg_target"]
-        assert graph.is_person(row["idx_to_symbol"][other[row["root"]]])
+        assert prosqa.is_person(row["idx_to_symbol"][other[row["root"]]])
         assert other[row["root"]] != row["root"]

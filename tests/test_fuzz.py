@@ -1,4 +1,4 @@
-"""Whatever is typed and whatever the files hold: an answer, or one line of complaint; never another exception."""
+"""Whatever is typed and whatever the files hold: an answer, or one line of complaint."""
 
 import bz2
 import gzip
@@ -12,63 +12,33 @@ import pytest
 import prepare
 import sample
 import train
-from nanococonut import config, evaluate, table1
-from nanococonut.config import UserError
-from nanococonut.settings import CHOICES, PRESETS, TrainConfig
+from nanococonut import cli, evaluate
+from nanococonut.cli import UserError
+from nanococonut.config import CHOICES, PRESETS, TrainConfig
+from nanococonut.lab import table1
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch.compile's own parts
-JUNK = [
-    "",
-    "0",
-    "-1",
-    "1",
-    "2",
-    "7",
-    "0.5",
-    "-0.5",
-    "1e999",
-    "nan",
-    "inf",
-    "abc",
-    "..",
-    "../x",
-    "/etc/passwd",
-    "a/b",
-    "a=b",
-]
-JUNK += [
-    "1,2,,3",
-    "1,2",
-    "9" * 25,
-    "-" * 9,
-    "true",
-    "False",
-    "é漢",
-    "\x00",
-    " ",
-    "$(touch owned)",
-    "run",
-    "prosqa",
-    "all",
-]
+JUNK = ["", "0", "-1", "1", "2", "7", "0.5", "-0.5", "1e999", "nan", "inf", "abc"]
+JUNK += ["..", "../x", "/etc/passwd", "a/b", "a=b", "1,2,,3", "1,2", "9" * 25, "-" * 9]
+JUNK += ["true", "False", "é漢", "\x00", " ", "$(touch owned)", "run", "prosqa", "all"]
 SMALL = ["--train=12", "--valid=4", "--test=4", "--n_nodes=8", "--min_hops=2", "--max_hops=3"]
 TINY = ["smoke", "--stage_steps=1", "--max_stage=1", "--batch_size=2", "--n_embd=8"]
 
 
 def prepares(words):
-    prepare.main(config.parse(prepare.PrepareConfig, words, choices=prepare.CHOICES))
+    prepare.main(cli.parse(prepare.PrepareConfig, words, choices=prepare.CHOICES))
 
 
 def trains(words):
-    train.main(config.parse(TrainConfig, words, PRESETS, CHOICES))
+    train.main(cli.parse(TrainConfig, words, PRESETS, CHOICES))
 
 
 def evaluates(words):
-    evaluate.main(config.parse(evaluate.EvaluateConfig, words, choices=evaluate.CHOICES))
+    evaluate.main(cli.parse(evaluate.EvaluateConfig, words, choices=evaluate.CHOICES))
 
 
 def samples(words):
-    sample.main(config.parse(sample.SampleConfig, words, choices=evaluate.CHOICES))
+    sample.main(cli.parse(sample.SampleConfig, words, choices=evaluate.CHOICES))
 
 
 COMMANDS = {  # what runs it, its class, words that make it quick
@@ -76,7 +46,7 @@ COMMANDS = {  # what runs it, its class, words that make it quick
     "train": (trains, TrainConfig, TINY),
     "evaluate": (evaluates, evaluate.EvaluateConfig, []),
     "sample": (samples, sample.SampleConfig, []),
-    "table1": (lambda words: config.parse(table1.Table1Config, words), table1.Table1Config, []),
+    "table1": (lambda words: cli.parse(table1.Table1Config, words), table1.Table1Config, []),
 }
 
 
@@ -101,7 +71,9 @@ def outcome(run, words):
         run(list(words))
         return "done"
     except UserError as error:
-        assert str(error).strip() and "\n" not in str(error).strip(), f"more than one line for {words}: {error}"
+        assert str(error).strip() and "\n" not in str(error).strip(), (
+            f"more than one line for {words}: {error}"
+        )
         return "refused"
     except SystemExit as error:
         assert error.code in (0, 2), words
@@ -111,7 +83,10 @@ def outcome(run, words):
 
 
 def typed(rng, name):
-    """A command line: some of the command's own options and some others, with values that may fit or not."""
+    """A command line: some of the command's own options and some others.
+
+    Their values may fit or not.
+    """
     _, kind, quick = COMMANDS[name]
     words = list(quick)
     options = list(kind.__dataclass_fields__)
@@ -119,8 +94,10 @@ def typed(rng, name):
         option = rng.choice([*options, *options, "nothing", "", "lr"])
         words = [word for word in words if not word.startswith(f"--{option}=")]
         default = kind.__dataclass_fields__[option].default if option in options else "1"
-        value = rng.choice([*JUNK, config.written(default)])
-        words.insert(rng.randrange(len(words) + 1), rng.choice([f"--{option}={value}", f"--{option}", value, "--help"]))
+        value = rng.choice([*JUNK, cli.written(default)])
+        at = rng.randrange(len(words) + 1)
+        word = rng.choice([f"--{option}={value}", f"--{option}", value, "--help"])
+        words.insert(at, word)
     return words
 
 
@@ -177,23 +154,29 @@ def changed_row(rng, row: dict, kind: int) -> dict:
     elif kind == 4:
         row = row | {"question": row["question"] + rng.choice(["", " \ud83e", " \udd65?", "\r\n"])}
     elif kind == 5:
-        row = row | {"idx_to_symbol": rng.choice([list(range(len(row["idx_to_symbol"]))), [True], "Tom", [""]])}
+        numbers = list(range(len(row["idx_to_symbol"])))
+        row = row | {"idx_to_symbol": rng.choice([numbers, [True], "Tom", [""]])}
     elif kind == 6:
         row = {field: value for field, value in row.items() if field != rng.choice(list(row))}
     elif kind == 7:  # other names
-        name = rng.choice(["c37", "kind_x", "x-pus", "zumpüs", "汤", "Über", "9x", "a.b", "is", "x" * 10**5])
-        row = json.loads(json.dumps(row, ensure_ascii=False).replace(rng.choice(["lempus", "impus", "Tom"]), name))
+        names = ["c37", "kind_x", "x-pus", "zumpüs", "汤", "Über", "9x", "a.b", "is"]
+        names.append("x" * 10**5)
+        name, old = rng.choice(names), rng.choice(["lempus", "impus", "Tom"])
+        row = json.loads(json.dumps(row, ensure_ascii=False).replace(old, name))
     elif kind == 8:  # facts beside the question
         facts, mark, asked = row["question"].rpartition(" Is ")
         facts = rng.choice([facts, facts.split(". "), [3], None, {"text": facts}])
-        row = row | {"question": mark.strip() + " " + asked, rng.choice(["context", "facts", "passage", "body"]): facts}
+        field = rng.choice(["context", "facts", "passage", "body"])
+        row = row | {"question": mark.strip() + " " + asked, field: facts}
     elif kind == 9:  # no steps
         row = {field: row[field] for field in ("question", "answer")}
     elif kind == 10:  # GSM8k itself
-        answer = rng.choice(["48/2 = <<48/2=24>>24.\n#### 24", "Half is 24.\n#### 24", "#### ", "<<>>\n####24####"])
-        row = {"question": row["question"], "answer": answer}
+        answers = ["48/2 = <<48/2=24>>24.\n#### 24", "Half is 24.\n#### 24"]
+        answers += ["#### ", "<<>>\n####24####"]
+        row = {"question": row["question"], "answer": rng.choice(answers)}
     elif kind == 11:
-        row = row | {rng.choice(["question", "answer"]): rng.choice(["a.", "Every ", "汤"]) * 10**5}
+        field, piece = rng.choice(["question", "answer"]), rng.choice(["a.", "Every ", "汤"])
+        row = row | {field: piece * 10**5}
     return row
 
 
@@ -206,7 +189,8 @@ def mutated(rng, content: bytes) -> bytes:
         i = rng.randrange(len(content))
         return content[:i] + bytes([content[i] ^ (1 << rng.randrange(8))]) + content[i + 1 :]
     if kind == 2:
-        return rng.choice([b"", b"\n", b"null", b"[]", b"{}", b"[1]", b'"x"', b"[[]]", b"NaN", b"[{}]", b"[" * 10000])
+        small = [b"", b"\n", b"null", b"[]", b"{}", b"[1]", b'"x"', b"[[]]", b"NaN", b"[{}]"]
+        return rng.choice([*small, b"[" * 10000])
     if kind == 3:
         return rng.randbytes(rng.randrange(1, 400))
     if kind == 4:
@@ -226,23 +210,29 @@ def mutated(rng, content: bytes) -> bytes:
         if kind == 6 and isinstance(inside, dict):
             del inside[key]
         else:
-            inside[key] = rng.choice([None, -1, 0, 10**30, 1.5, "", "x", [], {}, [[0, 1]], True, "Tom", "a\x00b"])
+            values = [None, -1, 0, 10**30, 1.5, "", "x", [], {}, [[0, 1]], True, "Tom", "a\x00b"]
+            inside[key] = rng.choice(values)
         return json.dumps(value).encode()
     except (UnicodeDecodeError, json.JSONDecodeError, IndexError):
         return content + b"\x00"
 
 
 def fuzz_files(n, seed):
-    """Damages one file of a dataset or a run, or a file given by name, and asks every command that would read it."""
+    """Damages one file of a dataset or a run, or a file given by name.
+
+    Then asks a command that would read it.
+    """
     rng, seen = random.Random(seed), {}
-    files = sorted(p for folder in ("data/prosqa", "runs/run") for p in Path(folder).iterdir() if p.suffix != ".png")
+    files = [*Path("data/prosqa").iterdir(), *Path("runs/run").iterdir()]
+    files = sorted(path for path in files if path.suffix != ".png")
     given = Path("given.json")
     for _ in range(n):
         path = rng.choice([*files, *[given] * 6])
         source = Path("whole") / path if path != given else Path("whole/data/prosqa/test.json")
         path.write_bytes(mutated(rng, source.read_bytes()))
         if path == given:
-            asked = [(evaluates, ["run", "--data=given.json"]), (prepares, ["--name=other", "--source=given.json"])]
+            asked = [(evaluates, ["run", "--data=given.json"])]
+            asked.append((prepares, ["--name=other", "--source=given.json"]))
         else:
             asked = [(evaluates, ["run"]), (samples, ["run"])]
             asked += [(trains, [*TINY, "--name=run", "--resume=true"]), (trains, TINY)]

@@ -42,7 +42,9 @@ def test_queries_that_share_a_prompt_see_what_copies_of_it_would_show_them():
     prompt = KV(*torch.randn(2, 2, 4, 5, 8, dtype=torch.float64))  # two prompts, three rows each
     visible = torch.ones(3, 8, dtype=torch.bool).tril(5)
     copies = KV(*(x.repeat_interleave(3, dim=0) for x in prompt))
-    torch.testing.assert_close(attend(q, prompt, KV(k, v), visible), attend(q, copies, KV(k, v), visible))
+    torch.testing.assert_close(
+        attend(q, prompt, KV(k, v), visible), attend(q, copies, KV(k, v), visible)
+    )
 
 
 def test_a_written_tail_is_a_copy():
@@ -68,7 +70,13 @@ def test_names_and_number_of_parameters_are_gpt2s():
         model = GPT(GPTConfig())
     assert sum(p.numel() for p in model.parameters()) == 124_439_808
     names = {n for n, _ in model.named_parameters()}
-    assert {"wte.weight", "wpe.weight", "h.0.attn.c_attn.weight", "h.11.mlp.c_proj.bias", "ln_f.weight"} <= names
+    assert {
+        "wte.weight",
+        "wpe.weight",
+        "h.0.attn.c_attn.weight",
+        "h.11.mlp.c_proj.bias",
+        "ln_f.weight",
+    } <= names
 
 
 def test_gpt2s_start():
@@ -96,6 +104,8 @@ def test_the_lookup_start():
         assert torch.equal(q, k)
         assert torch.equal(block.attn.c_proj.weight, 0.5 * v.t())
     hidden, _ = model(torch.arange(9)[None])
-    assert hidden.norm(dim=-1).mean().item() == pytest.approx(model.wte.weight.norm(dim=-1).mean().item(), rel=0.1)
-    near, far = model.wpe.weight[10] @ model.wpe.weight[11], model.wpe.weight[10] @ model.wpe.weight[20]
+    assert hidden.norm(dim=-1).mean().item() == pytest.approx(
+        model.wte.weight.norm(dim=-1).mean().item(), rel=0.1
+    )
+    near, far = (model.wpe.weight[10] @ model.wpe.weight[i] for i in (11, 20))
     assert near > 3 * far.abs(), "neighbouring positions look alike, distant ones do not"

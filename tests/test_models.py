@@ -1,4 +1,4 @@
-"""The model that is part of the project: small, safe to load, right, and what the texts say of it."""
+"""The model of the project: small, safe to load, right, and what the texts say of it."""
 
 import json
 import re
@@ -12,8 +12,20 @@ import torch
 
 import prepare
 import sample
-from nanococonut import answers, config, curriculum, data, evaluate
-from nanococonut.settings import PRESETS
+from nanococonut import (
+    batching,
+    cli,
+    curriculum,
+    data,
+    evaluate,
+    files,
+    optim,
+    readout,
+    runs,
+    starts,
+    writer,
+)
+from nanococonut.config import PRESETS
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models/prosqa.pt"
@@ -21,7 +33,7 @@ RELEASED = ROOT.parent / "shared/data/prosqa_valid_official.json"
 
 
 def both_and_accuracy(rows):
-    run = answers.Run(str(MODEL))
+    run = runs.Run(str(MODEL))
     result, _ = evaluate.measure(run, data.Split(run.encoding, rows))
     return result["both"], result["accuracy"]
 
@@ -40,6 +52,16 @@ def test_it_is_a_run_of_the_default_preset():
     recipe, preset = torch.load(MODEL, weights_only=True)["config"], dict(PRESETS["prosqa"])
     del preset["eval_every"]  # looks at the model, and changes nothing
     steps = preset.pop("stage_steps")
+    if "questions" in recipe:  # options that today's say in another way, or that are constants now
+        assert preset.pop("init_from") == recipe["init"] == "lookup"
+        assert recipe["init_std"] == starts.LOOKUP_STD
+        assert preset.pop("augment") == recipe["questions"] and recipe["augment"] is True
+        assert preset.pop("grow") == (recipe["grow"], 100 * recipe["small"])
+        assert (recipe["reask"], recipe["shortest"]) == (batching.REASK, 1)
+        assert recipe["pass_loss"] == writer.LEARNED
+        assert recipe["grad_clip"] == optim.MAX_NORM and recipe["beta2"] == 0.99
+        assert recipe["weight_decay"] == optim.WEIGHT_DECAY
+        assert recipe["warmup"] == optim.WARMUP
     assert {name: recipe[name] for name in preset} == preset
     # Stage 0 may take longer now. The steps that it does not need go to the last stage, as ever.
     assert sum(recipe["stage_steps"]) == sum(steps) and recipe["stage_steps"][0] <= steps[0]
@@ -51,9 +73,11 @@ def test_it_answers_problems_that_nobody_has_seen():
     assert accuracy >= 0.91 and both >= 0.89
 
 
-@pytest.mark.skipif(not RELEASED.exists(), reason="the released files stand beside the project, not in it")
+@pytest.mark.skipif(
+    not RELEASED.exists(), reason="the released files stand beside the project, not in it"
+)
 def test_it_answers_the_released_validation_file():
-    both, accuracy = both_and_accuracy(data.read_rows(RELEASED))
+    both, accuracy = both_and_accuracy(files.read_rows(RELEASED))
     assert accuracy >= 0.94 and both >= 0.925
 
 
@@ -71,47 +95,55 @@ def shape(text):
 
 
 def test_sample_answers_at_once_as_the_readme_shows(bare):
-    done = subprocess.run([sys.executable, str(ROOT / "sample.py")], cwd=bare, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "sample.py")], cwd=bare, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert shape(done.stdout) in shape((ROOT / "README.md").read_text(encoding="utf-8"))
     assert "right; the chain is:" in done.stdout
 
 
 def test_it_is_found_from_anywhere(tmp_path):
-    done = subprocess.run([sys.executable, str(ROOT / "sample.py")], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "sample.py")], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0 and "right; the chain is:" in done.stdout, done.stderr
 
 
 def test_other_data_of_the_same_name_does_not_hide_its_problems(bare, capsys):
     """As the command for one's own problems makes it."""
-    prepare.main(config.parse(prepare.PrepareConfig, ["--train=20", "--valid=5", "--test=5"]))
+    prepare.main(cli.parse(prepare.PrepareConfig, ["--train=20", "--valid=5", "--test=5"]))
     capsys.readouterr()
     sample.main(sample.SampleConfig("models/prosqa.pt"))
     printed = capsys.readouterr().out
-    assert "data/prosqa is other data than models/prosqa was trained on: asking from models/prosqa.json" in printed
+    other = "data/prosqa is other data than models/prosqa was trained on"
+    assert f"{other}: asking from models/prosqa.json" in printed
     assert "right; the chain is:" in printed
 
 
 def test_evaluate_probe_and_training_take_it_by_its_path(bare, capsys):
     words = ["models/prosqa.pt", "--data=models/prosqa.json"]
-    evaluate.main(config.parse(evaluate.EvaluateConfig, words, choices=evaluate.CHOICES))
+    evaluate.main(cli.parse(evaluate.EvaluateConfig, words, choices=evaluate.CHOICES))
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["n"] == 20 and found["results"][0]["accuracy"] >= 0.9
     words = ["models/prosqa.pt", "--split=valid"]
-    with pytest.raises(config.UserError, match="has test problems alone; --split=valid needs the data"):
-        evaluate.main(config.parse(evaluate.EvaluateConfig, words, choices=evaluate.CHOICES))
+    with pytest.raises(
+        cli.UserError, match="has test problems alone; --split=valid needs the data"
+    ):
+        evaluate.main(cli.parse(evaluate.EvaluateConfig, words, choices=evaluate.CHOICES))
     words = ["models/prosqa.pt", "--intervene=zero"]  # there is no data: only the few problems
-    evaluate.main(config.parse(evaluate.EvaluateConfig, words, choices=evaluate.CHOICES))
+    evaluate.main(cli.parse(evaluate.EvaluateConfig, words, choices=evaluate.CHOICES))
     *lines, last = capsys.readouterr().out.splitlines()
     assert lines[0].endswith(" on models/prosqa.json, 20 questions")
     assert any(line.startswith("7 thoughts, zero: question and twin") for line in lines)
     assert json.loads(last)["data"] == "models/prosqa.json"
-    file = answers.named("models/prosqa.pt")
-    assert file == Path("models/prosqa.pt") and answers.named("models/other.pt") is None
+    file = runs.named("models/prosqa.pt")
+    assert file == Path("models/prosqa.pt") and runs.named("models/other.pt") is None
 
 
 def test_words_that_the_model_has_never_seen_are_named(capsys):
-    question = "Tom is a lempus. Every lempus is a rempus. Max is a impus. Is Tom a impus or rempus?"
+    facts = "Tom is a lempus. Every lempus is a rempus. Max is a impus."
+    question = f"{facts} Is Tom a impus or rempus?"
     sample.main(sample.SampleConfig(str(MODEL), question=question))
     assert "never seen" not in capsys.readouterr().out
     sample.main(sample.SampleConfig(str(MODEL), question=question.replace("lempus", "foopus")))
@@ -119,9 +151,13 @@ def test_words_that_the_model_has_never_seen_are_named(capsys):
 
 
 def test_a_question_walks_through_five_files():
-    """sample.py, and these four: what turns words into ids, ids into thoughts, and thoughts into an answer."""
-    run, entered = answers.Run(str(MODEL)), set()
-    (row, *_) = data.read_rows(MODEL.with_suffix(".json"))
+    """sample.py, and these four.
+
+    They turn words into ids, ids into thoughts, and thoughts into an answer. Only whoever wants to
+    read the thoughts as words needs readout.py too.
+    """
+    run, entered = runs.Run(str(MODEL)), set()
+    (row, *_) = files.read_rows(MODEL.with_suffix(".json"))
 
     def note(frame, event, arg):
         path = Path(frame.f_code.co_filename)
@@ -131,9 +167,12 @@ def test_a_question_walks_through_five_files():
     sys.setprofile(note)
     try:
         example = curriculum.tokenize(row, run.encoding.encode_ordinary)
-        (ids,) = run.answer([example], run.plan)
-        run.words(run.thoughts(example, 7))
+        (answer,) = run.answer([example], run.plan)
+        answering = set(entered)
+        readout.words(run, answer.thoughts)
     finally:
         sys.setprofile(None)
-    assert run.encoding.decode(ids) == row["answer"], "the last thought has taken the place of the mark"
-    assert entered == {"answers.py", "curriculum.py", "coconut.py", "model.py"}
+    said = run.encoding.decode(answer.ids)
+    assert said == row["answer"], "the last thought has taken the place of the mark"
+    assert answering == {"runs.py", "curriculum.py", "coconut.py", "model.py"}
+    assert entered == answering | {"readout.py"}

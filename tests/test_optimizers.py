@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nanococonut.optimizers import Muon, orthogonal
+from nanococonut.optim import Muon, orthogonal
 
 pytestmark = pytest.mark.usefixtures("without_amx")
 SHAPES = [(24, 8), (8, 24), (16, 16), (1, 8)]

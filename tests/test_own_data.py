@@ -1,4 +1,4 @@
-"""One's own data to the end: other names, many names, another vocabulary, and the shipped model trained on."""
+"""One's own data to the end: other names, many names, and the shipped model trained on."""
 
 import json
 import random
@@ -14,23 +14,23 @@ import pytest
 import prepare
 import sample
 import train
-from nanococonut import answers, config, data, evaluate, graph, reading
-from nanococonut.config import UserError
-from nanococonut.settings import CHOICES, PRESETS, TrainConfig
+from nanococonut import cli, data, evaluate, files, prosqa, runs, tokenizer
+from nanococonut.cli import UserError
+from nanococonut.config import CHOICES, PRESETS, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 
 
 def run(*words):
-    prepare.main(config.parse(prepare.PrepareConfig, words, choices=prepare.CHOICES))
+    prepare.main(cli.parse(prepare.PrepareConfig, words, choices=prepare.CHOICES))
 
 
 def trained(*words):
-    train.main(config.parse(TrainConfig, ["smoke", *words], PRESETS, CHOICES))
+    train.main(cli.parse(TrainConfig, ["smoke", *words], PRESETS, CHOICES))
 
 
 def sampled(*words):
-    sample.main(config.parse(sample.SampleConfig, words))
+    sample.main(cli.parse(sample.SampleConfig, words))
 
 
 def chains(n, names, persons, seed=0):
@@ -39,7 +39,8 @@ def chains(n, names, persons, seed=0):
     for _ in range(n):
         a, b, c, d = rng.sample(names, 4)
         one, other = rng.sample(persons, 2)
-        facts = [f"{one} is a {a}.", f"Every {a} is a {b}.", f"{other} is a {c}.", f"Every {c} is a {d}."]
+        facts = [f"{one} is a {a}.", f"Every {a} is a {b}."]
+        facts += [f"{other} is a {c}.", f"Every {c} is a {d}."]
         question = " ".join([*rng.sample(facts, 4), f"Is {one} a {b} or {d}?"])
         rows.append({"question": question, "steps": facts[:2], "answer": f"{one} is a {b}."})
     return rows
@@ -60,12 +61,14 @@ def test_names_of_any_script_are_tokens_and_are_learned_on(workspace, capsys):
     split = data.Dataset("prosqa").split("train")
     assert all(split.told)
     encoding = split.encoding
-    assert all(data.node_tokens(encoding, name) for row in split.rows for name in row["idx_to_symbol"])
-    for i, row in enumerate(split.rows):  # two tokens a fact, and 9 of "Is Tom a x or y?" and the newline at most
+    names = [name for row in split.rows for name in row["idx_to_symbol"]]
+    assert all(tokenizer.node_tokens(encoding, name) for name in names)
+    # Two tokens a fact, and 9 of "Is Tom a x or y?" and the newline at most.
+    for i, row in enumerate(split.rows):
         assert len(split.example(i).question) <= 2 * len(row["edges"]) + 9
     (group,) = split.draw(1, random.Random(0), augment=True)
     text = encoding.decode(group.examples[0].question)
-    told, why = graph.told_by(text.strip())
+    told, why = prosqa.told_by(text.strip())
     assert told, why
     assert set(told["idx_to_symbol"]) <= {*NAMES, "Ömer", "Zoë"}
 
@@ -88,7 +91,8 @@ def test_a_vocabulary_that_is_cut_says_so(workspace, capsys, monkeypatch):
     monkeypatch.setattr(data.tokenizer.fit, "__defaults__", (100,))
     run("prosqa", "--source=mine.json")
     said = capsys.readouterr().out
-    assert "the 100 most frequent pieces of text are tokens; " in said and " others are read byte by byte" in said
+    assert "the 100 most frequent pieces of text are tokens; " in said
+    assert " others are read byte by byte" in said
     assert "names have no token and are read byte by byte, as 'c" in said
 
 
@@ -108,7 +112,7 @@ def test_data_packed_by_another_python_are_the_same_data(workspace):
     trained("--name=run", "--stage_steps=1")
     for split in data.SPLITS:
         packed_anew(Path(f"data/prosqa/{split}.npz"))
-    assert len(answers.Run("run").split("test")) == 4
+    assert len(runs.Run("run").split("test")) == 4
     trained("--name=run", "--stage_steps=1", "--resume=true")
 
 
@@ -128,22 +132,22 @@ def test_damaged_tokens_are_refused(workspace, how):
 
 
 def test_the_shipped_model_is_trained_on_with_ones_own_problems(workspace, capsys):
-    """Its vocabulary is taken over, and then the model learns, is measured and answers a question."""
+    """Its vocabulary is taken over; then it learns, is measured and answers a question."""
     model = str(ROOT / "models/prosqa.pt")
-    write("mine.json", chains(200, prepare.CONCEPTS[:12], prepare.PERSONS[:5]))
+    write("mine.json", chains(200, prosqa.CONCEPTS[:12], prosqa.PERSONS[:5]))
     run("prosqa", "--source=mine.json", "--name=mine")
-    with pytest.raises(
-        UserError, match=r"has another vocabulary than data/mine; prepare it again with --vocabulary_of="
-    ):
+    advice = "prepare it again with --vocabulary_of="
+    with pytest.raises(UserError, match=f"has another vocabulary than data/mine; {advice}"):
         trained("--task=mine", "--name=tuned", f"--init_from={model}")
     run("prosqa", "--source=mine.json", "--name=mine", f"--vocabulary_of={model}")
-    assert data.Dataset("mine").encoding.n_vocab == answers.Run(model).encoding.n_vocab
+    assert data.Dataset("mine").encoding.n_vocab == runs.Run(model).encoding.n_vocab
     rates = ["--lr=1e-3", "--batch_size=32", "--stage_steps=0,0,0,0,0,0,0,30"]
     trained("--task=mine", "--name=tuned", f"--init_from={model}", *rates)
     capsys.readouterr()
     evaluate.main(evaluate.EvaluateConfig(run="tuned"))
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["results"][0]["accuracy"] >= 0.9
-    sampled("tuned", "--question=Tom is a lempus. Every lempus is a rempus. Max is a impus. Is Tom a rempus or impus?")
+    facts = "Tom is a lempus. Every lempus is a rempus. Max is a impus."
+    sampled("tuned", f"--question={facts} Is Tom a rempus or impus?")
     assert "the chain is: Tom is a lempus. Every lempus is a rempus." in capsys.readouterr().out
     run("prosqa", "--source=mine.json", "--name=again", "--vocabulary_of=tuned")
     assert data.Dataset("again").meta["vocabulary"] == data.Dataset("mine").meta["vocabulary"]
@@ -155,14 +159,14 @@ def test_a_run_keeps_its_own_tokens_when_its_data_are_prepared_again(workspace):
     """The problems are the same, their tokens are not: the run reads them in its own."""
     run("prosqa", "--train=20", "--valid=4", "--test=4")
     trained("--name=run", "--stage_steps=1")
-    before = [answers.Run("run").split("test").example(i) for i in range(4)]
-    run("prosqa", "--train=20", "--valid=4", "--test=4", f"--vocabulary_of={ROOT / 'models/prosqa.pt'}")
-    split = answers.Run("run").split("test")
+    before = [runs.Run("run").split("test").example(i) for i in range(4)]
+    model = ROOT / "models/prosqa.pt"
+    run("prosqa", "--train=20", "--valid=4", "--test=4", f"--vocabulary_of={model}")
+    split = runs.Run("run").split("test")
     assert [split.example(i) for i in range(4)] == before
     assert [data.Dataset("prosqa").split("test").example(i) for i in range(4)] != before
-    with pytest.raises(
-        UserError, match=r"data/prosqa has other tokens than runs/run; prepare it again with --vocabulary_of=runs/run"
-    ):
+    advice = "prepare it again with --vocabulary_of=runs/run"
+    with pytest.raises(UserError, match=f"data/prosqa has other tokens than runs/run; {advice}"):
         trained("--name=run", "--stage_steps=1", "--resume=true")
 
 
@@ -174,12 +178,18 @@ def test_a_run_keeps_its_own_tokens_when_its_data_are_prepared_again(workspace):
             "right; the chain is: Max",
         ),
         ("Tom is a lempus. Max is a lempus. Is Tom a lempus or impus?", "no fact names 'impus'"),
-        ("Tom  is a lempus.  Max is a impus. Is Tom a lempus or impus?", "the chain is: Tom is a lempus."),
+        (
+            "Tom  is a lempus.  Max is a impus. Is Tom a lempus or impus?",
+            "the chain is: Tom is a lempus.",
+        ),
         (
             "tom is a lempus. Max is a impus. Is tom a lempus or impus?",
             "'tom', but a person's name begins",
         ),
-        ("Every Tom is a lempus. Max is a impus. Is Tom a lempus or impus?", "'Every Tom is a lempus.': facts about a"),
+        (
+            "Every Tom is a lempus. Max is a impus. Is Tom a lempus or impus?",
+            "'Every Tom is a lempus.': facts about a",
+        ),
         (
             "Tom is a lempus. Max is a impus. Every impus is a lempus. Is Max a lempus or impus?",
             "Max reaches both options",
@@ -188,14 +198,23 @@ def test_a_run_keeps_its_own_tokens_when_its_data_are_prepared_again(workspace):
             "Tom is a lempus. Max is a impus. Every a is a b. Is Tom a b or impus?",
             "Tom reaches none of the two options",
         ),
-        ("Tom is a lempus. Is Tom a lempus or impus? Is Tom a impus or lempus?", "the answer is not checked: "),
+        (
+            "Tom is a lempus. Is Tom a lempus or impus? Is Tom a impus or lempus?",
+            "the answer is not checked: ",
+        ),
         ("Tom is a lempus.", "'Tom is a lempus.' is no question like"),
         (
             "Tom is a lempus. Max is a impus. Is Tom a Tom or impus?",
             "'Tom' is what somebody is, but begins with a capital",
         ),
-        ("Tom is a lempus. Max is a 汤. Is Tom a lempus or 汤?", "never seen in training, and read byte by byte: 汤\n"),
-        ("Tom is an lempus. Max is a impus. Is Tom a lempus or impus?", "in a form never seen in training"),
+        (
+            "Tom is a lempus. Max is a 汤. Is Tom a lempus or 汤?",
+            "never seen in training, and read byte by byte: 汤\n",
+        ),
+        (
+            "Tom is an lempus. Max is a impus. Is Tom a lempus or impus?",
+            "in a form never seen in training",
+        ),
     ],
 )
 def test_a_typed_question(workspace, capsys, question, said):
@@ -227,7 +246,7 @@ def test_a_folder_with_a_checkpoint_alone_is_a_run(workspace):
     Path("runs/run/best.pt").rename("best.pt")
     Path("runs/alone").mkdir()
     Path("best.pt").rename("runs/alone/best.pt")
-    assert answers.Run("alone").folder == Path("runs/alone")
+    assert runs.Run("alone").folder == Path("runs/alone")
     with pytest.raises(UserError, match=r"runs/alone has no config\.json: nothing to resume"):
         trained("--name=alone", "--stage_steps=4", "--resume=true")
 
@@ -237,22 +256,22 @@ def test_a_damaged_meta_is_one_line(workspace, content):
     no_checkpoint()
     Path("data/prosqa/meta.json").write_text(content)
     with pytest.raises(UserError, match=r"meta.json is"):
-        answers.Run("run").split("test")
+        runs.Run("run").split("test")
 
 
 def test_data_under_another_name_are_found_by_their_problems(workspace):
     no_checkpoint()
     Path("data/prosqa").rename("data/mine")
-    assert str(answers.Run("run").split("test").path) == "data/mine/test.json"
+    assert str(runs.Run("run").split("test").path) == "data/mine/test.json"
     run("prosqa", "--train=30", "--valid=4", "--test=4")
-    assert str(answers.Run("run").split("test").path) == "data/mine/test.json"
+    assert str(runs.Run("run").split("test").path) == "data/mine/test.json"
 
 
 def test_a_model_with_a_dot_in_its_name_has_no_other_models_questions(workspace):
     no_checkpoint()
     Path("runs/run/best.pt").rename("prosqa.mine.pt")
-    Path("prosqa.json").write_text((ROOT / "models/prosqa.json").read_text(encoding="utf-8"), encoding="utf-8")
-    assert str(answers.Run("prosqa.mine.pt").split("test").path) == "data/prosqa/test.json"
+    Path("prosqa.json").write_bytes((ROOT / "models/prosqa.json").read_bytes())
+    assert str(runs.Run("prosqa.mine.pt").split("test").path) == "data/prosqa/test.json"
 
 
 def test_the_shipped_model_is_found_from_anywhere_and_says_what_it_was_asked(workspace, capsys):
@@ -265,8 +284,12 @@ def test_the_shipped_model_is_found_from_anywhere_and_says_what_it_was_asked(wor
 
 
 CHANGES = {
-    "no rules, verdicts and twins of them; the first: the answer is": lambda row: {"answer": row["answer"].rstrip(".")},
-    "in a form never seen in training": lambda row: {"question": row["question"].replace(" is a ", " is an ", 1)},
+    "no rules, verdicts and twins of them; the first: the answer is": lambda row: {
+        "answer": row["answer"].rstrip(".")
+    },
+    "in a form never seen in training": lambda row: {
+        "question": row["question"].replace(" is a ", " is an ", 1)
+    },
     "never seen in training, and read byte by byte: ": lambda row: {
         "question": row["question"].replace("pus", "wug", 2)
     },
@@ -284,15 +307,21 @@ def test_evaluate_says_what_the_model_cannot_use(workspace, capsys, said):
 
 
 def test_facts_in_a_nested_list_are_joined():
-    row = {"context": [["A", ["Tom is a lempus.", "Max is a impus."]]], "question": "Is Tom a lempus or impus?"}
-    assert reading.problem(row) == {"question": "A Tom is a lempus. Max is a impus. Is Tom a lempus or impus?"}
+    row = {
+        "context": [["A", ["Tom is a lempus.", "Max is a impus."]]],
+        "question": "Is Tom a lempus or impus?",
+    }
+    question = "A Tom is a lempus. Max is a impus. Is Tom a lempus or impus?"
+    assert files.problem(row) == {"question": question}
 
 
 def test_the_same_problem_in_another_order_is_no_new_one(workspace, capsys):
     rng, rows = random.Random(0), []
-    for row in chains(8, prepare.CONCEPTS, prepare.PERSONS):
+    for row in chains(8, prosqa.CONCEPTS, prosqa.PERSONS):
         *facts, asked = row["question"].replace(". ", ".\t").split("\t")
-        rows += [row | {"question": " ".join([*rng.sample(facts, len(facts)), asked])} for _ in range(3)]
+        for _ in range(3):
+            shuffled = rng.sample(facts, len(facts))
+            rows.append(row | {"question": " ".join([*shuffled, asked])})
     write("mine.json", rows)
     run("prosqa", "--source=mine.json")
     assert "questions of valid or test also occur in an earlier split" in capsys.readouterr().out
@@ -322,10 +351,14 @@ def test_data_are_not_prepared_over_their_own_source(workspace):
 
 
 def test_a_taxonomy_without_persons_is_prepared_and_says_why_it_is_not_augmented(workspace, capsys):
-    row = {"question": "Every ka is a kb. Every kd is a ke. Is ka a kb or ke?", "steps": ["Every ka is a kb."]}
+    row = {
+        "question": "Every ka is a kb. Every kd is a ke. Is ka a kb or ke?",
+        "steps": ["Every ka is a kb."],
+    }
     write("mine.json", [row | {"answer": "Every ka is a kb."}] * 12)
     run("prosqa", "--source=mine.json")
-    assert "it asks about 'ka', but a person's name begins with a capital letter" in capsys.readouterr().out
+    why = "it asks about 'ka', but a person's name begins with a capital letter"
+    assert why in capsys.readouterr().out
 
 
 def test_a_typed_question_that_is_not_utf8(workspace):
@@ -335,7 +368,7 @@ def test_a_typed_question_that_is_not_utf8(workspace):
 
 def test_an_option_that_is_true_or_false_shows_the_value_that_does_something():
     with pytest.raises(UserError, match="--resume needs a value, like --resume=true"):
-        config.parse(TrainConfig, ["smoke", "--resume"], PRESETS, CHOICES)
+        cli.parse(TrainConfig, ["smoke", "--resume"], PRESETS, CHOICES)
 
 
 @pytest.mark.parametrize(
@@ -348,26 +381,23 @@ def test_an_option_that_is_true_or_false_shows_the_value_that_does_something():
 def test_files_of_another_kind(workspace, name, content, said):
     Path(name).write_bytes(content)
     with pytest.raises(UserError, match=said):
-        reading.read_rows(Path(name))
+        files.read_rows(Path(name))
 
 
 def test_giventhat_scoring_cuts_are_named(workspace, capsys):
     rows = [
-        {"question": f"{i}?", "steps": ["a"], "answer": answer} for i, answer in enumerate(["1,200"] * 11 + ["3,5"])
+        {"question": f"{i}?", "steps": ["a"], "answer": answer}
+        for i, answer in enumerate(["1,200"] * 11 + ["3,5"])
     ]
     write("mine.json", rows)
     run("gsm8k", "--source=mine.json")
-    assert (
-        "1 answers count without their commas and what stands before their last #, as '3,5'" in capsys.readouterr().out
-    )
-    assert [prepare.is_cut_by_scoring(x) for x in ("seat A #3", "1,200,000", "yes", "1,2345")] == [
-        True,
-        False,
-        False,
-        True,
-    ]
+    cut = "1 answers count without their commas and what stands before their last #, as '3,5'"
+    assert cut in capsys.readouterr().out
+    cases = {"seat A #3": True, "1,200,000": False, "yes": False, "1,2345": True}
+    assert {text: prepare.is_cut_by_scoring(text) for text in cases} == cases
 
 
 def test_the_module_that_is_no_command_says_so():
     command = [sys.executable, "-m", "nanococonut.pretrained", "--help"]
-    assert "This is no command" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "This is no command" in done.stdout

@@ -1,4 +1,4 @@
-"""The questions: sound, like the released ones, the same for the same seed, and files of others taken as they are."""
+"""The questions: sound, like the released ones, the same for the same seed; and others' files."""
 
 import io
 import json
@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 import prepare
-from nanococonut import data, graph
-from nanococonut.config import UserError, parse
+from nanococonut import curriculum, data, files, prosqa
+from nanococonut.cli import UserError, parse
 
 RELEASED = Path(__file__).parents[2] / "shared/data/prosqa_valid_official.json"
-released = pytest.mark.skipif(not RELEASED.exists(), reason="the released files stand beside the project, not in it")
+released = pytest.mark.skipif(
+    not RELEASED.exists(), reason="the released files stand beside the project, not in it"
+)
 
 
 def problems(n, seed=1, **options):
@@ -46,19 +48,19 @@ def check_sound(row):
     assert len(set(names)) == len(names)
     has_parent = {b for _, b in row["edges"]}
     assert all(name[0].isupper() == (v not in has_parent) for v, name in enumerate(names))
-    assert all(a not in graph.distances(row["edges"], b) for a, b in row["edges"]), "no cycle"
+    assert all(a not in prosqa.distances(row["edges"], b) for a, b in row["edges"]), "no cycle"
     assert len(set(map(tuple, row["edges"]))) == len(row["edges"])
     assert row["target"] not in children(row), "the target is a leaf"
-    facts, question = (
-        row["question"][: row["question"].rindex(" Is ")],
-        row["question"][row["question"].rindex(" Is ") + 1 :],
-    )
-    told = {f"{'' if names[a][0].isupper() else 'Every '}{names[a]} is a {names[b]}." for a, b in row["edges"]}
+    facts, _, question = row["question"].rpartition(" Is ")
+    told = set()
+    for a, b in row["edges"]:
+        every = "" if names[a][0].isupper() else "Every "
+        told.add(f"{every}{names[a]} is a {names[b]}.")
     sentences = [s.strip() + "." for s in facts.split(".") if s.strip()]
     assert sorted(sentences) == sorted(told)
     root, options = names[row["root"]], {names[row["target"]], names[row["neg_target"]]}
-    words = question.rstrip("?").split()  # Is Tom a lempus or rempus
-    assert (words[1], {words[3], words[5]}) == (root, options)
+    words = question.rstrip("?").split()  # Tom a lempus or rempus
+    assert (words[0], {words[2], words[4]}) == (root, options)
     assert row["answer"] == f"{root} is a {names[row['target']]}."
     at = root
     for step in row["steps"]:
@@ -70,11 +72,9 @@ def check_sound(row):
 def means(rows):
     hops = Counter(len(row["steps"]) for row in rows)
     n = len(rows)
-    return (
-        sum(len(r["idx_to_symbol"]) for r in rows) / n,
-        sum(len(r["edges"]) for r in rows) / n,
-        {k: hops[k] / n for k in hops},
-    )
+    nodes = sum(len(row["idx_to_symbol"]) for row in rows) / n
+    edges = sum(len(row["edges"]) for row in rows) / n
+    return nodes, edges, {k: hops[k] / n for k in hops}
 
 
 def test_problems_are_sound_and_like_the_released_ones():
@@ -83,15 +83,18 @@ def test_problems_are_sound_and_like_the_released_ones():
         check_sound(row)
     nodes, edges, hops = means(rows)  # the released 800: 22.8, 36.0, .41 .44 .13 .02
     assert abs(nodes - 22.8) <= 0.6 and abs(edges - 36.0) <= 1.2, (nodes, edges)
-    assert all(abs(hops[k] - share) <= 0.05 for k, share in {3: 0.41, 4: 0.44, 5: 0.13}.items()), hops
+    shares = {3: 0.41, 4: 0.44, 5: 0.13}
+    assert all(abs(hops[k] - share) <= 0.05 for k, share in shares.items()), hops
     assert set(hops) == {3, 4, 5, 6}
-    first = sum(row["question"].split()[-3] == row["idx_to_symbol"][row["target"]] for row in rows) / 2000
-    assert abs(first - 0.5) < 0.05, "the right option stands first half the time"
+    targets = [row["idx_to_symbol"][row["target"]] for row in rows]
+    firsts = [row["question"].split()[-3] for row in rows]
+    n_first = sum(a == b for a, b in zip(firsts, targets, strict=True))
+    assert abs(n_first / 2000 - 0.5) < 0.05, "the right option stands first half the time"
 
 
 @released
 def test_the_check_holds_for_the_released_file_and_the_means_agree():
-    rows = data.read_rows(RELEASED)
+    rows = files.read_rows(RELEASED)
     for row in rows:
         check_sound(row)
     for ours, theirs in zip(means(problems(2000, seed=2))[:2], means(rows)[:2], strict=True):
@@ -110,11 +113,11 @@ def test_fair_graphs_are_sound_and_their_options_hang_equally_deep(n_nodes):
     for row in rows:
         check_sound(row)
         (other,) = {0, 1} - {row["root"]}
-        assert walk(row, other)[row["neg_target"]] == len(row["steps"]) and row["target"] not in walk(row, other)
-        up = {
-            option: walk({"edges": [[b, a] for a, b in row["edges"]]}, row[option])
-            for option in ("target", "neg_target")
-        }
+        from_other = walk(row, other)
+        assert from_other[row["neg_target"]] == len(row["steps"])
+        assert row["target"] not in from_other
+        turned = {"edges": [[b, a] for a, b in row["edges"]]}
+        up = {option: walk(turned, row[option]) for option in ("target", "neg_target")}
         shapes = {option: sorted(up[option].values()) for option in up}
         assert shapes["target"] == shapes["neg_target"], "as many ancestors at every distance"
         above = [{v for v in up[option] if row["idx_to_symbol"][v][0].isupper()} for option in up]
@@ -124,16 +127,16 @@ def test_fair_graphs_are_sound_and_their_options_hang_equally_deep(n_nodes):
 
 def test_shortest_paths_are_drawn_evenly():
     edges = [[0, 1], [0, 2], [0, 3], [1, 4], [2, 4], [3, 5], [4, 6], [5, 6]]
-    distance = graph.distances(edges, 0)
+    distance = prosqa.distances(edges, 0)
     rng = random.Random(0)
-    paths = Counter(tuple(graph.shortest_path(edges, distance, 6, rng)) for _ in range(3000))
+    paths = Counter(tuple(prosqa.shortest_path(edges, distance, 6, rng)) for _ in range(3000))
     assert set(paths) == {(0, 1, 4, 6), (0, 2, 4, 6), (0, 3, 5, 6)}
     assert all(abs(n / 3000 - 1 / 3) < 0.04 for n in paths.values()), paths
 
 
 def run(*words):
-    config = parse(prepare.PrepareConfig, words, choices={"task": ("prosqa",), "tokenizer": ("words", "gpt2")})
-    prepare.main(config)
+    choices = {"task": ("prosqa",), "tokenizer": ("words", "gpt2")}
+    prepare.main(parse(prepare.PrepareConfig, words, choices=choices))
 
 
 SMALL = ("--train=60", "--valid=15", "--test=20")
@@ -143,18 +146,15 @@ def test_same_seed_same_bytes_and_disjoint_splits(workspace):
     run("prosqa", *SMALL, "--name=a")
     run("prosqa", *SMALL, "--name=b")
     run("prosqa", *SMALL, "--name=c", "--seed=1")
-    files = [f"{split}.{kind}" for split in data.SPLITS for kind in ("json", "npz")]
-    for file in [*files, "preview.txt"]:
+    made = [f"{split}.{kind}" for split in data.SPLITS for kind in ("json", "npz")]
+    for file in [*made, "preview.txt"]:
         assert (Path("data/a") / file).read_bytes() == (Path("data/b") / file).read_bytes(), file
         assert (Path("data/a") / file).read_bytes() != (Path("data/c") / file).read_bytes(), file
     meta = json.loads(Path("data/a/meta.json").read_text())
     assert meta["counts"] == {"train": 60, "valid": 15, "test": 20}
-    assert meta["sha256"] == {file: data.sha256(Path("data/a") / file) for file in files}
-    graphs = [
-        str((r["edges"], r["root"], r["target"], r["neg_target"]))
-        for s in data.SPLITS
-        for r in data.read_rows(Path(f"data/a/{s}.json"))
-    ]
+    assert meta["sha256"] == {file: files.sha256(Path("data/a") / file) for file in made}
+    rows = [row for s in data.SPLITS for row in files.read_rows(Path(f"data/a/{s}.json"))]
+    graphs = [str((r["edges"], r["root"], r["target"], r["neg_target"])) for r in rows]
     assert len(set(graphs)) == len(graphs) == 95
     assert not list(Path("data").rglob("*.tmp"))
     preview = Path("data/a/preview.txt").read_text()
@@ -168,11 +168,13 @@ def test_tokens_on_disk_are_the_texts(workspace):
         opened = dataset.split(split)
         for i, row in enumerate(opened.rows):
             example = opened.example(i)
-            assert list(map(dataset.encoding.decode, [example.question, *example.rests])) == data.texts_of(row)
+            texts = list(map(dataset.encoding.decode, [example.question, *example.rests]))
+            assert texts == curriculum.texts_of(row)
             assert len(example.question) == 2 * len(row["edges"]) + 5
-            n_steps = len(row["steps"])
-            assert list(map(len, example.rests)) == [*range(n_steps + 3, 3, -1), 3], "a step is a token"
-    examples = [opened.example(i) for opened in map(dataset.split, data.SPLITS) for i in range(len(opened))]
+            n_steps, lengths = len(row["steps"]), list(map(len, example.rests))
+            assert lengths == [*range(n_steps + 3, 3, -1), 3], "a step is a token"
+    splits = list(map(dataset.split, data.SPLITS))
+    examples = [split.example(i) for split in splits for i in range(len(split))]
     assert dataset.meta["longest"] == {
         "question": max(len(e.question) for e in examples),
         "chain": max(len(e.rests[0]) - len(e.rests[-1]) for e in examples),
@@ -194,14 +196,15 @@ def test_a_retold_problem_is_the_same_problem(workspace):
         assert e.question == dataset.encoding.encode_ordinary(text)
         assert len(e.question) == len(train.example(i).question), "whatever the names"
         facts = {s.strip() + "." for s in text[: text.rindex(" Is ")].split(".") if s.strip()}
-        assert set(steps) <= facts and len(facts) == len(row["edges"]) and len(steps) == len(row["steps"])
+        assert set(steps) <= facts and len(facts) == len(row["edges"])
+        assert len(steps) == len(row["steps"])
         seen.add(text)
     again = lambda: train.retold(0, random.Random(5))  # noqa: E731
     assert len(seen) == 60 and again() == again()
     (with_fewer,) = train.retold(0, random.Random(5), keep=0.0).examples
     assert len(with_fewer.rests) == 1 + len(train.rows[0]["steps"])
-    n_facts = dataset.encoding.decode(with_fewer.question).count(" is a ")
-    assert len(train.rows[0]["steps"]) < n_facts < len(train.rows[0]["edges"]), "both chains and nothing else"
+    n_facts, row = dataset.encoding.decode(with_fewer.question).count(" is a "), train.rows[0]
+    assert len(row["steps"]) < n_facts < len(row["edges"]), "both chains and nothing else"
 
 
 def backwards(row, node):
@@ -212,24 +215,31 @@ def backwards(row, node):
     return steps
 
 
-TOM = {"idx_to_symbol": ["Tom", "Max", "lempus", "rempus", "impus"], "edges": [[0, 2], [2, 3], [1, 4]]}
-TOM |= {"root": 0, "target": 3, "neg_target": 4, "steps": ["Tom is a lempus.", "Every lempus is a rempus."]}
+TOM = {"idx_to_symbol": ["Tom", "Max", "lempus", "rempus", "impus"]}
+TOM |= {"edges": [[0, 2], [2, 3], [1, 4]], "root": 0, "target": 3, "neg_target": 4}
+TOM |= {"steps": ["Tom is a lempus.", "Every lempus is a rempus."]}
 
 
 def test_a_graph_told_by_hand():
-    told = graph.tell(TOM, random.Random(1))
-    assert told["question"] == "Tom is a lempus. Max is a impus. Every lempus is a rempus. Is Tom a rempus or impus?"
+    told = prosqa.tell(TOM, random.Random(1))
+    facts = "Tom is a lempus. Max is a impus. Every lempus is a rempus."
+    assert told["question"] == f"{facts} Is Tom a rempus or impus?"
     assert (told["steps"], told["answer"]) == (TOM["steps"], "Tom is a rempus.")
 
 
 def test_a_chain_is_drawn_anew_among_the_shortest():
-    row = TOM | {"edges": [*TOM["edges"], [0, 5], [5, 3]], "idx_to_symbol": [*TOM["idx_to_symbol"], "zumpus"]}
+    row = TOM | {
+        "edges": [*TOM["edges"], [0, 5], [5, 3]],
+        "idx_to_symbol": [*TOM["idx_to_symbol"], "zumpus"],
+    }
     rng = random.Random(0)
-    drawn = Counter(tuple(graph.rechain(row, graph.askers(row), rng)["steps"]) for _ in range(400))
+    chains = [prosqa.rechain(row, prosqa.askers(row), rng)["steps"] for _ in range(400)]
+    drawn = Counter(map(tuple, chains))
     assert set(drawn) == {tuple(TOM["steps"]), ("Tom is a zumpus.", "Every zumpus is a rempus.")}
     assert all(150 < n < 250 for n in drawn.values()), "as often the one as the other"
     longer = row | {"edges": [*row["edges"], [0, 3]]}
-    assert graph.rechain(longer, graph.askers(longer), rng)["steps"] == TOM["steps"], "one's own detour stays"
+    again = prosqa.rechain(longer, prosqa.askers(longer), rng)
+    assert again["steps"] == TOM["steps"], "one's own detour stays"
 
 
 def test_questions_asked_anew_are_sound(workspace):
@@ -247,10 +257,12 @@ def test_questions_asked_anew_are_sound(workspace):
             root, *options = re.findall(r"\w+", dataset.encoding.decode(example.question))[1::2]
             steps = dataset.encoding.decode(example.rests[0]).split("\n")
             answer = steps.pop().split()[-1].rstrip(".")
-            below = graph.distances(edges, names.index(root))
+            below = prosqa.distances(edges, names.index(root))
             assert names.index(answer) in below and answer in options
-            assert not {names.index(name) for name in options} - {names.index(answer)} & below.keys()
-            assert all(f"{step} " in f"{context} " for step in steps) and len(steps) == below[names.index(answer)]
+            (other,) = set(options) - {answer}
+            assert names.index(other) not in below
+            assert all(f"{step} " in f"{context} " for step in steps)
+            assert len(steps) == below[names.index(answer)]
             roots.add(root)
     assert len(groups) == 100 and len(roots) > 3
 
@@ -262,7 +274,7 @@ def test_growing_graphs_keep_both_chains(workspace):
         (example,) = group.examples
         facts = re.findall(r"(\w+) is a (\w+)\.", dataset.encoding.decode(example.question))
         options = re.findall(r"\w+", dataset.encoding.decode(example.question))[-3::2]
-        assert all(any(option == b for _, b in facts) for option in options), "no option hangs in the air"
+        assert set(options) <= {b for _, b in facts}, "no option hangs in the air"
         assert len(facts) < 12
 
 
@@ -277,14 +289,16 @@ def test_a_batch_is_of_like_length_and_every_problem_as_likely(workspace):
     drawn = [alone(train.draw(4, rng, augment=False)) for _ in range(6000)]
     counts = Counter(tuple(e.question) for batch in drawn for e in batch)
     assert len(counts) == 60
-    assert all(abs(n / 24000 * 60 - 1) < 0.25 for n in counts.values()), counts.values()  # 400 +- 5 deviations of 20
-    spread = sum(max(map(len, b)) - min(map(len, b)) for b in [[e.question for e in batch] for batch in drawn]) / 6000
+    # 400 +- 5 deviations of 20
+    assert all(abs(n / 24000 * 60 - 1) < 0.25 for n in counts.values()), counts.values()
+    of_batches = [[len(e.question) for e in batch] for batch in drawn]
+    spread = sum(max(lengths) - min(lengths) for lengths in of_batches) / 6000
     lengths = [len(train.example(i).question) for i in range(60)]
     apart = sum(max(c) - min(c) for c in (rng.choices(lengths, k=4) for _ in range(6000))) / 6000
     assert spread < 0.5 * apart
 
 
-# ---- files of others ------------------------------------------------------------------------------------------------
+# ---- files of others ----
 
 
 def write(path, rows):
@@ -293,15 +307,19 @@ def write(path, rows):
     return path
 
 
-ROWS = [{"question": f"What is {i} plus 1?", "steps": [f"{i}+1={i + 1}"], "answer": str(i + 1)} for i in range(50)]
+ROWS = [
+    {"question": f"What is {i} plus 1?", "steps": [f"{i}+1={i + 1}"], "answer": str(i + 1)}
+    for i in range(50)
+]
 
 
 def test_a_single_file_is_divided_by_the_seed(workspace):
     path = write(workspace / "mine.json", ROWS)
     run("prosqa", f"--source={path}", "--name=mine")
-    splits = {split: data.read_rows(Path(f"data/mine/{split}.json")) for split in data.SPLITS}
+    splits = {split: files.read_rows(Path(f"data/mine/{split}.json")) for split in data.SPLITS}
     assert [len(rows) for rows in splits.values()] == [40, 5, 5]
-    assert sorted(r["question"] for rows in splits.values() for r in rows) == sorted(r["question"] for r in ROWS)
+    questions = [row["question"] for rows in splits.values() for row in rows]
+    assert sorted(questions) == sorted(row["question"] for row in ROWS)
     assert splits["train"] != ROWS[:40]
 
 
@@ -309,7 +327,7 @@ def test_a_folder_is_taken_split_by_split(workspace):
     for split, rows in {"prosqa_train": ROWS[:30], "valid": ROWS[30:40], "test": ROWS[40:]}.items():
         write(workspace / "theirs" / f"{split}.json", rows)
     run("prosqa", "--source=theirs", "--name=theirs")
-    assert data.read_rows(Path("data/theirs/train.json")) == ROWS[:30]
+    assert files.read_rows(Path("data/theirs/train.json")) == ROWS[:30]
     assert len(data.Dataset("theirs").split("test")) == 10
 
 
@@ -326,7 +344,10 @@ def test_a_folder_is_taken_split_by_split(workspace):
             json.dumps([*ROWS[:3], {"question": "q", "answer": "a"}]).encode(),
             "row 3: it has no steps; its fields are ['question', 'answer']",
         ),
-        (json.dumps([{"question": "", "steps": [], "answer": "a"}]).encode(), "row 0: question is '', not a text"),
+        (
+            json.dumps([{"question": "", "steps": [], "answer": "a"}]).encode(),
+            "row 0: question is '', not a text",
+        ),
         (json.dumps(ROWS[:5]).encode(), "10 are needed"),
     ],
 )
@@ -362,7 +383,11 @@ def test_mistakes(workspace, words, message):
     [
         ("https://a.org/x.json", 4, None),
         ("http://127.0.0.1:80/x.json", 4, None),
-        ("http://a.org/x.json", 4, "it redirects to http://a.org/x.json; only https addresses are fetched"),
+        (
+            "http://a.org/x.json",
+            4,
+            "it redirects to http://a.org/x.json; only https addresses are fetched",
+        ),
         ("http://localhost:80@a.org/x.json", 4, "only https addresses"),
         ("http://localhost.a.org/x.json", 4, "only https addresses"),
         ("https://a.org/x.json", 5, "received 4 bytes of 5"),
@@ -372,16 +397,17 @@ def test_mistakes(workspace, words, message):
 def test_what_is_fetched_is_whole_not_too_large_and_from_an_allowed_address(
     tmp_path, monkeypatch, end, claimed, message
 ):
-    reply = type("Reply", (io.BytesIO,), {"url": end, "headers": {"Content-Length": claimed}})(b"four")
+    about = {"url": end, "headers": {"Content-Length": claimed}}
+    reply = type("Reply", (io.BytesIO,), about)(b"four")
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: reply)
-    monkeypatch.setattr(data, "MAX_DOWNLOAD", 8 if claimed else 3)
+    monkeypatch.setattr(files, "MAX_DOWNLOAD", 8 if claimed else 3)
     path = tmp_path / "kept/x.json"
     if message:
         with pytest.raises(UserError, match=message):
-            data.fetch("https://here.org/x.json", path, "source")
+            files.fetch("https://here.org/x.json", path, "source")
         assert not path.parent.exists()
     else:
-        assert data.fetch("https://here.org/x.json", path, "source").read_bytes() == b"four"
+        assert files.fetch("https://here.org/x.json", path, "source").read_bytes() == b"four"
 
 
 def test_an_example_is_printed(workspace, capsys):

@@ -1,4 +1,4 @@
-"""From a weight file at an address to a trained run, without the internet: the address is on this machine."""
+"""From a weight file at an address, which is on this machine, to a trained run."""
 
 import hashlib
 import http.server
@@ -16,10 +16,10 @@ import torch
 import prepare
 import sample
 import train
-from nanococonut import answers, config, curriculum, data, evaluate, pretrained, tokenizer
-from nanococonut.config import UserError
+from nanococonut import cli, curriculum, data, evaluate, pretrained, runs, tokenizer
+from nanococonut.cli import UserError
+from nanococonut.config import CHOICES, PRESETS, TrainConfig
 from nanococonut.model import GPT, GPTConfig
-from nanococonut.settings import CHOICES, PRESETS, TrainConfig
 
 FAQ = Path(__file__).parents[1] / "docs/faq.md"
 N_VOCAB = 259  # bytes, "<<", " a", and the end of text
@@ -30,17 +30,28 @@ def made_up_encoding():
     """What tokenizer.gpt2 returns, with a vocabulary of bytes and two pieces more."""
     ranks = {bytes([i]): i for i in range(256)} | {b"<<": 256, b" a": 257}
     special = {"<eos>": 258, "<bot>": 259, "<eot>": 260, "<pause>": 261}
-    return tiktoken.Encoding("gpt2", pat_str=r"<<| a|[\s\S]", mergeable_ranks=ranks, special_tokens=special)
+    return tiktoken.Encoding(
+        "gpt2", pat_str=r"<<| a|[\s\S]", mergeable_ranks=ranks, special_tokens=special
+    )
 
 
 @pytest.fixture
 def released():
-    """A tiny GPT-2 as the released files hold it: (in, out) projections, masks, the prefix; and the model itself."""
+    """A tiny GPT-2 as the released files hold it, and the model itself.
+
+    They have (in, out) projections, masks, and a prefix.
+    """
     torch.manual_seed(0)
-    model = GPT(GPTConfig(N_VOCAB, block_size=1024, n_layer=2, n_head=N_HEAD, n_embd=64 * N_HEAD, dropout=0.0))
+    model = GPT(
+        GPTConfig(
+            N_VOCAB, block_size=1024, n_layer=2, n_head=N_HEAD, n_embd=64 * N_HEAD, dropout=0.0
+        )
+    )
     state = {}
     for name, tensor in model.state_dict().items():
-        state[f"transformer.{name}"] = tensor.t().contiguous() if name.endswith(pretrained.TRANSPOSED) else tensor
+        if name.endswith(pretrained.TRANSPOSED):
+            tensor = tensor.t().contiguous()
+        state[f"transformer.{name}"] = tensor
     state["transformer.h.0.attn.bias"] = torch.ones(1, 1, 8, 8).tril()
     state["lm_head.weight"] = state["transformer.wte.weight"]
     file = io.BytesIO()
@@ -51,14 +62,18 @@ def released():
 @pytest.fixture
 def task(workspace, monkeypatch):
     monkeypatch.setattr(tokenizer, "gpt2", made_up_encoding)
-    words = ["--train=30", "--valid=5", "--test=5", "--n_nodes=8", "--min_hops=2", "--max_hops=3", "--tokenizer=gpt2"]
-    prepare.main(config.parse(prepare.PrepareConfig, words))
+    words = ["--train=30", "--valid=5", "--test=5", "--tokenizer=gpt2"]
+    words += ["--n_nodes=8", "--min_hops=2", "--max_hops=3"]
+    prepare.main(cli.parse(prepare.PrepareConfig, words))
     return workspace
 
 
 @pytest.fixture
 def served(released, monkeypatch):
-    """serve(content, claimed length, status): --init_from=gpt2 then finds this content on a server of our own."""
+    """serve(content, claimed length, status).
+
+    --init_from=gpt2 then finds this content on a server of our own.
+    """
     servers = []
 
     def serve(content, length=None, status=200, sha256=None):
@@ -75,7 +90,8 @@ def served(released, monkeypatch):
         server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
-        monkeypatch.setattr(pretrained, "ADDRESS", f"http://127.0.0.1:{server.server_port}/gpt2.bin")
+        address = f"http://127.0.0.1:{server.server_port}/gpt2.bin"
+        monkeypatch.setattr(pretrained, "ADDRESS", address)
         monkeypatch.setattr(pretrained, "SHA256", sha256)
 
     yield serve
@@ -85,7 +101,7 @@ def served(released, monkeypatch):
 
 
 def trained(*words):
-    train.main(config.parse(TrainConfig, ["smoke", *words], PRESETS, CHOICES))
+    train.main(cli.parse(TrainConfig, ["smoke", *words], PRESETS, CHOICES))
 
 
 def test_downloaded_once_resized_trained_and_asked(task, served, released, capsys):
@@ -97,7 +113,8 @@ def test_downloaded_once_resized_trained_and_asked(task, served, released, capsy
     for name, weight in model.state_dict().items():  # nothing was learned at --lr=0
         assert torch.equal(state["model"][name][: len(weight)], weight), name
     new = state["model"]["wte.weight"][N_VOCAB:]
-    assert len(new) == 3 and all(torch.equal(row, model.wte.weight[256]) for row in new), "they start as <<"
+    as_mark = [torch.equal(row, model.wte.weight[256]) for row in new]
+    assert as_mark == [True] * 3, "they start as <<"
     served(b"gone", status=404)
     trained("--init_from=gpt2", "--name=again", "--stage_steps=1")  # from data/pretrained
     evaluate.main(evaluate.EvaluateConfig("again"))
@@ -134,11 +151,13 @@ def test_a_file_and_a_run_to_start_from(task, released):
 def save_safetensors(state, path):
     """As the safetensors library writes them: a length, JSON, and the numbers."""
     header, content = {"__metadata__": {"format": "pt"}}, b""
+    kinds = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    kinds[torch.bool] = "BOOL"
     for name, tensor in state.items():
-        kinds = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL"}
         numbers = bytes(tensor.contiguous().flatten().view(torch.uint8).tolist())
         offsets = [len(content), len(content) + len(numbers)]
-        header[name] = {"dtype": kinds[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+        header[name] = dict(dtype=kinds[tensor.dtype], shape=list(tensor.shape))
+        header[name]["data_offsets"] = offsets
         content += numbers
     text = json.dumps(header).encode()
     Path(path).write_bytes(len(text).to_bytes(8, "little") + text + content)
@@ -147,14 +166,19 @@ def save_safetensors(state, path):
 def written_by(author: str, model: GPT, path: str) -> None:
     """The model's weights in a file as an author's code writes it."""
     ours = model.state_dict()
-    theirs = {name: x.t().contiguous() if name.endswith(pretrained.TRANSPOSED) else x for name, x in ours.items()}
+    theirs = {
+        name: x.t().contiguous() if name.endswith(pretrained.TRANSPOSED) else x
+        for name, x in ours.items()
+    }
     if author == "nanogpt":  # (out, in), and in a checkpoint with other things
         state = {f"_orig_mod.transformer.{name}": x for name, x in ours.items()}
         state["_orig_mod.lm_head.weight"] = ours["wte.weight"]
-        torch.save({"model": state, "model_args": {"n_layer": 2}, "iter_num": 3, "config": {"device": "cuda"}}, path)
+        more = {"model_args": {"n_layer": 2}, "iter_num": 3, "config": {"device": "cuda"}}
+        torch.save({"model": state} | more, path)
     elif author == "coconut":  # the paper's code
         state = {f"base_causallm.transformer.{name}": x for name, x in theirs.items()}
-        state |= {"base_causallm.lm_head.weight": ours["wte.weight"], "embedding.weight": ours["wte.weight"]}
+        for name in ("base_causallm.lm_head.weight", "embedding.weight"):
+            state[name] = ours["wte.weight"]
         state["base_causallm.transformer.h.0.attn.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.bool)
         torch.save(state, path)
     else:  # Hugging Face
@@ -162,15 +186,21 @@ def written_by(author: str, model: GPT, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("author", "file"), [("nanogpt", "ckpt.pt"), ("coconut", "checkpoint_33"), ("safetensors", "model.safetensors")]
+    ("author", "file"),
+    [("nanogpt", "ckpt.pt"), ("coconut", "checkpoint_33"), ("safetensors", "model.safetensors")],
 )
 def test_checkpoints_of_others_are_taken_by_init_from_and_evaluate(task, capsys, author, file):
     torch.manual_seed(1)
-    n_vocab = {"nanogpt": 264, "coconut": 262, "safetensors": N_VOCAB}[author]  # padded; three tokens more; GPT-2's own
-    model = GPT(GPTConfig(n_vocab, block_size=1024, n_layer=2, n_head=N_HEAD, n_embd=64 * N_HEAD, dropout=0.0))
+    # padded; three tokens more; GPT-2's own
+    n_vocab = {"nanogpt": 264, "coconut": 262, "safetensors": N_VOCAB}[author]
+    model = GPT(
+        GPTConfig(
+            n_vocab, block_size=1024, n_layer=2, n_head=N_HEAD, n_embd=64 * N_HEAD, dropout=0.0
+        )
+    )
     written_by(author, model, file)
     trained(f"--init_from={file}", "--name=run", "--stage_steps=1", "--max_stage=0", "--lr=0")
-    for loaded in (answers.Run("run"), answers.Run(file)):
+    for loaded in (runs.Run("run"), runs.Run(file)):
         assert loaded.model.config.n_head == N_HEAD
         for name, weight in model.state_dict().items():
             mine = loaded.model.state_dict()[name]
@@ -189,15 +219,20 @@ def test_checkpoints_of_others_are_taken_by_init_from_and_evaluate(task, capsys,
 
 def test_a_nanogpt_without_biases_has_zeros(task):
     torch.manual_seed(1)
-    model = GPT(GPTConfig(N_VOCAB, block_size=1024, n_layer=1, n_head=N_HEAD, n_embd=64 * N_HEAD, dropout=0.0))
+    model = GPT(
+        GPTConfig(
+            N_VOCAB, block_size=1024, n_layer=1, n_head=N_HEAD, n_embd=64 * N_HEAD, dropout=0.0
+        )
+    )
     weights = {name: x for name, x in model.state_dict().items() if not name.endswith("bias")}
     found = pretrained.from_state_dict({"model": weights}).state_dict()
     for name, weight in found.items():
         assert torch.equal(weight, weights.get(name, torch.zeros_like(weight))), name
-    assert pretrained.from_state_dict({"model": weights, "model_args": {"n_head": 4}}).config.n_head == 4
+    with_heads = {"model": weights, "model_args": {"n_head": 4}}
+    assert pretrained.from_state_dict(with_heads).config.n_head == 4
     torch.save({"model": weights | {"wte.weight": weights["wte.weight"][:200]}}, "small.pt")
     with pytest.raises(UserError, match="its vocabulary is smaller than GPT-2's"):
-        answers.Run("small.pt")
+        runs.Run("small.pt")
     del weights["h.0.attn.c_attn.weight"]
     with pytest.raises(KeyError):
         pretrained.from_state_dict({"model": weights})
@@ -206,35 +241,51 @@ def test_a_nanogpt_without_biases_has_zeros(task):
 def test_a_run_leaves_in_gpt2s_layout(task, released):
     """By the lines of docs/faq.md."""
     trained("--name=run", "--stage_steps=1", "--max_stage=0", "--n_embd=128", "--n_head=2")
-    (lines,) = re.findall(r"^  ```python\n(.+?)^  ```", FAQ.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    faq, code = FAQ.read_text(encoding="utf-8"), r"^  ```python\n(.+?)^  ```"
+    (lines,) = re.findall(code, faq, re.MULTILINE | re.DOTALL)
     exec(textwrap.dedent(lines).replace("NAME", "run"), {})
     state = torch.load("gpt2.pt", weights_only=True)
-    assert set(state) == set(torch.load(io.BytesIO(released[1]), weights_only=True)) - {"transformer.h.0.attn.bias"}
+    theirs = torch.load(io.BytesIO(released[1]), weights_only=True)
+    assert set(state) == set(theirs) - {"transformer.h.0.attn.bias"}
     assert state["transformer.h.0.attn.c_attn.weight"].shape == (128, 3 * 128)
-    back, mine = pretrained.from_state_dict(state), answers.Run("run").model
-    assert all(torch.equal(mine.state_dict()[name], weight) for name, weight in back.state_dict().items())
+    back, mine = pretrained.from_state_dict(state), runs.Run("run").model
+    assert all(
+        torch.equal(mine.state_dict()[name], weight) for name, weight in back.state_dict().items()
+    )
 
 
 def test_mistakes(task, released, monkeypatch):
     with pytest.raises(
         UserError,
-        match="--init_from=nowhere not found; expected gpt2, a run or a file",
+        match="--init_from=nowhere not found; expected lookup, gpt2, a run or a file",
     ):
         trained("--init_from=nowhere")
     Path("other.bin").write_bytes(b"x")
     with pytest.raises(UserError, match=r"other\.bin holds neither a run nor GPT-2's weights"):
         trained("--init_from=other.bin")
     torch.save({"weight": torch.zeros(2)}, "linear.pt")
-    with pytest.raises(UserError, match=r"linear\.pt holds neither a run nor GPT-2's weights \(KeyError"):
+    with pytest.raises(
+        UserError, match=r"linear\.pt holds neither a run nor GPT-2's weights \(KeyError"
+    ):
         trained("--init_from=linear.pt")
     Path("weights.bin").write_bytes(released[1])
-    prepare.main(prepare.PrepareConfig(name="words", train=30, valid=5, test=5, n_nodes=8, min_hops=2, max_hops=3))
-    monkeypatch.setattr(pretrained, "fetch", lambda *a: pytest.fail("asks the network, although the data do not fit"))
-    with pytest.raises(UserError, match="needs data in GPT-2's tokens; prepare it with --tokenizer=gpt2"):
-        trained("--init_from=gpt2", "--task=words")
+    prepare.main(
+        prepare.PrepareConfig(
+            name="words", train=30, valid=5, test=5, n_nodes=8, min_hops=2, max_hops=3
+        )
+    )
+    monkeypatch.setattr(
+        pretrained,
+        "fetch",
+        lambda *a: pytest.fail("asks the network, although the data do not fit"),
+    )
     with pytest.raises(
-        UserError, match=r"weights.bin has another vocabulary than data/words; prepare it again with --vocabulary_of="
+        UserError, match="needs data in GPT-2's tokens; prepare it with --tokenizer=gpt2"
     ):
+        trained("--init_from=gpt2", "--task=words")
+    advice = "prepare it again with --vocabulary_of="
+    other = f"weights.bin has another vocabulary than data/words; {advice}"
+    with pytest.raises(UserError, match=other):
         trained("--init_from=weights.bin", "--task=words")
     trained("--init_from=weights.bin", "--name=a", "--stage_steps=1")
     with pytest.raises(UserError, match="has another vocabulary than data/words"):
@@ -243,6 +294,12 @@ def test_mistakes(task, released, monkeypatch):
 
 
 def test_the_extra_stage_of_gsm8k_is_in_the_run(task, capsys):
-    trained("--name=run", "--c_thought=2", "--stage_steps=1,1,1,1", "--extra_stage=true", "--layout=paper")
+    trained(
+        "--name=run",
+        "--c_thought=2",
+        "--stage_steps=1,1,1,1",
+        "--extra_stage=true",
+        "--layout=paper",
+    )
     assert "    3      1         4       0            all" in capsys.readouterr().out
-    assert answers.Run("run").plan[:3] == (4, 0, curriculum.ALL)
+    assert runs.Run("run").plan[:3] == (4, 0, curriculum.ALL)

@@ -12,9 +12,10 @@ import torch
 import prepare
 import sample
 import train
-from nanococonut import answers, coconut, config, evaluate, graph, probe
-from nanococonut.config import UserError
-from nanococonut.settings import CHOICES, PRESETS, TrainConfig
+from nanococonut import cli, coconut, evaluate, prosqa, readout, runs
+from nanococonut.cli import UserError
+from nanococonut.config import CHOICES, PRESETS, TrainConfig
+from nanococonut.lab import probe
 
 # 0 -> 1 -> 2 (target), 0 -> 3 -> 4 -> 2 (a detour), 3 -> 5 (a wrong leaf), 6 -> 5 (another's)
 ROW = {"edges": [[0, 1], [1, 2], [0, 3], [3, 4], [4, 2], [3, 5], [6, 5]], "root": 0, "target": 2}
@@ -24,11 +25,11 @@ ROW["idx_to_symbol"] = ["Tom", *"bcdef", "Max"]
 def made(task="prosqa"):
     sizes = ["--train=32", "--valid=6", "--test=8"]
     small = ["--n_nodes=8", "--min_hops=2", "--max_hops=3"] if task == "prosqa" else []
-    prepare.main(config.parse(prepare.PrepareConfig, [task, *sizes, *small]))
+    prepare.main(cli.parse(prepare.PrepareConfig, [task, *sizes, *small]))
 
 
 def trained(*words, name="run"):
-    train.main(config.parse(TrainConfig, ["smoke", f"--name={name}", *words], PRESETS, CHOICES))
+    train.main(cli.parse(TrainConfig, ["smoke", f"--name={name}", *words], PRESETS, CHOICES))
 
 
 def test_groups_of_a_hand_made_graph():
@@ -45,22 +46,25 @@ def test_groups_of_a_hand_made_graph():
 
 def test_sums_and_means_of_known_values():
     x = np.zeros((7, 3))
-    x[:, 1] = [9, 0.2, 9, 0.7, 9, 9, 9]  # after one thought only the nodes at depth 1 count, b and d
+    # After one thought only the nodes at depth 1 count, b and d.
+    x[:, 1] = [9, 0.2, 9, 0.7, 9, 9, 9]
     x[:, 2] = [9, 9, 0.5, 9, 0.1, 0.3, 9]
     tops, shown = probe.parallelism([ROW, ROW], [x[:, :2] / 2, x[:, :2]])
     tops = tops["problems, sorted (%), nodes at depth 1"]
     assert list(tops) == ["top 1", "top 2", "top 3"] and shown == 1
     assert tops["top 1"] == [(0, 0.35), (100, 0.7)]
-    assert [round(y, 9) for _, y in tops["top 2"]] == [0.45, 0.9] == [round(y, 9) for _, y in tops["top 3"]]
+    for top in ("top 2", "top 3"):
+        assert [round(y, 9) for _, y in tops[top]] == [0.45, 0.9]
     tops, _ = probe.parallelism([ROW] * 5, [x] * 5)
-    np.testing.assert_allclose(
-        [y[0][1] for y in tops["problems, sorted (%), nodes at depth 2"].values()], [0.5, 0.8, 0.9]
-    )
+    curves = tops["problems, sorted (%), nodes at depth 2"].values()
+    np.testing.assert_allclose([y[0][1] for y in curves], [0.5, 0.8, 0.9])
 
 
 def test_means_have_the_textbooks_interval():
     curves = probe.means({("a", 1): [0, 2] * 8, ("b", 1): [], ("b", 2): [3] * 5, ("c", 1): [3] * 4})
-    assert curves == {"a": [(1, 1, 0.51, 1.49)], "b": [(2, 3, 3, 3)], "c": []}, "four are too few for an interval"
+    assert curves == {"a": [(1, 1, 0.51, 1.49)], "b": [(2, 3, 3, 3)], "c": []}, (
+        "four are too few for an interval"
+    )
 
 
 @pytest.fixture
@@ -68,7 +72,7 @@ def asked(workspace):
     """A run of two thoughts, and its test split."""
     made()
     trained()
-    run = answers.Run("run")
+    run = runs.Run("run")
     return run, run.split("test")
 
 
@@ -77,18 +81,22 @@ def test_a_model_that_knows_nothing_values_a_text_at_one_in_v_for_each_token(ask
     with torch.no_grad():
         run.model.wte.weight.zero_()  # the head is the embedding: all logits are 0
     names = ["zzz", examples.rows[0]["idx_to_symbol"][2]]
-    (found,) = probe.values(run, [examples.example(0)], [names], 2)
-    lengths = [len(run.encoding.encode_ordinary(graph.subject(name))) for name in names]
+    (found,) = readout.values(run, [examples.example(0)], [names], 2)
+    lengths = [len(run.encoding.encode_ordinary(prosqa.subject(name))) for name in names]
     expected = [[float(run.encoding.n_vocab) ** -n] * 3 for n in lengths]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_pruning_of_a_hand_made_graph():
-    # 0 -> 1, 2, 3 one step away: 1 leads to the target 4; 2 is a leaf; 3 has a child, but not the target
+    # 0 -> 1, 2, 3 one step away: 1 leads to the target 4; 2 is a leaf; 3 has a child, but not the
+    # target
     row = {"edges": [[0, 1], [0, 2], [0, 3], [1, 4], [3, 5]], "root": 0, "target": 4}
     shares = np.array([[1.0, 0], [0, 0.5], [0, 0.1], [0, 0.2], [0, 0], [0, 0]])  # (nodes, thoughts)
     found = probe.pruning([row] * 5, [shares] * 5)
-    assert {group: [(k, round(mean, 6)) for k, mean, _, _ in curve] for group, curve in found.items()} == {
+    shown = {}
+    for group, curve in found.items():
+        shown[group] = [(k, round(mean, 6)) for k, mean, _, _ in curve]
+    assert shown == {
         "leads to the target": [(2, 1.875)],  # .5 of .8 in all, times three
         "dead end, height 0": [(2, 0.375)],
         "dead end, height 1": [(2, 0.75)],
@@ -104,54 +112,66 @@ def test_interventions_that_change_nothing(asked):
     _, plain = evaluate.measure(run, examples)
     todo = [examples.example(i) for i in range(len(examples))]
 
-    def changed(name, p=run.plan, examples=todo):
-        return run.answer(examples, p, change=evaluate.INTERVENTIONS[name])
+    def ids(examples, plan, **how):
+        return [answer.ids for answer in run.answer(examples, plan, **how)]
 
-    bare = run.answer(todo, run.plan)
-    assert changed("none") == bare, "the loop that may change thoughts is the plain one where it does not"
+    def changed(name, plan=run.plan, examples=todo):
+        return ids(examples, plan, change=evaluate.INTERVENTIONS[name])
+
+    bare = ids(todo, run.plan)
+    assert changed("none") == bare, (
+        "the loop that may change thoughts is the plain one where it does not"
+    )
     assert evaluate.measure(run, examples, intervene="none")[1] == plain
-    assert changed("permute", run.plan_for(1)) == run.answer(todo, run.plan_for(1))
+    assert changed("permute", run.plan_for(1)) == ids(todo, run.plan_for(1))
     assert changed("swap", examples=todo[:1] * 3) == bare[:1] * 3, "swapped with its own twin"
     assert changed("mean", examples=todo[:1] * 3) == bare[:1] * 3
-    assert any(changed(name) != bare for name in ("zero", "noise", "swap")), "and others do change something"
+    assert any(changed(name) != bare for name in ("zero", "noise", "swap")), (
+        "and others do change something"
+    )
 
 
 def test_values_are_products_of_token_probabilities(workspace):
     made()
     trained("--layout=paper")
-    run = answers.Run("run")
+    run = runs.Run("run")
     examples = run.split("test")
     names = [["zzz", name] for name in examples.rows[0]["idx_to_symbol"][:2]]
-    found = probe.values(run, [examples.example(0), examples.example(1)], names, 2)
+    found = readout.values(run, [examples.example(0), examples.example(1)], names, 2)
     assert [x.shape for x in found] == [(2, 3), (2, 3)]
     for i, mine in enumerate(names):
         for j, name in enumerate(mine):  # written out: one row, one number of thoughts at a time
-            ids = run.encoding.encode_ordinary(graph.subject(name))
-            prompt, eot = answers.before_thoughts(examples.example(i), run.plan, run.special), run.special["eot"]
+            ids = run.encoding.encode_ordinary(prosqa.subject(name))
+            prompt = runs.before_thoughts(examples.example(i), run.plan, run.special)
+            read = [run.special["eot"], *ids[:-1]]
+            rows = [torch.tensor([row]) for row in (prompt, read, ids)]
             for k in range(3):
-                batch = coconut.Batch(
-                    *(torch.tensor([prompt]), torch.tensor([len(prompt)]), torch.tensor([[eot, *ids[:-1]]])),
-                    *(torch.tensor([ids]), k),
-                )
-                expected = math.exp(-coconut.forward_reference(run.model, batch).loss.item() * len(ids))
+                batch = coconut.Batch(rows[0], torch.tensor([len(prompt)]), rows[1], rows[2], k)
+                loss = coconut.forward_reference(run.model, batch).loss.item()
+                expected = math.exp(-loss * len(ids))
                 assert math.isclose(found[i][j, k], expected, rel_tol=1e-4)
 
 
 def test_a_trace_is_what_the_loop_thinks(workspace):
     made()
     trained()
-    run = answers.Run("run")
+    run = runs.Run("run")
     example = run.split("test").example(0)
     thoughts = run.thoughts(example, 2)
-    ids, eot = answers.before_thoughts(example, run.plan, run.special), run.special["eot"]
-    batch = coconut.Batch(torch.tensor([ids]), torch.tensor([len(ids)]), torch.tensor([[eot]]), torch.tensor([[0]]), 2)
-    torch.testing.assert_close(thoughts, coconut.forward_reference(run.model, batch).thoughts[0].detach())
-    read = run.words(thoughts, 3)
+    (answer,) = run.answer([example], run.plan)
+    torch.testing.assert_close(answer.thoughts, thoughts)
+    ids, eot = runs.before_thoughts(example, run.plan, run.special), run.special["eot"]
+    prompt, length = torch.tensor([ids]), torch.tensor([len(ids)])
+    batch = coconut.Batch(prompt, length, torch.tensor([[eot]]), torch.tensor([[0]]), 2)
+    expected = coconut.forward_reference(run.model, batch).thoughts[0].detach()
+    torch.testing.assert_close(thoughts, expected)
+    read = readout.words(run, thoughts, 3)
     assert list(map(len, read)) == [3, 3]
     probabilities = run.model.logits(thoughts[1]).softmax(-1)
     ((word, p), *_) = read[1]
     assert math.isclose(p, probabilities.max().item(), rel_tol=1e-5)
-    assert word == " ".join(run.encoding.decode([probabilities.argmax().item()]).split()) or word.startswith("'")
+    said = run.encoding.decode([probabilities.argmax().item()])
+    assert word == " ".join(said.split()) or word.startswith("'")
 
 
 def test_the_command_makes_every_figure(workspace, capsys):
@@ -159,15 +179,17 @@ def test_the_command_makes_every_figure(workspace, capsys):
     trained()
     probe.main(probe.ProbeConfig())
     folder = Path("runs/run/probe")
-    figures = {path.stem for path in folder.glob("*.png") if path.read_bytes().startswith(b"\x89PNG")}
+    pictures = [path for path in folder.glob("*.png") if path.read_bytes()[:4] == b"\x89PNG"]
+    figures = {path.stem for path in pictures}
     assert figures == {"k", "interventions", "mass", "pruning", "parallelism", "tree"}
     numbers = json.loads((folder / "probe.json").read_text())
     cells = {(x["intervene"], x["latent"]): x for x in numbers["interventions"]}
     assert {k for name, k in cells if name == "none"} >= {0, 1, 2}, "and as many more as fit"
-    assert {key for key in cells if key[0] != "none"} == {
-        (name, k) for name in evaluate.INTERVENTIONS if name != "none" for k in (1, 2)
-    }
-    assert all(0 <= x["both"] <= min(x["accuracy"], x["twin"]) for x in cells.values() if x["twins"] == numbers["n"])
+    changes = [name for name in evaluate.INTERVENTIONS if name != "none"]
+    asked = {key for key in cells if key[0] != "none"}
+    assert asked == {(name, k) for name in changes for k in (1, 2)}
+    whole = [x for x in cells.values() if x["twins"] == numbers["n"]]
+    assert all(0 <= x["both"] <= min(x["accuracy"], x["twin"]) for x in whole)
     assert all(x["both_low"] <= x["both"] <= x["both_high"] for x in cells.values())
     assert cells["none", 2]["flipped"] == cells["permute", 1]["flipped"] == 0
     assert cells["permute", 1]["accuracy"] == cells["none", 1]["accuracy"]
@@ -197,25 +219,27 @@ def test_the_tree_in_words(asked, capsys):
 def test_thoughts_in_place_are_read_as_nodes(workspace, capsys):
     made()
     trained()
-    run = answers.Run("run")
+    run = runs.Run("run")
     examples = run.split("test")
     thoughts = run.thoughts(examples.example(0), 3)
-    leans = probe.leanings(run, examples.rows[0], thoughts)
+    leans = readout.leanings(run, examples.rows[0], thoughts)
     names = examples.rows[0]["idx_to_symbol"]
     assert leans.shape == (len(names), 3)
     for v, name in enumerate(names):  # the tokens of a node say it and begin what follows from it
-        texts = [f"{name} is a "] if name[0].isupper() else [f"{name}.\nEvery {name} is a ", f"{name}.\n### "]
+        texts = [f"{name}.\nEvery {name} is a ", f"{name}.\n### "]
+        if name[0].isupper():
+            texts = [f"{name} is a "]
         tokens = [run.encoding.encode_ordinary(text) for text in texts]
         assert all(len(ids) == 1 for ids in tokens)
-        shares = run.model.logits(thoughts).softmax(-1)[:, [ids[0] for ids in tokens]].sum(dim=1).tolist()
-        np.testing.assert_allclose(leans[v], shares, rtol=1e-5)
+        shares = run.model.logits(thoughts).softmax(-1)[:, [ids[0] for ids in tokens]]
+        np.testing.assert_allclose(leans[v], shares.sum(dim=1).tolist(), rtol=1e-5)
     sample.main(sample.SampleConfig())
     assert "probability of each node at thoughts 1, 2, ..." in capsys.readouterr().out
     probe.main(probe.ProbeConfig())
     assert Path("runs/run/probe/tree.png").exists()
     shutil.rmtree("runs/run")
     trained("--layout=paper", "--max_stage=1")
-    assert answers.Run("run").plan.n_thoughts == 1
+    assert runs.Run("run").plan.n_thoughts == 1
     probe.main(probe.ProbeConfig())
     assert Path("runs/run/probe/tree.png").exists()
 
@@ -225,7 +249,8 @@ def test_a_run_without_graphs_gets_what_makes_sense(workspace, capsys):
     trained("--task=prontoqa")
     probe.main(probe.ProbeConfig())
     printed = capsys.readouterr().out
-    assert "these problems are not all ProsQA's: groups of nodes, parallelism and tree are left out\n" in printed
+    left_out = "groups of nodes, parallelism and tree are left out"
+    assert f"these problems are not all ProsQA's: {left_out}\n" in printed
     made_files = {path.name for path in Path("runs/run/probe").iterdir()}
     assert made_files == {"k.png", "interventions.png", "probe.json"}
     numbers = json.loads(Path("runs/run/probe/probe.json").read_text())

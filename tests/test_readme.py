@@ -1,4 +1,4 @@
-"""README's commands: each is understood by the command it calls, and the short way is walked as typed."""
+"""README's commands: each is understood by what it calls, and the short way works as typed."""
 
 import doctest
 import os
@@ -13,31 +13,43 @@ import torch
 
 import prepare
 import sample
-from nanococonut import bench, config, evaluate, probe, settings, table1
+from nanococonut import cli, config, evaluate
+from nanococonut.lab import bench, probe, table1
 
 ROOT = Path(__file__).parents[1]
 RELEASED = ROOT.parent / "shared/data/prosqa_valid_official.json"
 PARSERS = {
-    "prepare.py": lambda words: config.parse(prepare.PrepareConfig, words),
-    "train.py": lambda words: config.parse(settings.TrainConfig, words, settings.PRESETS, settings.CHOICES),
-    "sample.py": lambda words: config.parse(sample.SampleConfig, words),
-    "nanococonut.table1": lambda words: config.parse(table1.Table1Config, words),
-    "nanococonut.probe": lambda words: config.parse(probe.ProbeConfig, words),
-    "nanococonut.bench": lambda words: config.parse(bench.BenchConfig, words),
-    "nanococonut.evaluate": lambda words: config.parse(evaluate.EvaluateConfig, words),
+    "prepare.py": lambda words: cli.parse(prepare.PrepareConfig, words),
+    "train.py": lambda words: cli.parse(config.TrainConfig, words, config.PRESETS, config.CHOICES),
+    "sample.py": lambda words: cli.parse(sample.SampleConfig, words),
+    "nanococonut.table1": lambda words: cli.parse(table1.Table1Config, words),
+    "nanococonut.probe": lambda words: cli.parse(probe.ProbeConfig, words),
+    "nanococonut.bench": lambda words: cli.parse(bench.BenchConfig, words),
+    "nanococonut.evaluate": lambda words: cli.parse(evaluate.EvaluateConfig, words),
 }
 
 
 def commands():
-    """Every `python ...` and `make ...` in the README's, docs' and Makefile's code, but not of earlier commits."""
-    results = (ROOT / "docs/results.md").read_text(encoding="utf-8").split("\n# Earlier commits\n")[0]
-    text = "\n".join([(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/faq.md")] + [results])
+    """Every `python ...` and `make ...` in the code of the README, the docs and the Makefile.
+
+    But not of earlier commits.
+    """
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/faq.md")]
+    results = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    texts.append(results.split("\n# Earlier commits\n")[0])
+    text = "\n".join(texts)
     blocks = re.findall(r"^```sh\n(.+?)^```", text, re.MULTILINE | re.DOTALL)
-    blocks += [" ".join(command.split("\n")) for command in re.findall(r"[^`]`(python [^`]+)`", text)]
-    makefile = re.findall(r"^\t\$\((?:PYTHON|BIN)\)(?:/python)? (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    blocks += [f"python {line}" for line in makefile if not line.startswith(("-m venv", "-m pip", "-m pytest"))]
-    lines = [part.strip() for block in blocks for line in block.splitlines() for part in line.split("#")[0].split("&&")]
-    return sorted({line for line in lines if line.startswith(("python ", "make "))})
+    inline = re.findall(r"[^`]`(python [^`]+)`", text)
+    blocks += [command.replace("\n", " ") for command in inline]
+    recipe = re.compile(r"^\t\$\((?:PYTHON|BIN)\)(?:/python)? (.+)$", re.MULTILINE)
+    others = ("-m venv", "-m pip", "-m pytest")
+    for line in recipe.findall((ROOT / "Makefile").read_text()):
+        if not line.startswith(others):
+            blocks.append(f"python {line}")
+    found = set()
+    for line in "\n".join(blocks).splitlines():
+        found.update(part.strip() for part in line.split("#")[0].split("&&"))
+    return sorted(line for line in found if line.startswith(("python ", "make ")))
 
 
 @pytest.mark.parametrize("command", commands())
@@ -63,7 +75,8 @@ def test_every_command_explains_itself():
 def run(folder, *words):
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
     words = [str(ROOT / word) if word.endswith(".py") else word for word in words]
-    done = subprocess.run([sys.executable, *words], cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+    how = dict(cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, *words], **how)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -81,13 +94,11 @@ def test_the_short_way_as_typed(tmp_path):
 
 
 def test_a_mistake_is_one_line_and_exit_2(tmp_path):
-    for words, line in {
-        ("train.py",): "train.py: data/prosqa not found; run: python prepare.py prosqa\n",
-        ("sample.py", "nope"): "sample.py: runs/nope not found; there is: none yet; run: python train.py\n",
-    }.items():
-        done = subprocess.run(
-            [sys.executable, str(ROOT / words[0]), *words[1:]], cwd=tmp_path, capture_output=True, text=True
-        )
+    no_data = "train.py: data/prosqa not found; run: python prepare.py prosqa\n"
+    no_run = "sample.py: runs/nope not found; there is: none yet; run: python train.py\n"
+    for words, line in {("train.py",): no_data, ("sample.py", "nope"): no_run}.items():
+        command = [sys.executable, str(ROOT / words[0]), *words[1:]]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (2, line)
 
 
@@ -115,7 +126,8 @@ def test_the_readmes_numbers_are_those_of_the_results_files():
     table = (ROOT / "results/table1-prosqa-small-laptop.md").read_text(encoding="utf-8")
     (cells,) = re.findall(r"^\| coconut \| (\S+) \| (\S+) \| (\d) \|", table, re.MULTILINE)
     rows = re.findall(r"^\|.+\|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert any(row.startswith(f"| fair, 16 nodes (`laptop`) | {' | '.join(cells)} | ") for row in rows), cells
+    start = f"| fair, 16 nodes (`laptop`) | {' | '.join(cells)} | "
+    assert any(row.startswith(start) for row in rows), cells
     about = torch.load(ROOT / "models/prosqa.pt", weights_only=True)["about"]
     (shipped,) = re.findall(r"accuracy ([\d.]+) %, question and twin both right ([\d.]+) %", about)
     start = f"| the shipped model, released size | {' | '.join(shipped)} | 1 |"
@@ -124,7 +136,8 @@ def test_the_readmes_numbers_are_those_of_the_results_files():
 
 def test_the_walkthrough_does_what_it_says(monkeypatch):
     monkeypatch.chdir(ROOT)
-    text = re.sub("^```.*$", "", Path("docs/walkthrough.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    text = Path("docs/walkthrough.md").read_text(encoding="utf-8")
+    text = re.sub("^```.*$", "", text, flags=re.MULTILINE)
     test = doctest.DocTestParser().get_doctest(text, {}, "walkthrough", "docs/walkthrough.md", 0)
     with torch.no_grad():
         failed, n_tried = doctest.DocTestRunner().run(test)
@@ -142,12 +155,8 @@ def test_the_readme_is_short():
 
 def test_the_results_are_short_and_no_file_is_left_over():
     assert len((ROOT / "docs/results.md").read_text(encoding="utf-8").splitlines()) <= 300
-    texts = [
-        path
-        for folder in (".", "docs", "tests")
-        for path in (ROOT / folder).glob("*.*")
-        if path.suffix in (".md", ".py")
-    ]
+    paths = [path for folder in (".", "docs", "tests") for path in (ROOT / folder).glob("*.*")]
+    texts = [path for path in paths if path.suffix in (".md", ".py")]
     said = "\n".join(path.read_text(encoding="utf-8") for path in texts)
     for path in [*(ROOT / "results").iterdir(), *(ROOT / "figures").iterdir()]:
         is_table = path.with_suffix(".md").exists()  # whose text docs/results.md quotes, see above

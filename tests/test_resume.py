@@ -1,4 +1,4 @@
-"""A run that was cut off anywhere ends as if nothing had been; a run cut into processes is the same run."""
+"""A run that was cut off anywhere ends as if nothing had been, and so does one of two processes."""
 
 import csv
 import os
@@ -15,15 +15,22 @@ import torch
 
 import prepare
 import train
-from nanococonut import coconut, config, log, optimizers, runs
-from nanococonut.config import UserError
-from nanococonut.settings import CHOICES, PRESETS, TrainConfig
+from nanococonut import cli, coconut, log, optim, writer
+from nanococonut.cli import UserError
+from nanococonut.config import CHOICES, PRESETS, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 ENV = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-WORDS = ["smoke", "--micro_batch_size=5", "--grad_clip=1", "--dropout=0.1", "--warmup=3", "--decay=0.5"]
-WORDS += ["--muon_lr=0.01"]
-# A run that kills itself while it writes the file given, at the step given: half a checkpoint lies there then.
+WORDS = ["smoke", "--micro_batch_size=5", "--dropout=0.1", "--decay=0.5", "--muon_lr=0.01"]
+# A run whose rates rise over few steps, and whose stages are learned in their middle.
+SHORT = """
+import train
+from nanococonut import optim, writer
+optim.WARMUP, writer.LEARNED = 3, 11.0
+"""
+TRAIN = SHORT + "train.cli.run(train.main, train.TrainConfig, train.PRESETS, train.CHOICES)"
+# A run that kills itself while it writes the file given, at the step given: half a checkpoint lies
+# there then.
 SUICIDE = """
 import os, signal, sys, torch, train
 real, name, step = torch.save, sys.argv.pop(1), int(sys.argv.pop(1))
@@ -33,17 +40,17 @@ def save(state, file):
         file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
 torch.save = save
-train.config.run(train.main, train.TrainConfig, train.PRESETS, train.CHOICES)
+train.cli.run(train.main, train.TrainConfig, train.PRESETS, train.CHOICES)
 """
 
 
 def prepared(*words):
     small = ["--train=32", "--valid=10", "--test=10", "--n_nodes=8", "--min_hops=2", "--max_hops=3"]
-    prepare.main(config.parse(prepare.PrepareConfig, [*small, *words]))
+    prepare.main(cli.parse(prepare.PrepareConfig, [*small, *words]))
 
 
 def trained(*words):
-    train.main(config.parse(TrainConfig, ["smoke", *words], PRESETS, CHOICES))
+    train.main(cli.parse(TrainConfig, ["smoke", *words], PRESETS, CHOICES))
 
 
 def read_csv(path):
@@ -73,28 +80,35 @@ def state_of(name, file="ckpt.pt"):
     return torch.load(f"runs/{name}/{file}", weights_only=True)
 
 
+def log_of(name):
+    """The rows of a run's log that do not depend on the clock."""
+    return [row for row in read_csv(f"runs/{name}/log.csv") if row["metric"] != "seconds"]
+
+
 def assert_same_run(one, other):
     for file in ("ckpt.pt", "best.pt"):
         a, b = state_of(one, file), state_of(other, file)
         assert (a["step"], a["best"]) == (b["step"], b["best"])
         for name, weight in a["model"].items():
             assert torch.equal(weight, b["model"][name]), f"{file}: {name}"
-    logs = [[row for row in read_csv(f"runs/{n}/log.csv") if row["metric"] != "seconds"] for n in (one, other)]
-    assert logs[0] == logs[1]
+    assert log_of(one) == log_of(other)
 
 
 def test_a_run_killed_at_random_moments_ends_with_the_same_parameters(workspace):
-    """At least five SIGKILLs at moments drawn anew each time; the seed is printed with a failure."""
+    """Five SIGKILLs at moments drawn anew each time; the seed is printed with a failure."""
     prepared()
     words = [*WORDS, "--stage_steps=60,60,60", "--save_every=7", "--eval_every=25"]
-    words += ["--questions=2", "--reask=0.5", "--grow=20", "--pass_loss=11"]  # which a stage meets in its middle
-    assert finished(*words, "--name=whole")[0] == 0
+    words += ["--augment=2", "--grow=20,10"]
+    assert finished(*words, "--name=whole", code=TRAIN)[0] == 0
     n_steps = state_of("whole")["n_steps"]
-    assert n_steps != [60, 60, 60] and sum(n_steps) == 180, f"a stage was learned before its steps were over: {n_steps}"
+    assert n_steps != [60, 60, 60] and sum(n_steps) == 180, (
+        f"a stage was learned before its steps were over: {n_steps}"
+    )
     seed = time.time_ns() % 10**6
     rng, n_kills, steps = random.Random(seed), 0, []
     while n_kills < 5:
-        process = start(*words, "--name=cut", *(["--resume=true"] if n_kills else []))
+        again = ["--resume=true"] if n_kills else []
+        process = start(*words, "--name=cut", *again, code=TRAIN)
         before = steps[-1] if steps else 0
         deadline = time.time() + 60
         while process.poll() is None and time.time() < deadline:
@@ -111,7 +125,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_parameters(workspace)
         steps.append(state_of("cut")["step"])
     print(f"killed {n_kills} times, checkpoints at {steps}, seed {seed}")
     assert steps == sorted(steps) and steps[-1] < 180, f"seed {seed}: {steps}"
-    assert finished(*words, "--name=cut", "--resume=true")[0] == 0
+    assert finished(*words, "--name=cut", "--resume=true", code=TRAIN)[0] == 0
     assert_same_run("whole", "cut")
 
 
@@ -119,17 +133,22 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_parameters(workspace)
 def test_a_run_killed_while_it_saves_at_a_stage_switch(workspace, file, step):
     prepared()
     words = [*WORDS, "--stage_steps=6,6,6", "--save_every=4", "--log_every=5"]
-    assert finished(*words, "--name=whole")[0] == 0
-    code, _, err = finished(file, str(step), *words, "--name=cut", code=SUICIDE)
+    assert finished(*words, "--name=whole", code=TRAIN)[0] == 0
+    code, _, err = finished(file, str(step), *words, "--name=cut", code=SHORT + SUICIDE)
     assert code == -signal.SIGKILL, err
     assert len(list(Path("runs/cut").glob(f"{file}.*.tmp"))) == 1, "it died while it wrote"
-    assert state_of("cut")["step"] == {("ckpt.pt", 12): 8, ("best.pt", 12): 8, ("ckpt.pt", 16): 12}[file, step]
-    assert finished(*words, "--name=cut", "--resume=true")[0] == 0
-    assert not list(Path("runs/cut").glob("*.tmp")), "whoever goes on clears away what a killed process left"
+    saved = {("ckpt.pt", 12): 8, ("best.pt", 12): 8, ("ckpt.pt", 16): 12}
+    assert state_of("cut")["step"] == saved[file, step]
+    assert finished(*words, "--name=cut", "--resume=true", code=TRAIN)[0] == 0
+    assert not list(Path("runs/cut").glob("*.tmp")), (
+        "whoever goes on clears away what a killed process left"
+    )
     assert_same_run("whole", "cut")
 
 
-@pytest.mark.parametrize("command", [["sample.py"], ["-m", "nanococonut.evaluate"], ["train.py", "smoke"]])
+@pytest.mark.parametrize(
+    "command", [["sample.py"], ["-m", "nanococonut.evaluate"], ["train.py", "smoke"]]
+)
 def test_ctrl_c_while_torch_is_loaded_is_no_traceback(tmp_path, command):
     (tmp_path / "torch").mkdir()
     slow = "import time\nprint('loading', flush=True)\ntime.sleep(60)\n"
@@ -140,7 +159,9 @@ def test_ctrl_c_while_torch_is_loaded_is_no_traceback(tmp_path, command):
     def keys():  # tests may be under nohup
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=found_first, preexec_fn=keys, **pipes)
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, env=found_first, preexec_fn=keys, **pipes
+    )
     assert process.stdout.readline() == b"loading\n"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
@@ -156,7 +177,8 @@ def test_importing_the_package_leaves_ctrl_c_to_the_program():
 def test_a_signal_saves_and_says_how_to_go_on(workspace, number):
     prepared()
     words = ["smoke", "--stage_steps=4000", "--save_every=100000", "--log_every=1", "--name=run"]
-    process = start(*words, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))  # tests may be under nohup
+    # Tests may be under nohup.
+    process = start(*words, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
     wait_for_a_step(process)
     process.send_signal(number)
     out, err = process.communicate(timeout=600)
@@ -179,12 +201,14 @@ def test_nohup_is_obeyed(workspace):
 
 
 def test_a_second_signal_ends_at_once():
-    before = signal.getsignal(signal.SIGINT)  # where tests run in the background, a shell has it ignored
-    with runs.stop_signals() as stop:
+    # Where tests run in the background, a shell has it ignored.
+    before = signal.getsignal(signal.SIGINT)
+    with writer.stop_signals() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop == [signal.SIGINT]
         assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL, "a second Ctrl-C ends it"
-        os.kill(os.getpid(), signal.SIGTERM)  # a batch system may send one to the group and one to the process
+        # A batch system may send one to the group and one to the process.
+        os.kill(os.getpid(), signal.SIGTERM)
         assert stop == [signal.SIGINT, signal.SIGTERM]
     assert signal.getsignal(signal.SIGINT) == before, "what was there before is back"
 
@@ -194,15 +218,19 @@ def test_resume_goes_on_with_the_same_settings_only(workspace, capsys):
     with pytest.raises(UserError, match="runs/run not found: nothing to resume"):
         trained("--name=run", "--resume=true")
     trained("--name=run")
-    with pytest.raises(UserError, match=r"was trained with --stage_steps=4,4,4 --lr=0.001: it goes on with"):
+    with pytest.raises(
+        UserError, match=r"was trained with --stage_steps=4,4,4 --lr=0.001: it goes on with"
+    ):
         trained("--name=run", "--resume=true", "--lr=0.5", "--stage_steps=4,5")
     before = state_of("run")["model"]
     trained("--name=run", "--resume=true")  # nothing left to do
-    assert all(torch.equal(before[name], weight) for name, weight in state_of("run")["model"].items())
+    after = state_of("run")["model"]
+    assert all(torch.equal(before[name], weight) for name, weight in after.items())
     older = torch.load("runs/run/ckpt.pt", weights_only=True)
     torch.save(older | {"config": older["config"] | {"mix": 0.3}}, "runs/run/ckpt.pt")
-    with pytest.raises(UserError, match=r"was trained with --mix=0.3: it goes on with its own settings only"):
-        trained("--name=run", "--resume=true")  # an option of an earlier version, which is gone
+    said = r"is of an earlier version, with --mix=0.3; its weights .* --init_from=run"
+    with pytest.raises(UserError, match=said):
+        trained("--name=run", "--resume=true")
     torch.save(older, "runs/run/ckpt.pt")
     prepared("--seed=1")
     with pytest.raises(UserError, match="data/prosqa is not the data runs/run was trained on"):
@@ -215,7 +243,8 @@ def test_a_run_without_a_checkpoint_starts_again(workspace):
     trained("--name=cut")
     for file in ("ckpt.pt", "best.pt", "curves.png"):
         Path(f"runs/cut/{file}").unlink()
-    log.cut(Path("runs/cut/log.csv"), step=3)  # it was killed before step 4, which would have been saved
+    # It was killed before step 4, which would have been saved.
+    log.cut(Path("runs/cut/log.csv"), step=3)
     trained("--name=cut", "--resume=true")
     assert_same_run("whole", "cut")
 
@@ -251,7 +280,9 @@ MEMORY_IS_USED_UP = [
 
 @pytest.mark.parametrize("error", MEMORY_IS_USED_UP, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize(
-    "where", [(coconut, "forward"), (runs, "starting_model"), (optimizers, "make"), (coconut, "generate")], ids=str
+    "where",
+    [(coconut, "forward"), (train, "starting_model"), (optim, "make"), (coconut, "generate")],
+    ids=str,
 )
 def test_memory_that_does_not_suffice_is_one_line(workspace, monkeypatch, capsys, where, error):
     prepared()
@@ -262,18 +293,19 @@ def test_memory_that_does_not_suffice_is_one_line(workspace, monkeypatch, capsys
     monkeypatch.setattr(*where, too_much)
     monkeypatch.setattr(sys, "argv", ["train.py", "smoke", "--task=prosqa", "--device=cpu"])
     with pytest.raises(SystemExit) as end:
-        config.run(train.main, TrainConfig, PRESETS, CHOICES)
+        cli.run(train.main, TrainConfig, PRESETS, CHOICES)
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert end.value.code == 2
-    assert said == "train.py: out of memory; with fewer examples at once, and the same result: --micro_batch_size=4"
+    advice = "with fewer examples at once, and the same result: --micro_batch_size=4"
+    assert said == f"train.py: out of memory; {advice}"
 
 
 @pytest.mark.parametrize(
     ("options", "advice"),
     [
         (dict(batch_size=64, micro_batch_size=10), "--micro_batch_size=5"),
-        (dict(batch_size=64, micro_batch_size=5, questions=4), "--micro_batch_size=4"),
-        (dict(batch_size=64, micro_batch_size=4, questions=4), "--n_embd"),
+        (dict(batch_size=64, micro_batch_size=5, augment=4), "--micro_batch_size=4"),
+        (dict(batch_size=64, micro_batch_size=4, augment=4), "--n_embd"),
         (dict(batch_size=1), "--n_embd"),
     ],
 )
@@ -282,22 +314,26 @@ def test_the_advice_about_memory_can_help(options, advice):
 
 
 def test_another_error_is_not_about_memory():
-    assert not config.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not cli.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     try:
         try:
             raise MemoryError
         except MemoryError:
-            raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
+            raise RuntimeError("operation failed due to a previous error")  # noqa: B904
     except RuntimeError as error:
-        assert config.is_out_of_memory(error)
+        assert cli.is_out_of_memory(error)
 
 
 def test_two_processes_go_on_as_one_would(workspace):
-    """Gradients added up over gloo: a run begun by one process and resumed by two, through the latent stages."""
+    """Gradients added up over gloo: a run begun by one process and resumed by two.
+
+    It goes through the latent stages.
+    """
     prepared()
-    words = ["smoke", "--stage_steps=4,4,4", "--log_every=1", "--micro_batch_size=3", "--grad_clip=1"]
+    words = ["smoke", "--stage_steps=4,4,4", "--log_every=1", "--micro_batch_size=3"]
+    words += ["--device=cpu", "--save_every=2", "--grow=2", "--muon_lr=0.005"]
     # 5 graphs: one process has 3 of them in 3 parts, and the other one 2
-    words += ["--device=cpu", "--save_every=2", "--grow=2", "--questions=2", "--reask=0.5", "--batch_size=10"]
+    words += ["--augment=2", "--batch_size=10"]
     assert finished(*words, "--name=one")[0] == 0
     finished("ckpt.pt", "4", *words, "--name=two", code=SUICIDE)
     assert state_of("two")["step"] == 2
@@ -305,7 +341,9 @@ def test_two_processes_go_on_as_one_would(workspace):
     command = [*torchrun, str(ROOT / "train.py"), *words, "--name=two", "--resume=true"]
     done = subprocess.run(command, env=os.environ | ENV, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stderr.decode()[-3000:]
-    assert done.stdout.decode().count("runs/two goes on from step 2") == 1, "the second process is silent"
+    assert done.stdout.decode().count("runs/two goes on from step 2") == 1, (
+        "the second process is silent"
+    )
 
     def losses(name):
         rows = read_csv(f"runs/{name}/log.csv")
@@ -318,7 +356,7 @@ def test_two_processes_go_on_as_one_would(workspace):
 
 def test_an_error_gives_the_signal_handlers_back():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with pytest.raises(UserError), runs.stop_signals():
+    with pytest.raises(UserError), writer.stop_signals():
         assert signal.getsignal(signal.SIGINT) is not before[0]
         raise UserError("a mistake")
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
@@ -329,7 +367,7 @@ def test_training_outside_the_main_thread_has_no_handlers():
     before, seen = signal.getsignal(signal.SIGINT), []
 
     def work():
-        with runs.stop_signals() as stop:
+        with writer.stop_signals() as stop:
             seen.append((stop, signal.getsignal(signal.SIGINT)))
 
     thread = threading.Thread(target=work)
@@ -342,10 +380,10 @@ def test_a_folder_without_a_run_in_it_is_used(workspace):
     prepared()
     Path("runs/a").mkdir(parents=True)
     Path("runs/a/train.log").write_text("of whoever started it")
-    train.main(config.parse(TrainConfig, ["smoke", "--name=a", "--stage_steps=1"], PRESETS, CHOICES))
+    trained("--name=a", "--stage_steps=1")
     assert Path("runs/a/best.pt").exists()
     with pytest.raises(UserError, match="runs/a exists"):
-        train.main(config.parse(TrainConfig, ["smoke", "--name=a", "--stage_steps=1"], PRESETS, CHOICES))
+        trained("--name=a", "--stage_steps=1")
 
 
 def test_two_processes_cannot_write_one_run(workspace):
@@ -356,7 +394,8 @@ def test_two_processes_cannot_write_one_run(workspace):
         assert process.poll() is None
         time.sleep(0.05)
     code, _, err = finished(*words, "--resume=true")
-    assert code == 2 and "runs/a is being trained by another process; choose another --name, or wait" in err
+    assert code == 2
+    assert "runs/a is being trained by another process; choose another --name, or wait" in err
     process.kill()
     process.communicate()
-    os.close(runs.lock(Path("runs/a")))  # a killed process has released it
+    os.close(writer.lock(Path("runs/a")))  # a killed process has released it

@@ -1,4 +1,4 @@
-"""CPU threads: fewer where other processes need the cores, the same after resuming, or what the user sets."""
+"""CPU threads: fewer where others need the cores, the same after resuming, or as the user sets."""
 
 import ast
 import csv
@@ -16,8 +16,8 @@ import torch
 
 import prepare
 import train
-from nanococonut import config, devices
-from nanococonut.settings import CHOICES, PRESETS, TrainConfig
+from nanococonut import cli, device
+from nanococonut.config import CHOICES, PRESETS, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 SPIN, POLICY = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
@@ -39,7 +39,7 @@ class Work:
         self.seconds, self.now, self.n_threads, self.n_calls = seconds, 0.0, max(seconds), 0
         monkeypatch.setattr(torch, "get_num_threads", lambda: max(seconds))
         monkeypatch.setattr(torch, "set_num_threads", lambda n: setattr(self, "n_threads", n))
-        monkeypatch.setattr(devices.timeit, "timeit", self.time)
+        monkeypatch.setattr(device.timeit, "timeit", self.time)
 
     def time(self, work, number):
         before = self.now
@@ -56,14 +56,15 @@ class Work:
     ("seconds", "fastest"),
     [
         ({1: 0.11, 2: 0.08}, 2),
-        ({1: 0.11, 2: 7.0}, 2),  # over two seconds: a model so large that fewer threads are not tried
+        # over two seconds: a model so large that fewer threads are not tried
+        ({1: 0.11, 2: 7.0}, 2),
         ({1: 0.11, 2: 0.5}, 1),  # another process runs
         ({1: 0.11, 2: 0.06, 4: 0.05, 6: 0.2}, 4),
     ],
 )
 def test_the_fastest_number_of_threads_is_taken(free, monkeypatch, capsys, seconds, fastest):
     work = Work(monkeypatch, seconds)
-    assert devices.pick("cpu").fastest_threads(work, max(seconds)) == fastest
+    assert device.pick("cpu").fastest_threads(work, max(seconds)) == fastest
     if max(seconds.values()) < 2:
         assert f"{fastest}: {seconds[fastest]:.3f}" in capsys.readouterr().out
         n_hopeless = sum(s > 2 * min(seconds.values()) for s in list(seconds.values())[1:])
@@ -75,17 +76,22 @@ def test_the_fastest_number_of_threads_is_taken(free, monkeypatch, capsys, secon
 def test_what_the_user_sets_is_kept(monkeypatch):
     work = Work(monkeypatch, {1: 0.1, 2: 0.2})
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert devices.pick("cpu").fastest_threads(work, 2) == 2
+    assert device.pick("cpu").fastest_threads(work, 2) == 2
     assert work.n_calls == 0
 
 
 @pytest.mark.parametrize(
-    ("given", "spins"), [({}, "8000"), ({SPIN: "7"}, "7"), ({POLICY: "passive"}, ""), ({POLICY: "active"}, "")]
+    ("given", "spins"),
+    [({}, "8000"), ({SPIN: "7"}, "7"), ({POLICY: "passive"}, ""), ({POLICY: "active"}, "")],
 )
 def test_how_threads_wait(given, spins):
-    environment = {name: value for name, value in os.environ.items() if name not in (SPIN, POLICY)} | given
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for name in (SPIN, POLICY):
+        environment.pop(name, None)
+    environment.update(given)
     code = f"import os, nanococonut; print(os.environ.get('{SPIN}', ''))"
-    out = subprocess.check_output([sys.executable, "-c", code], env=environment | {"PYTHONPATH": str(ROOT)}, text=True)
+    command = [sys.executable, "-c", code]
+    out = subprocess.check_output(command, env=environment, text=True)
     assert out.strip() == spins
 
 
@@ -102,42 +108,69 @@ def test_scripts_import_the_package_before_torch(script):
 
 
 def trained(*words):
-    train.main(config.parse(TrainConfig, ["smoke", *words], PRESETS, CHOICES))
+    train.main(cli.parse(TrainConfig, ["smoke", *words], PRESETS, CHOICES))
 
 
 def test_a_run_stores_its_threads_and_resumes_with_them(free, workspace, monkeypatch):
-    prepare.main(prepare.PrepareConfig(train=20, valid=4, test=4, n_nodes=8, min_hops=2, max_hops=3))
-    monkeypatch.setattr(devices.Machine, "fastest_threads", lambda self, work, most: work() is None or 1)
-    trained("--name=tried", "--dropout=0.1", "--max_stage=0")
-    stored = json.loads(Path("runs/tried/config.json").read_text())
-    assert stored["threads"] == torch.get_num_threads() == 1
-    monkeypatch.setattr(devices.Machine, "fastest_threads", lambda *_: pytest.fail("the run has its number"))
-    trained("--name=typed", "--dropout=0.1", "--max_stage=0", "--threads=1")
-    tried, typed = (torch.load(f"runs/{name}/ckpt.pt", weights_only=True) for name in ("tried", "typed"))
+    prepare.main(
+        prepare.PrepareConfig(train=20, valid=4, test=4, n_nodes=8, min_hops=2, max_hops=3)
+    )
+    words = ["--dropout=0.1", "--max_stage=0"]
+
+    def threads(name):
+        """The number that a run stores, which is the one in use."""
+        stored = json.loads(Path(f"runs/{name}/config.json").read_text())["threads"]
+        assert stored == torch.get_num_threads()
+        return stored
+
+    with monkeypatch.context() as here:
+        here.setattr(
+            device.Machine, "fastest_threads", lambda self, work, most: work() is None or 1
+        )
+        trained("--name=tried", *words)
+    assert threads("tried") == 1
+
+    def refuse(*_):
+        pytest.fail("the run has its number")
+
+    # From here on nothing may be tried.
+    monkeypatch.setattr(device.Machine, "timed_threads", refuse)
+    with monkeypatch.context() as here:
+        here.setenv("OMP_NUM_THREADS", "1")
+        trained("--name=set", *words)
+    assert threads("set") == 1
+    tried, typed = (
+        torch.load(f"runs/{name}/ckpt.pt", weights_only=True) for name in ("tried", "set")
+    )
     for name, weight in typed["model"].items():
         assert torch.equal(tried["model"][name], weight), f"trying threads has changed {name}"
+
     torch.set_num_threads(2)
-    trained("--name=tried", "--dropout=0.1", "--max_stage=0", "--resume=true")
-    assert torch.get_num_threads() == 1
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    monkeypatch.setattr(devices.Machine, "fastest_threads", lambda *_: 2)
-    trained("--name=tried", "--dropout=0.1", "--max_stage=0", "--resume=true")
-    assert torch.get_num_threads() == 2, "what the user sets wins"
-    trained("--name=tried", "--dropout=0.1", "--max_stage=0", "--resume=true", "--threads=1")
-    assert torch.get_num_threads() == 1
-    trained("--name=tried", "--dropout=0.1", "--max_stage=0", "--resume=true", "--threads=2")
-    assert json.loads(Path("runs/tried/config.json").read_text())["threads"] == torch.get_num_threads() == 2
+    with monkeypatch.context() as here:
+        here.setattr(device.Machine, "fastest_threads", refuse)
+        trained("--name=tried", *words, "--resume=true")
+    assert threads("tried") == 1
+    for n in (2, 1, 2):  # torch reads the variable when it is loaded
+        torch.set_num_threads(n)
+        monkeypatch.setenv("OMP_NUM_THREADS", str(n))
+        trained("--name=tried", *words, "--resume=true")
+        assert threads("tried") == n, "what the user sets wins"
 
 
-def steps_per_second(name: str, n_busy: int, *words: str, **environment: str) -> float:
+def untouched() -> dict[str, str]:
+    """The environment without what says how many threads there are, and how they wait."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMP", "GOMP"))}
+    return kept | {"PYTHONPATH": str(ROOT)}
+
+
+def steps_per_second(name: str, n_busy: int, **environment: str) -> float:
     """Steps per second of the quick start's training beside n_busy processes that never wait."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("OMP", "GOMP"))}
-    inherited |= {"PYTHONPATH": str(ROOT)} | environment
+    environment = untouched() | environment
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n_busy)]
     schedule = ["--stage_steps=0,0,0,0,0,0,120", "--grow=0", "--eval_every=0", f"--name={name}"]
     try:
-        command = [sys.executable, str(ROOT / "train.py"), "laptop", *schedule, *words]
-        subprocess.run(command, env=inherited, check=True, capture_output=True)
+        command = [sys.executable, str(ROOT / "train.py"), "laptop", *schedule]
+        subprocess.run(command, env=environment, check=True, capture_output=True)
     finally:
         for process in busy:
             process.kill()
@@ -148,13 +181,16 @@ def steps_per_second(name: str, n_busy: int, *words: str, **environment: str) ->
 
 
 class Steps:
-    """A clock, and steps that take the seconds given for each number of threads: a load is another such table."""
+    """A clock, and steps that take the seconds given for each number of threads.
+
+    A load is another such table.
+    """
 
     QUIET, BUSY = {1: 0.09, 2: 0.06}, {1: 0.1, 2: 0.9}
 
     def __init__(self):
         self.now, self.threads, self.tries = 0.0, 2, []
-        self.pace = devices.Pace(clock=lambda: self.now)
+        self.pace = device.Pace(clock=lambda: self.now)
 
     def take(self, load, seconds):
         """Steps for so many seconds; returns how many, of what one thread would have done."""
@@ -185,7 +221,10 @@ def test_threads_are_tried_again_when_steps_get_slower_and_later_once_more():
 def test_a_load_that_comes_and_goes_costs_little():
     steps = Steps()
     rng = random.Random(0)
-    shares = [steps.take(rng.choice([Steps.QUIET, Steps.BUSY]), rng.uniform(5, 120)) for _ in range(200)]
+    shares = []
+    for _ in range(200):
+        load = rng.choice([Steps.QUIET, Steps.BUSY])
+        shares.append(steps.take(load, rng.uniform(5, 120)))
     assert sum(shares) / len(shares) > 0.9
 
 
@@ -208,25 +247,39 @@ def test_steps_that_grow_in_a_run_lead_to_few_tries():
 
 def test_a_try_that_changes_nothing_prints_nothing(free, monkeypatch, capsys):
     work = Work(monkeypatch, {1: 0.11, 2: 0.08})
-    assert devices.pick("cpu").timed_threads(work, 2, before=2) == 2
+    assert device.pick("cpu").timed_threads(work, 2, before=2) == 2
     assert capsys.readouterr().out == ""
-    assert devices.pick("cpu").timed_threads(work, 2, before=1) == 2
+    assert device.pick("cpu").timed_threads(work, 2, before=1) == 2
     assert "1: 0.110, 2: 0.080" in capsys.readouterr().out
 
 
 def test_the_pace_is_kept_in_training_unless_threads_are_set(free, workspace, monkeypatch):
-    prepare.main(prepare.PrepareConfig(train=20, valid=4, test=4, n_nodes=8, min_hops=2, max_hops=3))
-    monkeypatch.setattr(devices.Machine, "fastest_threads", lambda self, work, most: 2)
-    monkeypatch.setattr(devices.Machine, "tries_threads", lambda self, most: True)
-    monkeypatch.setattr(devices.Pace, "is_due", lambda self, has_fewer: not has_fewer)
-    monkeypatch.setattr(devices.Machine, "timed_threads", lambda self, work, *_: work() is None or 1)
-    trained("--name=tried", "--dropout=0.1", "--max_stage=0", "--stage_steps=6")
-    assert json.loads(Path("runs/tried/config.json").read_text())["threads"] == torch.get_num_threads() == 1
-    monkeypatch.setattr(devices.Machine, "timed_threads", lambda *_: pytest.fail("the user has set them"))
-    trained("--name=typed", "--dropout=0.1", "--max_stage=0", "--stage_steps=6", "--threads=1")
-    tried, typed = (torch.load(f"runs/{name}/ckpt.pt", weights_only=True) for name in ("tried", "typed"))
+    prepare.main(
+        prepare.PrepareConfig(train=20, valid=4, test=4, n_nodes=8, min_hops=2, max_hops=3)
+    )
+    words = ["--dropout=0.1", "--max_stage=0", "--stage_steps=6"]
+    monkeypatch.setattr(device.Pace, "is_due", lambda self, has_fewer: not has_fewer)
+    with monkeypatch.context() as here:
+        here.setattr(device.Machine, "fastest_threads", lambda self, work, most: 2)
+        here.setattr(device.Machine, "tries_threads", lambda self, most: True)
+        here.setattr(device.Machine, "timed_threads", lambda self, work, *_: work() is None or 1)
+        trained("--name=tried", *words)
+    stored = json.loads(Path("runs/tried/config.json").read_text())
+    assert stored["threads"] == torch.get_num_threads() == 1
+
+    def refuse(*_):
+        pytest.fail("the user has set them")
+
+    monkeypatch.setattr(device.Machine, "timed_threads", refuse)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    trained("--name=set", *words)
+    tried, typed = (
+        torch.load(f"runs/{name}/ckpt.pt", weights_only=True) for name in ("tried", "set")
+    )
     for name, weight in typed["model"].items():
-        assert torch.allclose(tried["model"][name], weight, atol=1e-5), f"trying threads has changed {name}"
+        assert torch.allclose(tried["model"][name], weight, atol=1e-5), (
+            f"trying threads has changed {name}"
+        )
 
 
 @pytest.mark.slow
@@ -235,25 +288,29 @@ def test_a_busy_core_leaves_most_of_the_speed_of_one_thread(workspace):
     small = dict(name="prosqa-small", fair=True, n_nodes=16, min_hops=3, max_hops=5)
     prepare.main(prepare.PrepareConfig(train=500, valid=10, test=10, **small))
     names, n_busy = map(str, itertools.count()), (os.cpu_count() or 1) - 1
-    one_thread = steps_per_second(next(names), n_busy, "--threads=1")
+    one_thread = steps_per_second(next(names), n_busy, OMP_NUM_THREADS="1")
     assert steps_per_second(next(names), n_busy) > 0.6 * one_thread
-    all_threads = steps_per_second(next(names), 0, OMP_NUM_THREADS=str(os.cpu_count()), GOMP_SPINCOUNT="300000")
+    as_torch = dict(OMP_NUM_THREADS=str(os.cpu_count()), GOMP_SPINCOUNT="300000")
+    all_threads = steps_per_second(next(names), 0, **as_torch)
     assert steps_per_second(next(names), 0) > 0.85 * all_threads
 
 
 @pytest.mark.slow
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core has nothing to share")
 def test_a_program_that_starts_and_stops_in_mid_run(workspace):
-    """Steps in the seconds beside it, a while after it began, against those of one thread beside it all the time."""
+    """Steps in the seconds beside it, a while after it began.
+
+    They are compared with those of one thread beside it all the time.
+    """
     small = dict(name="prosqa-small", fair=True, n_nodes=16, min_hops=3, max_hops=5)
     prepare.main(prepare.PrepareConfig(train=500, valid=10, test=10, **small))
     n_busy = (os.cpu_count() or 1) - 1
-    one_thread = steps_per_second("one", n_busy, "--threads=1")
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("OMP", "GOMP"))}
-    words = ["laptop", "--stage_steps=0,0,0,0,0,0,5000", "--grow=0", "--eval_every=0", "--name=run", "--log_every=5"]
+    one_thread = steps_per_second("one", n_busy, OMP_NUM_THREADS="1")
+    words = ["laptop", "--stage_steps=0,0,0,0,0,0,5000", "--grow=0", "--eval_every=0"]
+    words += ["--name=run", "--log_every=5"]
     command = [sys.executable, str(ROOT / "train.py"), *words]
-    quiet = dict(env=inherited | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    run = subprocess.Popen(command, **quiet)
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run = subprocess.Popen(command, env=untouched(), **quiet)
 
     def n_steps():
         rows = csv.DictReader(Path("runs/run/log.csv").read_text().splitlines())

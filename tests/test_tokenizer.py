@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from nanococonut import data, tokenizer
-from nanococonut.config import UserError
+from nanococonut import curriculum, data, files, tokenizer
+from nanococonut.cli import UserError
 
 RELEASED = Path(__file__).parents[2] / "shared/data/prosqa_valid_official.json"
-TEXTS = ["Every lempus is a rempus. Tom is a lempus. Is Tom a rempus or impus?\n", "### Tom is a rempus."]
-released = pytest.mark.skipif(not RELEASED.exists(), reason="the released files stand beside the project, not in it")
+TEXTS = [
+    "Every lempus is a rempus. Tom is a lempus. Is Tom a rempus or impus?\n",
+    "### Tom is a rempus.",
+]
+released = pytest.mark.skipif(
+    not RELEASED.exists(), reason="the released files stand beside the project, not in it"
+)
 ODD = [
     "",
     "\n\n",
@@ -53,10 +58,11 @@ def test_any_text_comes_back(text):
 def test_random_unicode_comes_back():
     rng, enc = random.Random(0), encoding()
     for _ in range(300):
-        text = "".join(
-            chr(rng.choice([rng.randrange(32, 127), rng.randrange(0xD800), rng.randrange(0x10000, 0x10FFFF)]))
-            for _ in range(40)
-        )
+        text = ""
+        for _ in range(40):
+            drawn = [rng.randrange(32, 127), rng.randrange(0xD800)]
+            drawn.append(rng.randrange(0x10000, 0x10FFFF))
+            text += chr(rng.choice(drawn))
         assert enc.decode(enc.encode_ordinary(text)) == text
 
 
@@ -69,12 +75,14 @@ def test_specials_never_come_from_text():
 
 @released
 def test_the_released_file_comes_back():
-    rows = data.read_rows(RELEASED)
-    texts = [text for row in rows for text in data.texts_of(row)]
+    rows = files.read_rows(RELEASED)
+    texts = [text for row in rows for text in curriculum.texts_of(row)]
     enc = tokenizer.words(tokenizer.fit(texts)[0])
-    assert len(tokenizer.fit(texts)[0]) == 282  # 3 for each of 17 persons, 6 for each of 38 concepts, 3 kinds of glue
+    # 3 for each of 17 persons, 6 for each of 38 concepts, 3 kinds of glue
+    assert len(tokenizer.fit(texts)[0]) == 282
     for text, ids in zip(texts, enc.encode_ordinary_batch(texts), strict=True):
-        assert enc.decode(ids) == text and all(i >= 256 or i == ord("\n") for i in ids)  # nothing fell back to bytes
+        assert enc.decode(ids) == text
+        assert all(i >= 256 or i == ord("\n") for i in ids), "nothing fell back to bytes"
 
 
 def test_a_broken_vocabulary_is_refused():
@@ -87,8 +95,14 @@ def test_a_broken_vocabulary_is_refused():
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError("no route to host"), "GPT-2's vocabulary is not on this machine and cannot be fetched"),
-        (ValueError("Hash mismatch for data downloaded from ..."), "is another file, perhaps a login page"),
+        (
+            OSError("no route to host"),
+            "GPT-2's vocabulary is not on this machine and cannot be fetched",
+        ),
+        (
+            ValueError("Hash mismatch for data downloaded from ..."),
+            "is another file, perhaps a login page",
+        ),
     ],
 )
 def test_gpt2_without_its_vocabulary_is_one_clear_line(workspace, monkeypatch, error, message):
@@ -100,7 +114,7 @@ def test_gpt2_without_its_vocabulary_is_one_clear_line(workspace, monkeypatch, e
         tokenizer.gpt2()
     assert "TIKTOKEN_CACHE_DIR" in str(refused.value) and "\n" not in str(refused.value)
     meta = {"tokenizer": "gpt2", "vocabulary": [], "pattern": "", "longest": {}, "sha256": {}}
-    data.write_text(workspace / "data/theirs/meta.json", json.dumps(meta))
+    files.write_text(workspace / "data/theirs/meta.json", json.dumps(meta))
     with pytest.raises(UserError, match=message):
         data.Dataset("theirs")
 

@@ -1,0 +1,1 @@
+"""What a study needs and training does not: probe, table1 and bench."""

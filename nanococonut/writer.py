@@ -1,0 +1,537 @@
+"""Writes and reads runs/<name>/, the folder of a training run.
+
+A run is never overwritten, and resumes exactly.
+
+config.json  the settings
+log.csv      step,stage,split,metric,value
+ckpt.pt      the last state: weights, optimizers, random state
+best.pt      the weights with the best accuracy on valid in their stage
+"""
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import signal
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+from nanococonut import plots
+
+try:
+    import fcntl
+except ImportError:  # Windows has none: there a run is not locked
+    fcntl = None
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from nanococonut import compiling, device, log, optim, pretrained, prosqa, runs, starts, tokenizer
+from nanococonut.batching import Schedule
+from nanococonut.cli import UserError, written
+from nanococonut.config import TrainConfig
+from nanococonut.curriculum import Plan
+from nanococonut.data import Dataset, Split
+from nanococonut.files import folder_of, read_json, write_atomically, write_text
+from nanococonut.model import GPT, GPTConfig
+from nanococonut.runs import load_state, named
+
+LEARNED = 0.15  # nats of loss below which a stage leaves its other steps to the last (ours)
+# What may change on resuming.
+FREE = "preset name resume threads compile log_every eval_every save_every".split()
+STOPS = {signal.SIGINT, signal.SIGTERM}  # Ctrl-C, and what batch systems send
+# A closed terminal sends SIGHUP, which Windows lacks. Under nohup it is ignored.
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+    STOPS.add(signal.SIGHUP)
+
+
+def open_run(c: TrainConfig, dataset: Dataset) -> tuple[Path, dict | None]:
+    """The folder of the run, and the state to resume from or None.
+
+    Raises UserError rather than overwrite a run.
+    """
+    folder = folder_of("runs", c.name or f"{c.task}-{c.method}")
+    if c.resume:
+        return folder, state_to_resume(folder, c, dataset)
+    if folder.exists() and not c.name:
+        folder = with_first_free_number(folder)
+    if folder.exists() and holds_run(folder):
+        advice = "resume it (--resume=true), choose another --name, or delete it"
+        raise UserError(f"{folder} exists; {advice}")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder, None
+
+
+def with_first_free_number(folder: Path) -> Path:
+    """The first of runs/name-2, runs/name-3, ... that does not exist."""
+    for number in itertools.count(2):
+        numbered = Path(f"{folder}-{number}")
+        if not numbered.exists():
+            return numbered
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a folder has a run in it. One with other files is free to use; a file is not."""
+    if not path.is_dir():
+        return True
+    return any(path.glob("*.json")) or any(path.glob("*.pt"))
+
+
+def state_to_resume(folder: Path, c: TrainConfig, dataset: Dataset) -> dict | None:
+    """The last state of a run, or None if it was stopped before it saved one. Raises UserError."""
+    if not (folder / "config.json").exists():
+        missing = "has no config.json" if folder.exists() else "not found"
+        advice = "leave --resume out, or give the run's --name"
+        raise UserError(f"{folder} {missing}: nothing to resume; {advice}")
+    if (folder / "ckpt.pt").exists():
+        return load_same(folder / "ckpt.pt", c, dataset)
+    demand_same(folder, read_json(folder / "config.json"), c)
+    end_of_first_stage = next(n for n in c.schedule if n)
+    if log.last_step(folder / "log.csv") > min(end_of_first_stage, c.save_every):
+        advice = f"its weights can start another run: --init_from={folder.name}"
+        raise UserError(f"{folder} has lost its ckpt.pt, so it cannot go on; {advice}")
+    return None
+
+
+def lock(folder: Path) -> int | None:
+    """Keeps other processes from writing a run for as long as this one lives.
+
+    Returns the descriptor to close, if there are locks here. Raises UserError if another process
+    writes the run.
+    """
+    if not fcntl:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)  # the lock goes with it, however the process ends
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        advice = "choose another --name, or wait"
+        raise UserError(f"{folder} is being trained by another process; {advice}") from None
+    return descriptor
+
+
+def load_same(path: Path, c: TrainConfig, dataset: Dataset) -> dict:
+    """A checkpoint. Raises UserError if its settings or data differ."""
+    state, _ = load_state(path)
+    demand_same(path.parent, state["config"], c)
+    dataset.demand_unchanged(str(path.parent), state["data"])
+    if not dataset.has_tokens_of(state["data"]):
+        advice = how_to_keep_tokens(path)
+        raise UserError(f"{dataset.folder} has other tokens than {path.parent}; {advice}")
+    return state
+
+
+def demand_same(folder: Path, stored: dict, c: TrainConfig) -> None:
+    """Raises UserError if a run was stored with other settings than those typed.
+
+    A setting that it lacks had its default. Options that are gone are fine if they were 0.
+    """
+    before = asdict(TrainConfig()) | stored
+    typed = asdict(c) | {"stage_steps": c.schedule}
+    differ, gone = [], []
+    for key, value in before.items():
+        if key in FREE or written(typed.get(key, 0)) == written(value):  # JSON has lists for tuples
+            continue
+        if key in typed:
+            differ.append(f"--{key}={written(value)}")
+        elif value:
+            gone.append(f"--{key}={written(value)}")
+    if gone:
+        advice = f"its weights can start another run: --init_from={folder.name}"
+        raise UserError(f"{folder} is of an earlier version, with {' '.join(gone)}; {advice}")
+    if differ:
+        advice = "it goes on with its own settings only, else delete it"
+        raise UserError(f"{folder} was trained with {' '.join(differ)}: {advice}")
+
+
+def how_to_keep_tokens(file: Path) -> str:
+    """What to type for data in the tokens of a checkpoint."""
+    return f"prepare it again with --vocabulary_of={file}"
+
+
+def starting_model(c: TrainConfig, dataset: Dataset, n_positions: int) -> GPT:
+    """The untrained model, with at least n_positions. Raises UserError.
+
+    Its weights are random, or those of --init_from.
+    """
+    if c.block_size and c.block_size < n_positions:
+        needed = f"data/{c.task}: it needs {n_positions}"
+        raise UserError(f"--block_size={c.block_size} is too short for {needed}")
+    torch.manual_seed(c.seed)
+    if c.init_from not in ("", "lookup"):
+        return loaded_model(c, dataset, n_positions)
+    sizes = {
+        "vocab_size": dataset.encoding.n_vocab,
+        # Rounded up, which leaves some room for other files' longer questions.
+        "block_size": c.block_size or compiling.round_up(n_positions, 64),
+        "n_layer": c.n_layer,
+        "n_head": c.n_head,
+        "n_embd": c.n_embd,
+        "dropout": c.dropout,
+    }
+    if not c.init_from:
+        return GPT(GPTConfig(**sizes))
+    model = GPT(GPTConfig(**sizes, init="lookup", init_std=starts.LOOKUP_STD))
+    starts.correlate_embeddings(model, tokenizer.alike(dataset.meta["vocabulary"]))
+    return model
+
+
+def loaded_model(c: TrainConfig, dataset: Dataset, n_positions: int) -> GPT:
+    """The model of --init_from, with at least n_positions. Raises UserError."""
+    file = named(c.init_from)
+    if not file and c.init_from != "gpt2":
+        expected = "expected lookup, gpt2, a run or a file"
+        raise UserError(f"--init_from={c.init_from} not found; {expected}")
+    if not file and dataset.meta["tokenizer"] != "gpt2":  # asked before anything is fetched
+        advice = "prepare it with --tokenizer=gpt2"
+        raise UserError(f"--init_from=gpt2 needs data in GPT-2's tokens; {advice}")
+    state, model = load_state(file or pretrained.released(), dropout=c.dropout)
+    if not dataset.has_tokens_of(state["data"]):
+        advice = how_to_keep_tokens(file)
+        raise UserError(f"{file} has another vocabulary than {dataset.folder}; {advice}")
+    if model.config.block_size < n_positions:
+        needed = f"the {n_positions} that data/{c.task} needs"
+        raise UserError(f"{c.init_from} has fewer positions than {needed}")
+    return model
+
+
+def demand_graphs(c: TrainConfig, problems: Split) -> None:
+    """Raises UserError for options that need a graph, if the problems' words do not tell it."""
+    have_graphs = [prosqa.is_prosqa(row) for row in problems.rows]
+    changes = []
+    if c.grow[0] and not any(problems.told):
+        changes.append("--grow=0")
+    if c.augment > 1 and not all(have_graphs):  # of ProntoQA one question per graph is asked
+        changes.append("--augment=1")
+    if changes:
+        row = f"row {have_graphs.index(False)} of data/{c.task}"
+        advice = f"add {' '.join(changes)}"
+        raise UserError(f"{row} tells no graph that they could use: {advice}")
+
+
+class Due(NamedTuple):
+    """What is to be done after a step."""
+
+    logs: bool
+    evaluates: bool
+    saves: bool
+    stops: int  # the signal to stop on, or 0
+
+
+class Writer:
+    """Writes the files of a training run.
+
+    With several processes, only the first one writes; all keep in step.
+    """
+
+    def __init__(
+        self,
+        c: TrainConfig,
+        dataset: Dataset,
+        machine: device.Machine,
+        model: GPT,
+        max_new_tokens: int,
+    ):
+        self.c, self.machine, self.model = c, machine, model
+        self.valid, self.special = dataset.split("valid"), dataset.special
+        self.settings = asdict(c) | {"stage_steps": c.schedule}
+        keys = ("task", "tokenizer", "vocabulary", "pattern", "sha256")
+        self.about_data = {key: dataset.meta[key] for key in keys}
+        self.about_data["max_new_tokens"] = max_new_tokens
+        self.folder = None
+        self.state = None  # to resume from
+        if machine.is_first or c.resume:
+            self.folder, self.state = open_run(c, dataset)
+            self.log = self.folder / "log.csv"
+        self.lock = lock(self.folder) if machine.is_first else None
+        self.max_threads = torch.get_num_threads()
+        self.pace = device.Pace()
+        self.began = time.time()  # of a resumed run: less the seconds before
+        self.best = -1.0  # accuracy on valid of the stage's best weights
+        self.last_loss = math.nan
+        self.last_saved = "There is no checkpoint yet"
+        # (4,) of each step since the last log entry, on the device: the numbers of
+        # train.accumulate, and the gradient norm.
+        self.recent = []
+        self.fetched = torch.zeros(0, 4)  # the same numbers on the CPU
+        # The running mean of the stage's loss, this process's part.
+        self.level = torch.zeros((), device=machine.device)
+
+    def note(self, n_behind: int, numbers: Tensor) -> None:
+        """Keeps the numbers (4,) of a step for the next log entry; they stay on the device."""
+        if n_behind == 0:
+            self.best = -1.0  # a stage is compared with itself alone
+        self.recent.append(numbers)
+
+    def resume(self, schedule: Schedule) -> tuple[int, list]:
+        """The step to resume from, and the optimizers ([] in a new run).
+
+        Removes later steps from log.csv.
+        """
+        step = 0
+        optimizers = []
+        if self.state:
+            step = self.state["step"]
+            optimizers = self.restore(self.state, schedule)
+            print(f"{self.folder} goes on from step {step}")
+        if self.machine.is_first:
+            for half_a_file in self.folder.glob("*.tmp"):  # of a process that was killed
+                half_a_file.unlink()
+            self.write_settings()
+            log.cut(self.log, step)
+        return step, optimizers
+
+    def restore(self, state: dict, schedule: Schedule) -> list[torch.optim.Optimizer]:
+        """Sets the model, the schedule, the random state and the counts to those of a checkpoint.
+
+        Returns its optimizers.
+        """
+        optimizers = optim.make(self.model, self.c)
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.model.load_state_dict(state["model"])
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda_rng"])
+        schedule.set_steps(state.get("n_steps", schedule.n_steps))
+        self.best = state["best"]
+        self.began -= state["seconds"]
+        self.last_saved = f"{self.folder}/ckpt.pt holds step {state['step']}"
+        # A checkpoint holds sums over all processes; only gradient norms are the same in each.
+        n = self.machine.n_processes
+        level = state.get("level", self.level)
+        self.level = level.to(self.machine.device) / n
+        recent = state["recent"] / torch.tensor([n, n, n, 1])
+        self.recent = list(recent.to(self.machine.device))
+        return optimizers
+
+    def write_settings(self) -> None:
+        """Writes config.json."""
+        write_text(self.folder / "config.json", json.dumps(self.settings, indent=1) + "\n")
+
+    def settle_threads(self, work) -> None:
+        """Sets the number of CPU threads to that with which work() is fastest.
+
+        A resumed run keeps its number, because another one rounds differently.
+        """
+        threads = 0
+        if self.state and "OMP_NUM_THREADS" not in os.environ:
+            threads = self.state["config"].get("threads", 0)
+        if not threads:
+            with self.trial():
+                threads = self.machine.fastest_threads(work, self.max_threads)
+        self.use_threads(threads)
+
+    @contextlib.contextmanager
+    def trial(self):
+        """A context that may train for a moment: random state and gradients stay as they are."""
+        with torch.random.fork_rng(devices=[]):
+            yield
+        self.model.zero_grad()
+
+    def keep_pace(self, work) -> None:
+        """Called after each step: tries numbers of threads again.
+
+        That is done if steps have become slower, and now and then later. So a run is bit for bit
+        repeatable only if OMP_NUM_THREADS sets their number.
+        """
+        if not self.machine.tries_threads(self.max_threads):
+            return
+        before = self.settings["threads"]
+        if not self.pace.is_due(has_fewer=before < self.max_threads):
+            return
+        began = time.perf_counter()
+        with self.trial():
+            threads = self.machine.timed_threads(work, self.max_threads, before)
+        self.use_threads(threads)
+        self.pace.start(spent=time.perf_counter() - began)
+
+    def use_threads(self, threads: int) -> None:
+        """Sets the number of CPU threads, and keeps it for a run that resumes this one."""
+        torch.set_num_threads(threads)
+        self.settings["threads"] = threads
+        if self.machine.is_first:
+            self.write_settings()
+
+    def passes(self, is_last: bool, n_behind: int, numbers: Tensor) -> bool:
+        """Whether a stage is learned: the running mean of its loss is below LEARNED.
+
+        The last stage never is, nor is any in the paper's layout.
+        """
+        if is_last or self.c.layout == "paper":
+            return False
+        loss = numbers[0] + numbers[1]
+        self.level = loss if n_behind == 0 else self.level.lerp(loss, 0.05)  # over some 20 steps
+        if n_behind % 20 != 19:
+            return False
+        return float(self.machine.add_up(self.level.clone())) < LEARNED
+
+    def due(self, step: int, begins: bool, ends: bool, stop: list[int]) -> Due:
+        """What is due after a step.
+
+        begins, ends  whether it is the first or the last step of its stage
+        stop          the signals received so far
+        """
+        logs = begins or ends or step % self.c.log_every == 0
+        evaluates = ends or (self.c.eval_every > 0 and step % self.c.eval_every == 0)
+        stops = 0
+        # Several processes have to communicate for it, which takes time.
+        if logs or self.machine.n_processes == 1:
+            stops = self.signal_to_stop_on(stop)
+        saves = ends or stops > 0 or step % self.c.save_every == 0
+        return Due(logs, evaluates, saves, stops)
+
+    def signal_to_stop_on(self, received: list[int]) -> int:
+        """A signal received, or 0. All processes stop if one of them is asked to."""
+        n_received = int(self.machine.add_up(torch.tensor(len(received))))
+        if n_received == 0:
+            return 0
+        return received[0] if received else signal.SIGTERM
+
+    def look(self, step: int, stage: int, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Fetches the latest steps' numbers, which waits for the device.
+
+        Raises UserError if one is not finite.
+        """
+        if self.recent:
+            numbers = self.machine.add_up(torch.stack(self.recent))
+            # Gradient norms are the same in all processes; the others are parts of a sum.
+            numbers[:, 3:] /= self.machine.n_processes
+            self.fetched = numbers.cpu()
+        else:
+            self.fetched = self.fetched[:0]
+        lr = optimizers[0].param_groups[0]["lr"]
+        first_step = step - len(self.fetched) + 1
+        for number, (loss, _, _, norm) in enumerate(self.fetched.tolist(), start=first_step):
+            if not math.isfinite(loss + norm):
+                found = f"the loss is {loss:g} and the gradient norm {norm:g} at step {number}"
+                raise UserError(f"{found}, stage {stage}, lr {lr:g}; lower --lr. {self.last_saved}")
+
+    def log_training(self, step: int, stage: int, factor: float) -> None:
+        """Logs the means over the latest steps.
+
+        Batches without thoughts have nan as their norm, which is ignored.
+        """
+        means = self.fetched.nanmean(dim=0).tolist()
+        self.last_loss, next_loss, thought_norm, gradient_norm = means
+        self.recent = []
+        self.fetched = self.fetched[:0]
+        if not self.machine.is_first:
+            return
+        metrics = {"loss": self.last_loss, "gradient_norm": gradient_norm, "lr_factor": factor}
+        metrics["embedding_norm"] = float(self.model.wte.weight.detach().norm(dim=1).mean())
+        if not math.isnan(thought_norm):
+            metrics["thought_norm"] = thought_norm
+        if self.c.layout == "in_place":
+            metrics["next_word_loss"] = next_loss
+        metrics["seconds"] = time.time() - self.began
+        log.append(self.log, step, stage, "train", metrics)
+
+    def evaluate(self, step: int, stage: int, plan: Plan) -> None:
+        """Logs the accuracy on valid.
+
+        Saves best.pt if it is at least as high as any before in this stage.
+        """
+        if not self.machine.is_first:
+            return
+        max_new_tokens = self.about_data["max_new_tokens"]
+        at_once = self.c.micro_batch_size or runs.AT_ONCE
+        how = (plan, self.special, max_new_tokens, at_once)
+        with self.machine.autocast():
+            accuracy = runs.accuracy(self.model, self.valid, *how)
+        log.append(self.log, step, stage, "valid", {"accuracy": accuracy})
+        with contextlib.suppress(OSError):  # the terminal may be closed
+            tqdm.write(f"step {step}, stage {stage}: accuracy {accuracy:.1%}")
+        if accuracy >= self.best:
+            self.best = accuracy
+            self.save("best.pt", step, stage)
+
+    def save(self, file: str, step: int, stage: int, **more) -> None:
+        """Writes a checkpoint of tensors and plain values.
+
+        more  what resuming needs besides the weights
+        """
+        state = {
+            "model": self.model.state_dict(),
+            "model_config": asdict(self.model.config),
+            "config": self.settings,
+            "data": self.about_data,
+            "step": step,
+            "stage": stage,
+            "best": self.best,
+            **more,
+        }
+        write_atomically(self.folder / file, lambda opened: torch.save(state, opened))
+
+    def save_last(
+        self, step: int, stage: int, optimizers: list[torch.optim.Optimizer], schedule: Schedule
+    ) -> None:
+        """Writes ckpt.pt: all that is needed to resume as if the run had not stopped."""
+        level = self.machine.add_up(self.level.clone()).cpu()
+        if not self.machine.is_first:
+            return
+        is_on_cuda = self.machine.device.type == "cuda"
+        self.save(
+            "ckpt.pt",
+            step,
+            stage,
+            optimizers=[optimizer.state_dict() for optimizer in optimizers],
+            rng=torch.get_rng_state(),
+            cuda_rng=torch.cuda.get_rng_state() if is_on_cuda else None,
+            n_steps=schedule.n_steps,
+            seconds=time.time() - self.began,
+            # Summed over all processes, and not logged yet.
+            level=level,
+            recent=self.fetched,
+        )
+        self.last_saved = f"{self.folder}/ckpt.pt holds step {step}"
+
+    def say_how_to_go_on(self, step: int) -> None:
+        """Prints how to resume a run that was stopped."""
+        self.machine.leave()
+        if self.machine.is_first:
+            command = f"the same command with --name={self.folder.name} --resume=true"
+            print(f"stopped at step {step}; to go on: {command}")
+
+    def close(self) -> None:
+        """Leaves the run to other processes."""
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
+
+    def finish(self) -> None:
+        """Draws the curves, and prints the result and the next command."""
+        if self.machine.is_first:
+            plots.curves(log.read(self.log), self.folder / "curves.png")
+            result = f"{self.best:.1%} of valid right. Next: python sample.py {self.folder.name}"
+            print(f"{self.folder} after {time.time() - self.began:.0f} s: {result}")
+
+
+@contextlib.contextmanager
+def stop_signals():
+    """A list that receives the signals of STOPS, so that the loop can save.
+
+    A second Ctrl-C kills the process.
+    """
+    received = []
+    # Elsewhere, as in a notebook's or a web server's worker, Python refuses handlers.
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def note(number, frame):
+        received.append(number)
+        # Signals but Ctrl-C are often sent twice, as when a terminal is closed.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with contextlib.ExitStack() as after:  # whatever happens, the handlers from before come back
+        for number in STOPS:
+            before = signal.signal(number, note)
+            after.callback(signal.signal, number, before)
+        yield received
