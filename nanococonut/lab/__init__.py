@@ -1,1 +1,1 @@
-"""What a study needs and training does not: probe, table1 and bench."""
+"""What a study needs and training does not: probe, table1, bench, and the export for the page."""
