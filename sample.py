@@ -72,11 +72,11 @@ def show_thoughts(run: runs.Run, thoughts) -> None:
 def show_search(run: runs.Run, row: dict, example, plan, thoughts) -> None:
     """Prints the tree of what the root reaches, with each node's probability at each thought."""
     if plan.in_place:
-        probabilities = readout.leanings(run, row, thoughts)
+        probabilities = readout.node_probabilities(run, row, thoughts)
         about = "probability of each node at thoughts 1, 2, ..."
     else:
         names = [row["idx_to_symbol"]]
-        (found,) = readout.values(run, [example], names, plan.n_thoughts)
+        (found,) = readout.continuation_probabilities(run, [example], names, plan.n_thoughts)
         probabilities = found[:, 1:]
         about = "how likely the chain goes on from a node after 1, 2, ... thoughts"
     print(f"  {about}; * stands on the chain")
@@ -92,7 +92,7 @@ def draw_search(c: SampleConfig, run: runs.Run, row: dict, answer: runs.Answer) 
 
     thoughts = answer.thoughts[: len(row["steps"]) + 1]
     text = run.encoding.decode(answer.ids).rpartition("### ")[2]
-    search = picture.Search(row, readout.leanings(run, row, thoughts), text)
+    search = picture.Search(row, readout.node_probabilities(run, row, thoughts), text)
     path = Path(c.picture)
     draw = picture.film if path.suffix == ".gif" else picture.strip
     draw(search, path)

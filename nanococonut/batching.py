@@ -16,7 +16,7 @@ from nanococonut.coconut import NOTHING, Batch
 from nanococonut.config import TrainConfig
 from nanococonut.data import Split
 
-REASK = 0.5  # of several questions about a graph, the share of random ones (ours)
+RANDOM_QUESTIONS = 0.5  # of several questions about a graph, the share of random ones (ours)
 
 
 class Schedule:
@@ -27,12 +27,8 @@ class Schedule:
         self.longest = longest  # lengths in tokens of the longest question, chain and rest
         self.set_steps(c.schedule)
         self.total = self.ends[-1]
-        self.last = max(
-            stage for stage, n in enumerate(self.n_steps) if n
-        )  # the last stage that has steps
-        self.plans = [
-            self.plan(stage) for stage in range(len(self.n_steps))
-        ]  # at the start of each stage
+        self.last = max(stage for stage, n in enumerate(self.n_steps) if n)  # that has steps
+        self.plans = [self.plan(stage) for stage in range(len(self.n_steps))]  # as each begins
         self.max_new_tokens = longest["rest"] + 8  # an answer may be longer than those in the data
         # The longest sequence: a question, thoughts or pauses between two markers, an answer.
         n_fillers = max(plan.n_fillers for plan in self.plans)
@@ -40,14 +36,13 @@ class Schedule:
 
     def plan(self, stage: int, progress: float = 0.0) -> curriculum.Plan:
         """The plan of a stage after a share `progress` of it."""
-        c, last = self.c, len(self.n_steps) - 1
+        c, max_stage = self.c, len(self.n_steps) - 1
         in_place = c.layout == "in_place"
-        plan = curriculum.plan_of(c.method, stage, last, c.c_thought, c.extra_stage, in_place)
+        plan = curriculum.plan_of(c.method, stage, max_stage, c.c_thought, c.extra_stage, in_place)
         if curriculum.METHODS[c.method].removes != "tokens":  # only icot's do
             return plan
-        return plan._replace(
-            n_tokens=icot.n_removed_tokens(stage, last, self.longest["chain"], progress)
-        )
+        n_tokens = icot.n_removed_tokens(stage, max_stage, self.longest["chain"], progress)
+        return plan._replace(n_tokens=n_tokens)
 
     def locate(self, step: int) -> tuple[int, int]:
         """The stage of a step, and the number of steps before it in that stage."""
@@ -80,7 +75,7 @@ class Schedule:
     def show(self) -> None:
         """Prints one line per stage: its steps, thoughts, pauses and removed reasoning steps."""
         print(f"{self.c.method}: {self.total} steps of {self.c.batch_size} examples")
-        print("stage  steps  thoughts  pauses  steps removed")
+        print("stage  steps  thoughts  pauses  chain removed")
         for stage, (n, plan) in enumerate(zip(self.n_steps, self.plans, strict=True)):
             removed = "all" if plan.n_removed == curriculum.ALL else plan.n_removed
             print(f"{stage:5}  {n:5}  {plan.n_thoughts:8}  {plan.n_pauses:6}  {removed:>13}")
@@ -93,17 +88,17 @@ def draw_batch(
     rng = random.Random(f"{c.seed} {step}")
     stage, n_behind = schedule.locate(step)
     plan = schedule.plan(stage, progress=n_behind / schedule.n_steps[stage])
-    read = plan  # whose remaining words are read
+    plan_of_suffix = plan  # of this stage or an earlier one: its remaining words are the suffix
     if plan.in_place and plan.n_fillers:
-        read = schedule.plan(stage_to_read(stage, rng))
+        plan_of_suffix = schedule.plan(stage_of_suffix(stage, rng))
     keep = share_of_facts(c, n_behind if stage == schedule.last else 0)
-    how = dict(reask=REASK if c.augment > 1 else 0.0, keep=keep)
-    if keep == 1:
-        # While graphs grow, the chains of several questions would make them large at once.
-        how |= dict(questions=c.n_questions, least=1)
+    how = dict(reask=RANDOM_QUESTIONS if c.augment > 1 else 0.0, keep=keep)
+    # While graphs grow, the chains of several questions would make them large at once, and random
+    # questions have three hops or more; later there are short ones too.
+    how |= dict(questions=c.n_questions, least=1) if keep == 1 else dict(questions=1, least=3)
     groups = problems.draw(c.batch_size, rng, c.augment > 0, **how)
     examples = [example for group in groups for example in group.examples]
-    pairs = [curriculum.arrange(example, read, special, rng) for example in examples]
+    pairs = [curriculum.arrange(example, plan_of_suffix, special, rng) for example in examples]
     contexts = [group.context for group in groups if group.context]
     pause = special["pause"] if plan.n_pauses else None
     batch = collate(pairs, plan.n_fillers, special["eos"], contexts, pause)
@@ -112,7 +107,7 @@ def draw_batch(
     words = [after[:1] for _, after in pairs]  # without thoughts: what <bot> is asked for
     if plan.n_fillers:
         words = [curriculum.next_words(example, plan, special, NOTHING) for example in examples]
-    return batch._replace(next_words=torch.tensor(words), n_read=read.n_fillers)
+    return batch._replace(next_words=torch.tensor(words), n_read=plan_of_suffix.n_fillers)
 
 
 def share_of_facts(c: TrainConfig, n_behind: int) -> float:
@@ -128,8 +123,8 @@ def share_of_facts(c: TrainConfig, n_behind: int) -> float:
     return at_first + (1 - at_first) * min(1.0, n_behind / n_steps)
 
 
-def stage_to_read(stage: int, rng: random.Random) -> int:
-    """The stage whose remaining words a batch reads: mostly the newest, else an earlier one.
+def stage_of_suffix(stage: int, rng: random.Random) -> int:
+    """The stage whose remaining words are the suffix: mostly the newest, else an earlier one.
 
     In place the thoughts of a stage begin with those of each earlier one, so all of them can go on
     in one pass. The 0.6 is ours.
@@ -166,7 +161,7 @@ def collate(pairs, n_thoughts: int, pad_id: int, contexts=(), pause: int | None 
     )
 
 
-def part(batch: Batch, which: slice) -> Batch:
+def some_prompts(batch: Batch, which: slice) -> Batch:
     """The part of a batch with some of its prompts and the questions on top of them."""
     G = len(batch.prompt)
 
@@ -178,24 +173,24 @@ def part(batch: Batch, which: slice) -> Batch:
     return Batch(*map(cut, batch))
 
 
-def parts(batch: Batch, c: TrainConfig, rank: int, n_processes: int):
-    """The parts of a process's share of a batch, each with its shares (3,) of the whole.
+def micro_batches(batch: Batch, c: TrainConfig, rank: int, n_processes: int):
+    """The micro-batches of a process's share of a batch, each with its weights (3,).
 
-    A part has at most --micro_batch_size examples. Its mean loss is weighed by its share of the
-    batch's supervised tokens: in the suffix, and among the next words. So parts add up to the mean
-    over tokens, where a mean of means would favour short answers. The third share is that of all
-    parts.
+    One has at most --micro_batch_size examples. Its mean loss is weighed by its share of the
+    batch's supervised tokens: in the suffix, and among the next words. So they add up to the mean
+    over tokens, where a mean of means would favour short answers. The third weight makes a mean
+    over all micro-batches of all processes.
     """
     n_targets, n_next = batch.n_supervised()
-    mine = part(batch, slice(rank, None, n_processes))
+    mine = some_prompts(batch, slice(rank, None, n_processes))
     most = c.micro_batch_size or c.batch_size
     size = max(1, most * len(batch.prompt) // len(batch.suffix))  # prompts of a part
     starts = range(0, len(mine.prompt), size)
     for start in starts:
-        one = part(mine, slice(start, start + size))
+        one = some_prompts(mine, slice(start, start + size))
         words, following = one.n_supervised()  # counted on the CPU: no wait for the device
-        shares = [words / n_targets, following / max(1, n_next), 1 / len(starts) / n_processes]
-        yield one, torch.tensor(shares)
+        weights = [words / n_targets, following / max(1, n_next), 1 / len(starts) / n_processes]
+        yield one, torch.tensor(weights)
 
 
 def lengths(rows: list[list[int]]) -> Tensor:

@@ -78,7 +78,11 @@ def parse(config_class, argv, presets=None, choices=None):
     if presets:
         choices[first] = tuple(presets)
     if "--help" in argv or "-h" in argv:
-        print(help_text(config_class, choices))
+        chosen = next((word for word in argv if not word.startswith("-")), fields[first].default)
+        values = {}
+        if presets and chosen in presets:
+            values = presets[chosen] | {first: chosen}
+        print(help_text(config_class, choices, values))
         raise SystemExit(0)
     given = {}
     for name, text in options_in(argv, fields):
@@ -156,11 +160,13 @@ def demand(c, names: str, fits, wanted: str) -> None:
             raise UserError(f"--{name}={written(value)} should be {wanted}")
 
 
-def help_text(config_class, choices) -> str:
-    """The class docstring, and for each field its default, the comment above it, and its choices.
+def help_text(config_class, choices, values=None) -> str:
+    """The class docstring, and for each field its value, the comment above it, and its choices.
 
-    A heading above a field stands on a line of its own.
+    values are those of a preset; a field without one has its default. A heading above a field
+    stands on a line of its own.
     """
+    values = values or {}
     lines = [inspect.cleandoc(config_class.__doc__)]
     described = comments(config_class)
     for number, field in enumerate(dataclasses.fields(config_class)):
@@ -171,7 +177,7 @@ def help_text(config_class, choices) -> str:
             lines.append(heading)
         if field.name in choices:
             description += f" [{', '.join(choices[field.name])}]"
-        option = f"  --{field.name}={written(field.default)}"
+        option = f"  --{field.name}={written(values.get(field.name, field.default))}"
         lines.append(f"{option:<28}  {description}")
     return "\n".join(lines)
 

@@ -5,8 +5,9 @@ Coconut feeds the last hidden state back as the next input embedding [Hao24 3]:
     x_{t+1} = wte(token_{t+1})          in words
     x_{t+1} = h_t                       in a thought        (h_t after the final layer norm)
 
-Thoughts `~` follow a token <bot>, begin of thought. What comes after them is the curriculum's
-business: <eot> and the rest in words, or, in place, the rest alone (see curriculum.py).
+Thoughts `~` follow a token <bot>, begin of thought. In the paper's layout <eot> and the rest in
+words come after them. In the layout "in_place" the rest follows at once, and each state before it
+is asked for its next word (see curriculum.py).
 `forward_reference` is the definition. `forward` takes three phases for the same, because one batch
 has one number of thoughts K and so is three rectangles:
 
@@ -35,15 +36,15 @@ NOTHING = -100  # where there is nothing to predict: F.cross_entropy ignores it
 class Batch(NamedTuple):
     """The rectangles above. There is no token for a thought, so thoughts are counted only."""
 
-    prompt: Tensor  # (G, P) int64
+    prompt: Tensor  # (G, P) int64; G = B, or fewer where questions share their facts
     prompt_len: Tensor  # (G,) int64
     suffix: Tensor  # (B, S) int64
     targets: Tensor  # (B, S) int64: the id to predict at each suffix position, -100 where none is
-    n_thoughts: int
+    n_thoughts: int  # K; with pause: of pauses
     question: Tensor | None = None  # (B, N) int64, left-padded: what follows a shared prompt
     question_len: Tensor | None = None  # (B,) int64
     next_words: Tensor | None = None  # (B, K + 1) int64: the id to predict after 0 to K thoughts
-    n_read: int | None = None  # the suffix follows the first n_read thoughts; None: all of them
+    n_read: int | None = None  # the suffix follows n_read thoughts, as in an earlier stage; None: K
     pause: int | None = None  # the id that is read in place of each thought; None: the thoughts
 
     def before_thoughts(self, row: int) -> Tensor:
@@ -81,8 +82,9 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def outcome(model: GPT, batch: Batch, states: Tensor, logits: Tensor) -> Output:
     """The losses of a batch.
 
-    states  (B, K + 1, C): the hidden states at the prompt's end and at each thought. Each is asked
-            for the next word of the chain: the loss of every stage up to this one, in one pass
+    states  (B, K + 1, C): the hidden states at the prompt's end and at each thought, which are
+            thoughts 1 to K and one more. Each is asked for the next word of the chain: the loss of
+            every stage up to this one, in one pass
     logits  (B, S, V): at the suffix
     """
     next_loss = states.new_zeros(())
@@ -120,10 +122,10 @@ class Cache(NamedTuple):
     """Keys and values: of the prompt, which never change, and in the tail of all that follows."""
 
     prompt: list[KV]  # per layer (G, H, P, D)
-    tail: list[KV]  # per layer (B, H, R, D): R slots for thoughts and suffix, filled from the left
+    tail: list[KV]  # per layer (B, H, R, D): R slots for all that follows, filled from the left
     length: Tensor  # (B,) int64: tokens of each prompt, without its pads
     n_pads: Tensor  # (B,) int64: first slots of the tail that are pads, left of a question
-    n_filled: Tensor  # (1,) int64: filled slots; a tensor, so that one graph serves every thought
+    n_filled: Tensor  # (1,) int64: filled slots; a tensor: one compiled pass serves every thought
 
 
 def prefill(model: GPT, prompt: Tensor, length: Tensor) -> tuple[Tensor, list[KV]]:
@@ -159,10 +161,10 @@ def make_room(cache: Cache, n: int) -> Cache:
     return cache._replace(tail=tail)
 
 
-def step(model: GPT, x: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
+def feed(model: GPT, x: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
     """Hidden states (B, T, C) of the next T inputs, and the cache with them in it.
 
-    x holds token ids (B, T) or embeddings (B, T, C). A thought is a step with T = 1 whose input is
+    x holds token ids (B, T) or embeddings (B, T, C). A thought is T = 1 input whose input is
     the hidden state before it. Shapes depend on B, T, P and R alone, not on how many thoughts there
     were: so torch.compile makes one graph for every thought.
     """
@@ -174,8 +176,9 @@ def step(model: GPT, x: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
     positions = positions.clamp(0, model.config.block_size - 1)
     # An input sees the prompt without its pads, and the tail up to itself: the rest is to come.
     in_prompt = torch.arange(P, device=device) < cache.length[:, None]  # (B, P)
-    slot = torch.arange(R, device=device)
-    in_tail = (slot <= slots[:, None]) & (slot >= cache.n_pads[:, None, None])  # (B, T, R)
+    all_slots = torch.arange(R, device=device)
+    in_tail = all_slots <= slots[:, None]  # (T, R)
+    in_tail = in_tail & (all_slots >= cache.n_pads[:, None, None])  # (B, T, R)
     in_prompt = in_prompt[:, None].expand(B, T, P)
     visible = torch.cat([in_prompt, in_tail], dim=-1)  # (B, T, P + R)
     layers = zip(cache.prompt, cache.tail, strict=True)
@@ -185,7 +188,7 @@ def step(model: GPT, x: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
     return hidden, Cache(cache.prompt, tail, cache.length, cache.n_pads, cache.n_filled + T)
 
 
-def think(model: GPT, hidden: Tensor, cache: Cache, n_thoughts: int, pause=None, step=step):
+def think(model: GPT, hidden: Tensor, cache: Cache, n_thoughts: int, pause=None, feed=feed):
     """Hidden states (B, K + 1, C) at the prompt's end and at each thought, and the Cache.
 
     hidden (B, 1, C) is the first of them. Thought k is the state before it, fed back.
@@ -194,7 +197,7 @@ def think(model: GPT, hidden: Tensor, cache: Cache, n_thoughts: int, pause=None,
     for _ in range(n_thoughts):
         # The last hidden state is the next input; or always the same pause, as a comparison.
         x = hidden if pause is None else torch.full_like(cache.length[:, None], pause)
-        hidden, cache = step(model, x, cache)
+        hidden, cache = feed(model, x, cache)
         states.append(hidden)
     return torch.cat(states, dim=1), cache
 
@@ -204,10 +207,10 @@ def rewind(cache: Cache, n: int) -> Cache:
     return Cache(cache.prompt, cache.tail, cache.length, cache.n_pads, cache.n_filled - n)
 
 
-def forward(model: GPT, batch: Batch, prefill=prefill, step=step, n_slots: int = 0) -> Output:
+def forward(model: GPT, batch: Batch, prefill=prefill, feed=feed, n_slots: int = 0) -> Output:
     """The numbers of forward_reference from one prefill, K steps of one token and one of S tokens.
 
-    prefill, step  the functions above, or the same compiled, see compiling.py
+    prefill, feed  the functions above, or the same compiled, see compiling.py
     n_slots        slots for thoughts; 0: as many as there are thoughts
     """
     n_slots = n_slots or batch.n_thoughts
@@ -217,12 +220,12 @@ def forward(model: GPT, batch: Batch, prefill=prefill, step=step, n_slots: int =
     else:  # several questions on top of each prompt
         N = batch.question.size(1)
         cache = open_cache(prompt_kv, batch.prompt_len, N + n_slots, N - batch.question_len)
-        hidden, cache = step(model, batch.question, cache)
+        hidden, cache = feed(model, batch.question, cache)
         hidden = hidden[:, -1:].contiguous()  # in memory like all later ones: one graph for all
-    states, cache = think(model, hidden, cache, batch.n_thoughts, batch.pause, step)
+    states, cache = think(model, hidden, cache, batch.n_thoughts, batch.pause, feed)
     if batch.n_read is not None:
         cache = rewind(cache, batch.n_thoughts - batch.n_read)
-    hidden, _ = step(model, batch.suffix, make_room(cache, batch.suffix.size(1)))
+    hidden, _ = feed(model, batch.suffix, make_room(cache, batch.suffix.size(1)))
     return outcome(model, batch, states, model.logits(hidden))
 
 
@@ -236,7 +239,7 @@ def reason(model: GPT, prompt: Tensor, length: Tensor, n_thoughts: int, change=N
     states, cache = think(model, hidden, before, n_thoughts, pause)
     if change and n_thoughts and pause is None:
         # A cache is never changed in place: go back to before the thoughts, and feed others.
-        after, cache = step(model, change(states[:, :-1]), before)
+        after, cache = feed(model, change(states[:, :-1]), before)
         states = torch.cat([hidden, after], dim=1)
     return states, cache
 
@@ -258,7 +261,7 @@ def generate(
     thoughts, hidden = states[:, :-1], states[:, -1:]
     cache = make_room(cache, 1 + max_new_tokens)
     if eot is not None:
-        hidden, cache = step(model, torch.full_like(prompt[:, :1], eot), cache)
+        hidden, cache = feed(model, torch.full_like(prompt[:, :1], eot), cache)
     tokens = []
     done = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
     while len(tokens) < max_new_tokens:
@@ -267,6 +270,6 @@ def generate(
         done |= token[:, 0] == eos
         if done.all() or len(tokens) == max_new_tokens:
             break
-        hidden, cache = step(model, token, cache)
+        hidden, cache = feed(model, token, cache)
     rows = torch.cat(tokens, dim=1).tolist() if tokens else [[] for _ in prompt]
     return [row[: row.index(eos)] if eos in row else row for row in rows], thoughts

@@ -16,19 +16,19 @@ from nanococonut.model import GPT
 # Prompts are padded to multiples of this many tokens (ours: few shapes, little padding).
 PROMPT_BUCKET = 64
 SUFFIX_BUCKET = 8  # the same for suffixes, which are shorter
-THOUGHT_BUCKET = 8  # up to 8 thoughts share one compiled step, 9 to 16 the next
+THOUGHT_BUCKET = 8  # up to 8 thoughts share one compiled pass, 9 to 16 the next
 
 
 def compiled(backend: str = "inductor") -> tuple:
-    """The compiled phases, prefill and step.
+    """The compiled phases, prefill and feed.
 
-    Prefill becomes one graph per prompt bucket. So does the step of a thought, whatever its number;
-    the step over a suffix becomes one per shape.
+    Prefill becomes one graph per prompt bucket. So does the pass of a thought, whatever its number;
+    the pass over a suffix becomes one per shape.
     """
     # Shapes per function; torch's default of 8 is too few for the stages.
     torch._dynamo.config.cache_size_limit = 64
     whole = torch.compile(fullgraph=True, dynamic=False, backend=backend)
-    return whole(coconut.prefill), whole(coconut.step)
+    return whole(coconut.prefill), whole(coconut.feed)
 
 
 def forward(model: GPT, batch: coconut.Batch, phases: tuple) -> coconut.Output:
@@ -70,7 +70,7 @@ class Recording(NamedTuple):
     """A CUDA graph of a forward and a backward pass."""
 
     graph: torch.cuda.CUDAGraph
-    inputs: list  # what it reads: the tensors of a batch and its shares, and what is no tensor
+    inputs: list  # what it reads: the tensors of a batch and its weights, and what is no tensor
     numbers: Tensor  # (3,), which it writes
 
 
@@ -82,7 +82,7 @@ class Replay:
     """
 
     def __init__(self, losses, model: GPT):
-        """losses(part, shares (3,)) -> the loss to train on, and (3,) numbers: see train.py."""
+        """losses(part, weights (3,)) -> the loss to train on, and (3,) numbers: see train.py."""
         self.losses = losses
         self.params = list(model.parameters())
         self.block_size = model.config.block_size
@@ -91,9 +91,9 @@ class Replay:
         # Graphs share memory, because they run one after the other.
         self.pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, part: coconut.Batch, shares: Tensor) -> Tensor:
+    def __call__(self, part: coconut.Batch, weights: Tensor) -> Tensor:
         """Adds the gradient of a part of a batch to .grad. Returns the numbers of losses()."""
-        inputs = [*in_buckets(part, self.block_size), shares]
+        inputs = [*in_buckets(part, self.block_size), weights]
         shapes = tuple(x.shape if isinstance(x, Tensor) else x for x in inputs)
         if shapes not in self.recordings:
             self.recordings[shapes] = self.record(inputs)
@@ -110,9 +110,9 @@ class Replay:
         return recording.numbers
 
     def losses_of(self, inputs: list) -> tuple[Tensor, Tensor]:
-        """losses() of a part and shares, given as one list."""
-        *part, shares = inputs
-        return self.losses(coconut.Batch(*part), shares)
+        """losses() of a part and weights, given as one list."""
+        *part, weights = inputs
+        return self.losses(coconut.Batch(*part), weights)
 
     def record(self, inputs: list) -> Recording:
         """Records a graph that reads the tensors among the inputs."""

@@ -19,7 +19,7 @@ class TrainConfig:
     """
 
     # --- task and run ---
-    # preset; it changes values below, which are those of no preset; options typed override it
+    # preset, whose values these are; options typed replace them
     preset: str = "prosqa"
     # data set to train on: the folder data/<task>/
     task: str = "prosqa"
@@ -33,10 +33,12 @@ class TrainConfig:
     # --- method and stages ---
     # training method: a row of the paper's Table 1
     method: str = "coconut"
-    # what follows the thoughts: paper: <eot>; in_place: the next word itself (see curriculum.py)
+    # paper: <eot> follows the thoughts, each stage has a new optimizer and its own rates (--decay);
+    # in_place: the next word itself follows, earlier stages stay in the loss, one optimizer and one
+    # decay serve the run, and a stage ends early when it is learned (see curriculum.py)
     layout: str = "paper"
-    # optimizer steps of each stage 0..max_stage; one number serves all stages
-    # (in place a stage that is learned sooner leaves its other steps to the last)
+    # optimizer steps of each stage 0..max_stage; one number serves all stages; in place a stage
+    # that is learned sooner leaves its other steps to the last
     stage_steps: tuple[int, ...] = (700,)
     # number of the last stage, used if --stage_steps is a single number
     max_stage: int = 6
@@ -51,8 +53,8 @@ class TrainConfig:
     # 0: problems as in the file; 1: each time with new names, and facts in a new order;
     # more: so many questions about one graph, half of them random ones
     augment: int = 1
-    # steps of the last stage over which graphs grow to all of their facts; 0: whole from step 0;
-    # a second number: percent of the facts off the chains that they have before
+    # steps at the start of the last stage over which graphs grow to all of their facts; before it
+    # they hold two chains and, with a second number, that percent of the other facts; 0: no growth
     grow: tuple[int, ...] = (0,)
 
     # --- optimizer ---

@@ -35,9 +35,9 @@ pause_as_thought
     3 | Q <bot> . . . *A
 
 This is the layout "in_place": a thought takes the place of a step, and what the model says at the
-last thought is the next word. Where there are none, <bot> itself says it. So rows differ in what
-stands behind <bot> alone. The layout "paper" has a token <eot> behind the thoughts, and no tokens
-of either kind where there are none:
+last thought is the next word. Without thoughts <bot> itself says it, so methods differ only in what
+follows <bot>. The layout "paper" has a token <eot> after the thoughts, and without thoughts or
+pauses neither token:
 
 >>> print(layout("coconut", stage=1, max_stage=3, n_steps=3, in_place=False))
 Q <bot> ~ <eot> *s2 *s3 *A
@@ -49,10 +49,10 @@ empty, and stage 2 has two hops to learn at once. In place nothing stands betwee
 the word, and because the head is the embedding, a state that names the next word is already an
 input that means it.
 
-Exactly which words a thought stands for is said by Example.rest. A chain of n steps is gone after
-n + 1 thoughts, the last of which takes the place of the words with which the answer begins. A stage
-past that keeps its thoughts: their number says nothing about the chain's length. icot removes token
-by token, see icot.py.
+The table counts steps. In tokens a chain of n steps is n + 1: after three thoughts "jompus.\\n### "
+is still to be written, and a fourth takes its place. Example.rest says exactly which tokens are
+gone. A stage past that keeps its thoughts: their number says nothing about the chain's length. icot
+removes token by token, see icot.py.
 """
 
 from typing import NamedTuple
@@ -71,10 +71,11 @@ class Example(NamedTuple):
     def rest(self, n_removed: int, in_place: bool) -> list[int]:
         """What is left to write without the first steps.
 
-        In place it is the end of the whole text. A token that spans two steps, as "lempus.\\nEvery
-        lempus is a ", goes with the second one. The token with which a step begins goes too if
-        another step begins with it, as "Max is a " in ProntoQA: a thought stands for what is new.
-        One step more than the chain has is the token with which the answer begins.
+        In place it is the end of the whole text. A thought stands for one token: the first says how
+        step 1 begins ("Tom is a "), the next is "lempus.\\nEvery lempus is a ", which ends step 1
+        and begins step 2, the last "jompus.\\n### ", which ends the chain. If several steps begin
+        with the same token, as with "Max is a " in ProntoQA, that token goes too, because a thought
+        stands for what is new.
 
         >>> whole, without_one, answer = [10, 11, 12, 10, 13, 20, 21], [10, 13, 20, 21], [20, 21]
         >>> example = Example([1], [whole, without_one, answer])
@@ -135,7 +136,7 @@ class Plan(NamedTuple):
     n_thoughts: int
     n_pauses: int
     n_removed: int  # steps cut from the front of the chain; ALL: the chain, however long
-    markers: bool  # whether <bot> stands behind the question; if not in place, then also <eot>
+    markers: bool  # whether <bot> follows the question, and <eot> the thoughts if not in place
     # Differs from the paper: no <eot> stands behind the thoughts, every row has <bot>, and earlier
     # stages stay in the loss.
     in_place: bool = False
@@ -152,8 +153,8 @@ def plan_of(
 ) -> Plan:
     """The plan of a stage: c_thought thoughts or pauses for each removed step.
 
-    A whole chain counts as max_stage steps. With extra the last stage removes the
-    rest without more thoughts: the paper's GSM8k [Hao24 4.2].
+    A method that removes the whole chain gets the fillers of max_stage steps. With extra the last
+    stage removes what is left and adds none: the paper's GSM8k [Hao24 4.2].
 
     >>> plan_of("coconut", stage=2, max_stage=4)
     Plan(n_thoughts=2, n_pauses=0, n_removed=2, markers=True, in_place=False, n_tokens=0)

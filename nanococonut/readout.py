@@ -20,7 +20,7 @@ def words(run: runs.Run, thoughts: torch.Tensor, n_words: int = 4) -> list[list[
 
 
 @torch.no_grad()
-def leanings(run: runs.Run, row: dict, thoughts: torch.Tensor) -> np.ndarray:
+def node_probabilities(run: runs.Run, row: dict, thoughts: torch.Tensor) -> np.ndarray:
     """(nodes, K): the probability that the output head gives each node at thoughts (K, C)."""
     shares = run.model.logits(thoughts).softmax(-1).cpu()
     nodes = []
@@ -31,7 +31,9 @@ def leanings(run: runs.Run, row: dict, thoughts: torch.Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def values(run: runs.Run, examples, names: list[list[str]], n_thoughts: int) -> list[np.ndarray]:
+def continuation_probabilities(
+    run: runs.Run, examples, names: list[list[str]], n_thoughts: int
+) -> list[np.ndarray]:
     """The probability that a chain goes on at each of some nodes if <eot> follows k thoughts.
 
     For the paper's layout [Hao24 5]. names are those of the nodes of each example.
@@ -60,9 +62,9 @@ def likely(run: runs.Run, pairs, n_thoughts: int) -> np.ndarray:
         hidden, prompt_kv = coconut.prefill(run.model, prompt, length)
         cache = coconut.open_cache(prompt_kv, length, n_slots=n_thoughts + 1 + suffix.size(1))
         for _ in range(n_thoughts + 1):
-            said, _ = coconut.step(run.model, suffix, cache)  # the cache itself does not change
+            said, _ = coconut.feed(run.model, suffix, cache)  # the cache itself does not change
             logits = run.model.logits(said).float()
             each = F.cross_entropy(logits.mT, targets, reduction="none")  # (rows, S); 0 at pads
             found.append(each.sum(dim=1).neg().exp().cpu())
-            hidden, cache = coconut.step(run.model, hidden, cache)
+            hidden, cache = coconut.feed(run.model, hidden, cache)
     return torch.stack(found, dim=1).double().numpy()

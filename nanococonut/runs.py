@@ -109,18 +109,18 @@ class Run:
         """The plan of each example. Raises UserError.
 
         latent  a number of thoughts; "" for that of training; "auto" for as many as an example
-                needs, see plans_by_its_own_end
+                needs, see plans_until_answer
         """
         if latent == "auto":
-            return self.plans_by_its_own_end(examples)
+            return self.plans_until_answer(examples)
         if latent and not latent.isdecimal():
             raise UserError(f"--latent={latent}: expected a number of thoughts, or auto")
         return [self.plan_for(int(latent) if latent else None)] * len(examples)
 
-    def plans_by_its_own_end(self, examples: list[Example]) -> list[Plan]:
+    def plans_until_answer(self, examples: list[Example]) -> list[Plan]:
         """The plan of each example, with thoughts until the head says that the answer begins.
 
-        And with those that take the place of that word; at most twice as many as in training.
+        The thoughts in the place of that word count too; at most twice as many as in training.
         Raises UserError.
         """
         by_steps = METHODS[self.config["method"]].removes == "steps"
@@ -195,7 +195,7 @@ class Run:
             why = "their chains are longer than the model has positions for"
             print(f"{n_cut} of {len(lengths)} answers are cut: {why}")
         with self.precision:
-            return write(self.model, examples, plan, self.special, most, change)
+            return answer_all(self.model, examples, plan, self.special, most, change)
 
     @torch.no_grad()
     def states(self, rows: list[list[int]], n_thoughts: int) -> Tensor:
@@ -262,7 +262,7 @@ def before_thoughts(example: Example, plan: Plan, special: dict[str, int]) -> li
     return arrange(example, plan, special)[0] if plan.markers else example.question
 
 
-def write(
+def answer_all(
     model: GPT, examples, plan, special, max_new_tokens: int, change=None, at_once=AT_ONCE
 ) -> list[Answer]:
     """What a model makes of each example; change as in coconut.generate. Raises UserError."""
@@ -294,7 +294,7 @@ def accuracy(
     """The share of right answers to up to 300 problems of a split: all of ProsQA's valid."""
     rows = split.rows[:300]
     examples = [split.example(i) for i in range(len(rows))]
-    answers = write(model, examples, plan, special, max_new_tokens, at_once=at_once)
+    answers = answer_all(model, examples, plan, special, max_new_tokens, at_once=at_once)
     texts = split.encoding.decode_batch([answer.ids for answer in answers])
     return sum(map(is_right, texts, rows)) / len(rows)
 

@@ -41,7 +41,9 @@ from nanococonut.files import folder_of, read_json, write_atomically, write_text
 from nanococonut.model import GPT, GPTConfig
 from nanococonut.runs import load_state, named
 
-LEARNED = 0.15  # nats of loss below which a stage leaves its other steps to the last (ours)
+# Differs from the paper: in place a stage ends when it is learned. Nats, of words and next words
+# together, below which it leaves its other steps to the last stage (ours).
+LEARNED = 0.15
 # What may change on resuming.
 FREE = "preset name resume threads compile log_every eval_every save_every".split()
 STOPS = {signal.SIGINT, signal.SIGTERM}  # Ctrl-C, and what batch systems send
@@ -221,7 +223,7 @@ class Due(NamedTuple):
     logs: bool
     evaluates: bool
     saves: bool
-    stops: int  # the signal to stop on, or 0
+    signal_number: int  # the signal to stop on, or 0
 
 
 class Writer:
@@ -263,7 +265,7 @@ class Writer:
         # The running mean of the stage's loss, this process's part.
         self.level = torch.zeros((), device=machine.device)
 
-    def note(self, n_behind: int, numbers: Tensor) -> None:
+    def keep(self, n_behind: int, numbers: Tensor) -> None:
         """Keeps the numbers (4,) of a step for the next log entry; they stay on the device."""
         if n_behind == 0:
             self.best = -1.0  # a stage is compared with itself alone
@@ -359,7 +361,7 @@ class Writer:
         if self.machine.is_first:
             self.write_settings()
 
-    def passes(self, is_last: bool, n_behind: int, numbers: Tensor) -> bool:
+    def is_learned(self, is_last: bool, n_behind: int, numbers: Tensor) -> bool:
         """Whether a stage is learned: the running mean of its loss is below LEARNED.
 
         The last stage never is, nor is any in the paper's layout.
@@ -380,12 +382,12 @@ class Writer:
         """
         logs = begins or ends or step % self.c.log_every == 0
         evaluates = ends or (self.c.eval_every > 0 and step % self.c.eval_every == 0)
-        stops = 0
+        signal_number = 0
         # Several processes have to communicate for it, which takes time.
         if logs or self.machine.n_processes == 1:
-            stops = self.signal_to_stop_on(stop)
-        saves = ends or stops > 0 or step % self.c.save_every == 0
-        return Due(logs, evaluates, saves, stops)
+            signal_number = self.signal_to_stop_on(stop)
+        saves = ends or signal_number > 0 or step % self.c.save_every == 0
+        return Due(logs, evaluates, saves, signal_number)
 
     def signal_to_stop_on(self, received: list[int]) -> int:
         """A signal received, or 0. All processes stop if one of them is asked to."""
@@ -394,7 +396,7 @@ class Writer:
             return 0
         return received[0] if received else signal.SIGTERM
 
-    def look(self, step: int, stage: int, optimizers: list[torch.optim.Optimizer]) -> None:
+    def fetch(self, step: int, stage: int, optimizers: list[torch.optim.Optimizer]) -> None:
         """Fetches the latest steps' numbers, which waits for the device.
 
         Raises UserError if one is not finite.

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nanococonut import coconut, compiling, pretrained
-from nanococonut.batching import collate, pad, part
+from nanococonut.batching import collate, pad, some_prompts
 from nanococonut.coconut import Batch
 from nanococonut.model import GPT, KV, GPTConfig
 
@@ -139,7 +139,7 @@ def test_gradient_reaches_the_prompt_through_the_thoughts():
     frozen = [KV(k.detach(), v.detach()) for k, v in prompt_kv]
     cache = coconut.open_cache(frozen, batch.prompt_len, n_slots=3)
     _, cache = coconut.think(model, hidden, cache, 3)
-    said, _ = coconut.step(model, batch.suffix, coconut.make_room(cache, batch.suffix.size(1)))
+    said, _ = coconut.feed(model, batch.suffix, coconut.make_room(cache, batch.suffix.size(1)))
     coconut.cross_entropy(model.logits(said), batch.targets).backward()
     # The first thought is the prompt's last hidden state.
     assert (hidden.grad.abs().amax(dim=(1, 2)) > 1e-6).all()
@@ -316,11 +316,11 @@ def test_in_place_the_last_thought_says_the_first_word():
 
 def test_a_part_of_a_batch_is_some_prompts_and_their_questions():
     together, _ = shared_batch(2)
-    second = part(together, slice(1, 2))
+    second = some_prompts(together, slice(1, 2))
     assert torch.equal(second.prompt, together.prompt[1:]) and second.n_thoughts == 2
     assert torch.equal(second.question, together.question[3:])
     assert torch.equal(second.next_words, together.next_words[3:])
-    halves = [part(together, slice(rank, None, 2)) for rank in (0, 1)]  # as two processes share it
+    halves = [some_prompts(together, slice(rank, None, 2)) for rank in (0, 1)]  # two processes
     assert torch.equal(halves[0].suffix, together.suffix[:3])
     assert torch.equal(halves[1].suffix, together.suffix[3:])
     counts = zip(*(half.n_supervised() for half in halves), strict=True)

@@ -94,15 +94,19 @@ def test_every_preset_builds(name):
     assert c.preset == name and c.n_embd % c.n_head == 0
 
 
-def test_help_has_the_docstring_and_one_line_per_field(capsys):
+@pytest.mark.parametrize("preset", PRESETS)
+def test_help_has_the_docstring_and_each_fields_value_in_the_preset(capsys, preset):
+    is_default = preset == TrainConfig.preset
     with pytest.raises(SystemExit) as end:
-        cli.parse(TrainConfig, ["--help"], PRESETS, CHOICES)
+        words = ["--help"] if is_default else [preset, "--help"]
+        cli.parse(TrainConfig, words, PRESETS, CHOICES)
     printed = capsys.readouterr().out
     assert end.value.code == 0
     assert printed.startswith(inspect.cleandoc(TrainConfig.__doc__) + "\n")
     lines = printed.splitlines()
+    c = cli.parse(TrainConfig, [preset], PRESETS, CHOICES)
     for field in dataclasses.fields(TrainConfig):
-        option = f"  --{field.name}={cli.written(field.default)}"
+        option = f"  --{field.name}={cli.written(getattr(c, field.name))}"
         (line,) = [line for line in lines if line.startswith(f"  --{field.name}=")]
         assert line.startswith(option)
         assert line.removeprefix(option).strip(), f"{field.name} has no comment"

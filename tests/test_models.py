@@ -57,7 +57,7 @@ def test_it_is_a_run_of_the_default_preset():
         assert recipe["init_std"] == starts.LOOKUP_STD
         assert preset.pop("augment") == recipe["questions"] and recipe["augment"] is True
         assert preset.pop("grow") == (recipe["grow"], 100 * recipe["small"])
-        assert (recipe["reask"], recipe["shortest"]) == (batching.REASK, 1)
+        assert (recipe["reask"], recipe["shortest"]) == (batching.RANDOM_QUESTIONS, 1)
         assert recipe["pass_loss"] == writer.LEARNED
         assert recipe["grad_clip"] == optim.MAX_NORM and recipe["beta2"] == 0.99
         assert recipe["weight_decay"] == optim.WEIGHT_DECAY

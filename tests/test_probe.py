@@ -81,7 +81,7 @@ def test_a_model_that_knows_nothing_values_a_text_at_one_in_v_for_each_token(ask
     with torch.no_grad():
         run.model.wte.weight.zero_()  # the head is the embedding: all logits are 0
     names = ["zzz", examples.rows[0]["idx_to_symbol"][2]]
-    (found,) = readout.values(run, [examples.example(0)], [names], 2)
+    (found,) = readout.continuation_probabilities(run, [examples.example(0)], [names], 2)
     lengths = [len(run.encoding.encode_ordinary(prosqa.subject(name))) for name in names]
     expected = [[float(run.encoding.n_vocab) ** -n] * 3 for n in lengths]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
@@ -137,7 +137,9 @@ def test_values_are_products_of_token_probabilities(workspace):
     run = runs.Run("run")
     examples = run.split("test")
     names = [["zzz", name] for name in examples.rows[0]["idx_to_symbol"][:2]]
-    found = readout.values(run, [examples.example(0), examples.example(1)], names, 2)
+    found = readout.continuation_probabilities(
+        run, [examples.example(0), examples.example(1)], names, 2
+    )
     assert [x.shape for x in found] == [(2, 3), (2, 3)]
     for i, mine in enumerate(names):
         for j, name in enumerate(mine):  # written out: one row, one number of thoughts at a time
@@ -222,7 +224,7 @@ def test_thoughts_in_place_are_read_as_nodes(workspace, capsys):
     run = runs.Run("run")
     examples = run.split("test")
     thoughts = run.thoughts(examples.example(0), 3)
-    leans = readout.leanings(run, examples.rows[0], thoughts)
+    leans = readout.node_probabilities(run, examples.rows[0], thoughts)
     names = examples.rows[0]["idx_to_symbol"]
     assert leans.shape == (len(names), 3)
     for v, name in enumerate(names):  # the tokens of a node say it and begin what follows from it

@@ -79,7 +79,7 @@ def test_a_run_leaves_what_the_readme_promises(workspace, capsys):
     prepared()
     trained("--stage_steps=3,2,2", "--eval_every=1", "--log_every=1")
     printed = capsys.readouterr().out
-    heading = "stage  steps  thoughts  pauses  steps removed\n"
+    heading = "stage  steps  thoughts  pauses  chain removed\n"
     assert f"{heading}    0      3         0       0              0" in printed
     folder = Path("runs/prosqa-coconut")
     promised = {"config.json", "log.csv", "curves.png", "ckpt.pt", "best.pt"}
@@ -364,7 +364,7 @@ def test_graphs_grow_in_the_last_stage_and_then_get_more_questions(workspace, mo
     assert [how["keep"] for how in seen] == pytest.approx([0.2, 0.2, 0.2, 0.6, 1, 1])
     assert [how.get("questions", 1) for how in seen] == [1, 1, 1, 1, 2, 2]
     assert [how.get("least", 3) for how in seen] == [3, 3, 3, 3, 1, 1]
-    assert {how["reask"] for how in seen} == {batching.REASK} == {0.5}
+    assert {how["reask"] for how in seen} == {batching.RANDOM_QUESTIONS} == {0.5}
 
     _, how = drawn(5, "--stage_steps=2,4,0", "--grow=2")
     assert how["keep"] == 1, "the last stage that has steps"
@@ -414,10 +414,10 @@ def test_a_row_that_was_trained_without_bot_is_refused(workspace, method):
 
 def test_a_stage_in_place_reads_its_own_rest_or_an_earlier_ones():
     rng = random.Random(0)
-    drawn = Counter(batching.stage_to_read(3, rng) for _ in range(3000))
+    drawn = Counter(batching.stage_of_suffix(3, rng) for _ in range(3000))
     assert set(drawn) == {0, 1, 2, 3} and abs(drawn[3] / 3000 - 0.6) < 0.04
     assert all(abs(drawn[s] / 3000 - 0.4 / 3) < 0.03 for s in (0, 1, 2))
-    assert {batching.stage_to_read(0, rng) for _ in range(9)} == {0}
+    assert {batching.stage_of_suffix(0, rng) for _ in range(9)} == {0}
 
 
 @pytest.mark.parametrize("preset", ["laptop", "prosqa", "prontoqa", "gpt2"])

@@ -187,7 +187,7 @@ function openCache(model) {
 }
 
 // The hidden state (C) of the next input x (C), the embedding of a token or a thought.
-function step(model, x, cache) {
+function feed(model, x, cache) {
   x = add(x, rowOf(model, "wpe.weight", cache.length)); // positions run on without a gap
   for (let i = 0; i < model.n_layer; i++) {
     x = add(x, attention(model, i, layerNorm(model, `h.${i}.ln_1`, x), cache));
@@ -200,7 +200,7 @@ function step(model, x, cache) {
 // The hidden state (C) at the last of some token ids.
 function prefill(model, ids, cache) {
   let hidden;
-  for (const id of ids) hidden = step(model, rowOf(model, "wte.weight", id), cache);
+  for (const id of ids) hidden = feed(model, rowOf(model, "wte.weight", id), cache);
   return hidden;
 }
 
@@ -211,7 +211,7 @@ function think(model, hidden, cache, nThoughts, change) {
   const states = [hidden];
   for (let k = 0; k < nThoughts; k++) {
     const x = change ? change(hidden) : hidden; // the last hidden state is the next input
-    hidden = step(model, x, cache);
+    hidden = feed(model, x, cache);
     states.push(hidden);
   }
   return states;
@@ -229,7 +229,7 @@ function generate(model, prompt, nThoughts, change) {
     const id = highest(logits(model, hidden), 1)[0];
     if (id === model.special.eos) break;
     ids.push(id);
-    hidden = step(model, rowOf(model, "wte.weight", id), cache);
+    hidden = feed(model, rowOf(model, "wte.weight", id), cache);
   }
   return { states, ids };
 }

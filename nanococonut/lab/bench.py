@@ -93,13 +93,13 @@ class Bench:
         if not self.machine.replays:
             return lambda batch: self.loss(forward, self.to_device(batch)).backward()
 
-        def losses(batch: coconut.Batch, shares: torch.Tensor):
+        def losses(batch: coconut.Batch, weights: torch.Tensor):
             loss = self.loss(forward, batch)
-            return loss, loss.detach() * shares
+            return loss, loss.detach() * weights
 
         replay = compiling.Replay(losses, self.model)
-        shares = self.machine.to_device(torch.ones(3))
-        return lambda batch: replay(self.to_device(batch), shares)
+        weights = self.machine.to_device(torch.ones(3))
+        return lambda batch: replay(self.to_device(batch), weights)
 
     def to_device(self, batch: coconut.Batch) -> coconut.Batch:
         """The batch on the device."""

@@ -65,7 +65,7 @@ def means(cells: dict[tuple, list]) -> dict[str, list]:
 def mass(rows: list[dict], shares_of: list[np.ndarray]) -> dict[str, list]:
     """means() over problems, by thought: the sum of shares over each group of nodes.
 
-    shares_of  readout.leanings() (nodes, K) of each problem
+    shares_of  readout.node_probabilities() (nodes, K) of each problem
     """
     cells = defaultdict(list)
     for row, shares in zip(rows, shares_of, strict=True):
@@ -81,7 +81,7 @@ def pruning(rows: list[dict], shares_of: list[np.ndarray]) -> dict[str, list]:
     1 is what a search without preferences gives: the probability of all nodes at that depth,
     divided by their number. Depths with only one node do not count, nor thoughts past the chain.
     The nodes of a problem are not independent: the intervals are a little too narrow.
-    shares_of  readout.leanings() (nodes, K) of each problem
+    shares_of  readout.node_probabilities() (nodes, K) of each problem
     """
     cells = defaultdict(list)
     for row, shares in zip(rows, shares_of, strict=True):
@@ -192,13 +192,13 @@ def node_values(
     for example, row in zip(asked, rows, strict=True):
         prompt = runs.before_thoughts(example, run.plan, run.special)
         (states,) = run.states([prompt], n_thoughts)  # (K + 1, C)
-        shares_of.append(readout.leanings(run, row, states))
+        shares_of.append(readout.node_probabilities(run, row, states))
     if run.plan.in_place:  # the states themselves name the nodes
         return shares_of, shares_of
     # In the paper's layout the word after <eot> names a node, and the last state is not used.
     shares_of = [shares[:, :n_thoughts] for shares in shares_of]
     names = [row["idx_to_symbol"] for row in rows]
-    return shares_of, readout.values(run, asked, names, n_thoughts)
+    return shares_of, readout.continuation_probabilities(run, asked, names, n_thoughts)
 
 
 def draw_tree(run: runs.Run, row: dict, values: np.ndarray, path: Path) -> None:
