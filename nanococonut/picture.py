@@ -33,29 +33,29 @@ class Search(NamedTuple):
     """What is drawn."""
 
     row: dict  # a problem of ProsQA
-    shares: np.ndarray  # (nodes, K): the probability of each node at each thought
+    probabilities: np.ndarray  # (nodes, K): the probability of each node at each thought
     answer: str  # what the model wrote
 
 
-def rows_of(row: dict) -> list[list[int]]:
+def levels_of(row: dict) -> list[list[int]]:
     """The nodes that the root reaches, by distance; each near the nodes that lead to it."""
     depth = prosqa.distances(row["edges"], row["root"])
-    rows = [[row["root"]]]
+    levels = [[row["root"]]]
     at = {row["root"]: 0.0}
     for d in range(1, max(depth.values()) + 1):
         level = [v for v in depth if depth[v] == d]
-        above = {v: [at[a] for a, b in row["edges"] if b == v and a in rows[-1]] for v in level}
+        above = {v: [at[a] for a, b in row["edges"] if b == v and a in levels[-1]] for v in level}
         level.sort(key=lambda v: np.mean(above[v]))
         for i, v in enumerate(level):
             at[v] = i - (len(level) - 1) / 2
-        rows.append(level)
-    return rows
+        levels.append(level)
+    return levels
 
 
 def places(row: dict) -> dict[int, tuple[float, float]]:
     """Where each node stands that the root reaches: (x, -distance)."""
     found = {}
-    for d, level in enumerate(rows_of(row)):
+    for d, level in enumerate(levels_of(row)):
         for i, v in enumerate(level):
             found[v] = (i - (len(level) - 1) / 2, -d)
     return found
@@ -106,7 +106,7 @@ class Canvas:
 
 def said(search: Search, k: int) -> str:
     """What thought k, from 1, says: its likeliest nodes."""
-    shares = search.shares[:, k - 1]
+    shares = search.probabilities[:, k - 1]
     names = search.row["idx_to_symbol"]
     likely = [v for v in np.argsort(-shares) if shares[v] >= 0.1][:4]
     return ",  ".join(f"{names[v]} {shares[v]:.2f}" for v in likely) or "no node of the graph"
@@ -125,8 +125,8 @@ def remark_of(row: dict) -> str:
 
 def size_of(row: dict) -> tuple[float, float]:
     """The width and height in inches of one drawing."""
-    rows = rows_of(row)
-    return max(4.2, 1.15 * max(map(len, rows))), 0.85 * len(rows)
+    levels = levels_of(row)
+    return max(4.2, 1.15 * max(map(len, levels))), 0.85 * len(levels)
 
 
 def film(search: Search, path: Path) -> None:
@@ -141,9 +141,9 @@ def film(search: Search, path: Path) -> None:
     figure.text(0.5, top, question_of(search.row), ha="center", fontsize=12, color=INK)
     figure.text(0.5, 0.02, remark_of(search.row), ha="center", fontsize=9, color=GREY)
     caption = figure.text(0.5, top - 0.4 / (height + 1.1), "", ha="center", fontsize=11)
-    n_thoughts = search.shares.shape[1]
-    nothing = np.zeros(len(search.shares))
-    stages = [nothing, *search.shares.T]
+    n_thoughts = search.probabilities.shape[1]
+    nothing = np.zeros(len(search.probabilities))
+    shown = [nothing, *search.probabilities.T]
 
     def draw(frame: int) -> None:
         k, within = divmod(frame, FRAMES)  # frames before the first thought show the graph
@@ -153,8 +153,8 @@ def film(search: Search, path: Path) -> None:
             caption.set(text=f"answer:  {search.answer}", color=ORANGE)
             return
         faded_in = min(1.0, (within + 1) / (FRAMES / 2))
-        before = stages[max(0, k - 1)]
-        canvas.colour(before + faded_in * (stages[k] - before))
+        before = shown[max(0, k - 1)]
+        canvas.colour(before + faded_in * (shown[k] - before))
         text = f"thought {k}:  {said(search, k)}" if k else "what the facts lead to"
         caption.set(text=text, color=BLUE if k else GREY)
 
@@ -170,7 +170,7 @@ def film(search: Search, path: Path) -> None:
 def strip(search: Search, path: Path) -> None:
     """Saves one drawing for each thought, side by side, the chain marked in the last (PNG)."""
     width, height = size_of(search.row)
-    n_thoughts = search.shares.shape[1]
+    n_thoughts = search.probabilities.shape[1]
     n_columns = min(4, n_thoughts)
     n_rows = -(-n_thoughts // n_columns)
     size = (n_columns * width, n_rows * (height + 0.6))
@@ -182,7 +182,7 @@ def strip(search: Search, path: Path) -> None:
         if k > n_thoughts:
             continue
         canvas = Canvas(axes, search)
-        canvas.colour(search.shares[:, k - 1])
+        canvas.colour(search.probabilities[:, k - 1])
         axes.set_title(f"thought {k}:  {said(search, k)}", color=BLUE, fontsize=10)
         if k == n_thoughts:
             canvas.mark_chain()

@@ -1,6 +1,6 @@
-"""Writes and reads runs/<name>/, the folder of a training run.
+"""A training run's folder runs/<name>/, and what its loop asks for: a start, threads, ends, stops.
 
-A run is never overwritten, and resumes exactly.
+A run is never overwritten, and goes on where it stopped: bit for bit if OMP_NUM_THREADS is set.
 
 config.json  the settings
 log.csv      step,stage,split,metric,value
