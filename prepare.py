@@ -1,12 +1,13 @@
-"""Prepares a data set: generates ProsQA or ProntoQA, or converts GSM8k and other files.
+"""Prepares a data set: generates ProsQA, ProntoQA or arithmetic, or converts GSM8k and other files.
 
     python prepare.py prosqa                                       as many problems as released
     python prepare.py prontoqa --fair=true --name=prontoqa-fair    without shortcuts
+    python prepare.py arithmetic                                   word problems like GSM8k's
     python prepare.py prosqa --source=FILE --name=mine             problems of one's own
     python prepare.py gsm8k                                        fetched
 
-How problems are drawn is told in prosqa.py and prontoqa.py, and what a file may hold in files.py.
-Writes into data/<name>/:
+How problems are drawn is told in prosqa.py, prontoqa.py and arithmetic.py, and what a file may hold
+in files.py. Writes into data/<name>/:
 
     train.json, valid.json, test.json    the problems
     train.npz, valid.npz, test.npz       their token ids
@@ -24,11 +25,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from nanococonut import cli, data, files, prontoqa, prosqa, scoring, tokenizer
+from nanococonut import arithmetic, cli, data, files, prontoqa, prosqa, scoring, tokenizer
 from nanococonut.curriculum import layout
 
-# Number of problems in train, valid, test.
-RELEASED = {"prosqa": (17886, 300, 500), "prontoqa": (9000, 200, 800)}
+# Number of problems in train, valid, test, as released. Those of arithmetic are ours: many, because
+# they are not augmented.
+SIZES = {
+    "prosqa": (17886, 300, 500),
+    "prontoqa": (9000, 200, 800),
+    "arithmetic": (40000, 300, 500),
+}
 # GSM8k-Aug [Deng23], at the commit the paper's code fetches; train.txt is in Git LFS. No checksums
 # are published.
 GSM8K = (
@@ -56,11 +62,11 @@ class PrepareConfig:
     source: str = ""
     # random seed; the same seed gives the same bytes
     seed: int = 0
-    # training problems to generate; 0: as many as released
+    # training problems to generate; 0: as many as released (arithmetic: 40000)
     train: int = 0
-    # validation problems to generate; 0: as many as released
+    # validation problems to generate; 0: as many as released (arithmetic: 300)
     valid: int = 0
-    # test problems to generate; 0: as many as released
+    # test problems to generate; 0: as many as released (arithmetic: 500)
     test: int = 0
     # ProsQA: nodes drawn per graph; nodes without an edge are dropped. 28 fits the released files
     n_nodes: int = 28
@@ -70,6 +76,10 @@ class PrepareConfig:
     max_hops: int = 6
     # ProntoQA: length of each chain; its last hop leads from a concept to a property
     hops: int = 5
+    # arithmetic: steps of the longest chains; each number of steps is equally frequent
+    max_steps: int = 5
+    # arithmetic: largest number told or found; each is a token, so a larger one is harder to learn
+    max_number: int = 50
     # no shortcuts. ProsQA: mirrored ancestors of both options; ProntoQA: both named equally often
     fair: bool = False
     # tokenizer of the token files
@@ -82,6 +92,7 @@ class PrepareConfig:
 OPTIONS = {
     "prosqa": ["n_nodes", "min_hops", "max_hops", "fair"],
     "prontoqa": ["hops", "fair"],
+    "arithmetic": ["max_steps", "max_number"],
 }
 
 
@@ -92,7 +103,8 @@ def main(c: PrepareConfig) -> None:
     splits = generate(c) if is_generated(c) else read_source(c)
     if (folder / "meta.json").exists():
         print(f"{folder} had data already, which are replaced")
-    _, meta = data.save(c.name or c.task, splits, meta_of(c, splits["train"]))
+    known = arithmetic.texts_to_know(c.max_number) if c.task == "arithmetic" else []
+    _, meta = data.save(c.name or c.task, splits, meta_of(c, splits["train"]), known)
     previews = [preview(row, meta["max_steps"]) for row in splits["train"][:10]]
     files.write_text(folder / "preview.txt", "\n".join(previews))
     print(previews[0])
@@ -100,13 +112,15 @@ def main(c: PrepareConfig) -> None:
     report_names_without_token(meta, splits["train"])
     report_cut_answers(splits)
     report_problems_without_steps(folder, splits["train"])
-    if c.task != "gsm8k":
+    if c.task == "arithmetic":
+        report_baselines(splits)
+    if c.task in ("prosqa", "prontoqa"):
         report_problems_without_graph(folder, splits["train"], c.task)
 
 
 def is_generated(c: PrepareConfig) -> bool:
     """Whether problems are drawn, and not read from files."""
-    return c.task in RELEASED and not c.source
+    return c.task in SIZES and not c.source
 
 
 def folder_of(c: PrepareConfig) -> Path:
@@ -126,6 +140,8 @@ def meta_of(c: PrepareConfig, rows: list[dict]) -> dict:
     meta["options"] = {name: getattr(c, name) for name in options}
     if c.vocabulary_of:
         meta |= tokens_of_run(c.vocabulary_of)
+    elif c.task == "arithmetic":
+        meta["pattern"] = arithmetic.PATTERN
     return meta
 
 
@@ -154,6 +170,10 @@ def demand_ranges(c: PrepareConfig) -> None:
     most_hops = 5 if c.fair and c.task == "prontoqa" else 6
     concepts = f"from 1 to {most_hops}: there are {len(prontoqa.KINDS)} concepts"
     cli.demand(c, "hops", lambda n: 1 <= n <= most_hops, concepts)
+    most_steps = arithmetic.MOST_STEPS
+    cli.demand(c, "max_steps", lambda n: 1 <= n <= most_steps, f"from 1 to {most_steps}")
+    numbers = "from 20 to 999, because each number is seven tokens"
+    cli.demand(c, "max_number", lambda n: 20 <= n <= 999, numbers)
     chains = f"from 1 to --max_hops={c.max_hops}"
     cli.demand(c, "min_hops", lambda n: 1 <= n <= c.max_hops, chains)
 
@@ -164,7 +184,7 @@ def demand_effect(c: PrepareConfig) -> None:
     used = []
     if is_generated(c):
         used = [*data.SPLITS, *OPTIONS[c.task]]
-    for name in (*data.SPLITS, "n_nodes", "min_hops", "max_hops", "hops", "fair"):
+    for name in (*data.SPLITS, *itertools.chain.from_iterable(OPTIONS.values())):
         if name not in used and getattr(c, name) != getattr(PrepareConfig, name):
             raise cli.UserError(f"--{name} has no effect on {what}: leave it out")
     if c.vocabulary_of and c.tokenizer != PrepareConfig.tokenizer:
@@ -181,15 +201,15 @@ def generate(c: PrepareConfig) -> dict[str, list[dict]]:
     """
     rng = random.Random(f"{c.task} {c.seed}")
     sizes = {}
-    for split, n_released in zip(data.SPLITS, RELEASED[c.task], strict=True):
-        sizes[split] = getattr(c, split) or n_released
+    for split, n_default in zip(data.SPLITS, SIZES[c.task], strict=True):
+        sizes[split] = getattr(c, split) or n_default
     splits = {split: [] for split in data.SPLITS}
     seen = set()
     n_tries = 0
     with tqdm(total=sum(sizes.values()), desc=c.task, unit="problem") as progress:
         for split, rows in splits.items():
             while len(rows) < sizes[split]:
-                drawn = draw(c, rng)
+                drawn = draw(c, rng, len(seen))
                 n_tries += 1
                 if drawn and drawn[1] not in seen:
                     row, identity = drawn
@@ -197,17 +217,32 @@ def generate(c: PrepareConfig) -> dict[str, list[dict]]:
                     rows.append(prosqa.tell(row, rng) if c.task == "prosqa" else row)
                     progress.update()
                 if n_tries >= 1000 and len(seen) < n_tries / 200:
-                    hops = f"chains of {c.min_hops} to {c.max_hops} hops"
-                    rarely = f"graphs of {c.n_nodes} nodes hardly ever have {hops}"
-                    raise cli.UserError(f"{rarely}; try more nodes or fewer hops")
+                    raise cli.UserError(why_rare(c))
     return splits
 
 
-def draw(c: PrepareConfig, rng: random.Random) -> tuple[dict, str] | None:
-    """A random problem, of ProsQA not yet in words, and its identity; or None: draw again."""
+def draw(c: PrepareConfig, rng: random.Random, n_there: int) -> tuple[dict, str] | None:
+    """A random problem, of ProsQA not yet in words, and its identity; or None: draw again.
+
+    n_there is how many problems there are already. Of arithmetic each number of steps has its turn.
+    """
     if c.task == "prosqa":
         return prosqa.draw(rng, c.n_nodes, c.min_hops, c.max_hops, c.fair)
-    return prontoqa.draw(rng, c.hops, c.fair)
+    if c.task == "prontoqa":
+        return prontoqa.draw(rng, c.hops, c.fair)
+    return arithmetic.draw(rng, n_there % c.max_steps + 1, c.max_number)
+
+
+def why_rare(c: PrepareConfig) -> str:
+    """Why hardly any random problem is new and fits, and what to try."""
+    if c.task == "prosqa":
+        hops = f"chains of {c.min_hops} to {c.max_hops} hops"
+        return f"graphs of {c.n_nodes} nodes hardly ever have {hops}; try more nodes or fewer hops"
+    if c.task == "prontoqa":
+        there = f"there are hardly any other problems of {c.hops} hops"
+        return f"{there}; try more hops or fewer problems"
+    there = f"there are hardly any other problems with numbers up to {c.max_number}"
+    return f"{there}; try a larger --max_number or fewer problems"
 
 
 # Reading files
@@ -365,6 +400,12 @@ def is_cut_by_scoring(answer: str) -> bool:
     """Whether scoring takes away more of an answer than blanks and the commas of thousands."""
     without_thousands = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", answer)
     return scoring.final_answer(answer) != without_thousands.strip()
+
+
+def report_baselines(splits: dict[str, list[dict]]) -> None:
+    """Prints the accuracy on test of answers that take no steps."""
+    for name, accuracy in arithmetic.baselines(splits["test"], splits["train"]).items():
+        print(f"baseline, {name}: {accuracy:.1%} of test")
 
 
 def report_problems_without_steps(folder: Path, rows: list[dict]) -> None:

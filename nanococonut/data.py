@@ -10,6 +10,7 @@ import functools
 import itertools
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from nanococonut.cli import UserError
 from nanococonut.curriculum import Example, texts_of
 from nanococonut.files import folder_of, read_json, read_rows, sha256, write_atomically, write_text
 
-TASKS = ("prosqa", "prontoqa", "gsm8k")
+TASKS = ("prosqa", "prontoqa", "gsm8k", "arithmetic")
 SPLITS = ("train", "valid", "test")
 # What to type behind `prepare.py TASK --name=NAME` for a data set whose name says what it is.
 OPTIONS = {
@@ -29,6 +30,7 @@ OPTIONS = {
     "prosqa-gpt2": " --tokenizer=gpt2",
     "prontoqa-gpt2": " --tokenizer=gpt2",
     "gsm8k-gpt2": " --tokenizer=gpt2",
+    "arithmetic-gpt2": " --tokenizer=gpt2",
 }
 PARTS = ("question", "chain", "rest")  # whose longest lengths are in meta.json
 
@@ -36,15 +38,21 @@ PARTS = ("question", "chain", "rest")  # whose longest lengths are in meta.json
 # Preparing
 
 
-def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, dict]:
+def save(
+    name: str, splits: dict[str, list[dict]], meta: dict, known: Sequence[str] = ()
+) -> tuple[Path, dict]:
     """Writes data/<name>/ and returns the folder and the completed meta.
 
     The files are the problems as JSON and as token ids for each split, and meta.json, which is
     written last.
+
+    meta   may have a pattern, with which a new vocabulary is fitted
+    known  texts that a new vocabulary covers besides the training problems
     """
     folder = folder_of("data", name)
     if meta["tokenizer"] == "words" and not meta.get("vocabulary"):
-        meta |= fitted_tokens(splits["train"])
+        texts = [*texts_to_know(splits["train"]), *known]
+        meta |= fitted_tokens(texts, meta.get("pattern", tokenizer.PATTERN))
     meta = {"vocabulary": [], "pattern": tokenizer.PATTERN} | meta
     encoding = tokenizer.load(meta["tokenizer"], meta["vocabulary"], meta["pattern"])
     longest = dict.fromkeys(PARTS, 0)
@@ -61,15 +69,15 @@ def save(name: str, splits: dict[str, list[dict]], meta: dict) -> tuple[Path, di
     return folder, meta
 
 
-def fitted_tokens(rows: list[dict]) -> dict:
-    """The vocabulary of `words` for training problems, and its pattern, for meta.json."""
-    vocabulary, n_left_out = tokenizer.fit(texts_to_know(rows))
+def fitted_tokens(texts: list[str], pattern: str) -> dict:
+    """The vocabulary of `words` for some texts, and its pattern, for meta.json."""
+    vocabulary, n_left_out = tokenizer.fit(texts, pattern=pattern)
     if n_left_out:
         print(
             f"the {len(vocabulary)} most frequent pieces of text are tokens; "
             f"{n_left_out} others are read byte by byte"
         )
-    return {"vocabulary": vocabulary, "pattern": tokenizer.PATTERN}
+    return {"vocabulary": vocabulary, "pattern": pattern}
 
 
 def texts_to_know(rows: list[dict]) -> list[str]:

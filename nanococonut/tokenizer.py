@@ -71,24 +71,26 @@ def names_in(text: str) -> list[str]:
     return [word for word in re.findall(NAME, text) if word not in function_words]
 
 
-def fit(texts, max_pieces: int = 8000) -> tuple[list[str], int]:
+def fit(texts, max_pieces: int = 8000, pattern: str = PATTERN) -> tuple[list[str], int]:
     """The most frequent pieces of some texts: the vocabulary of `words`; and how many are left out.
 
     Single bytes are always in it. A piece that is not in it is read byte by byte.
     """
     counts = collections.Counter()
     for text in texts:
-        counts.update(pieces(text))
+        counts.update(pieces(text, pattern))
     found = [piece for piece in counts if len(piece.encode()) > 1]
     found.sort(key=lambda piece: (-counts[piece], piece))
     return found[:max_pieces], len(found[max_pieces:])
 
 
 def alike(vocabulary: list[str]) -> list[list[int]]:
-    """The ids of the pieces that contain the same name, for each name that several pieces contain.
+    """The ids of the pieces that contain the same name or number, for each that several contain.
 
     >>> alike(["lempus.", " or ", " Every lempus is a ", "Tom is a "])
     [[256, 258]]
+    >>> alike(["12", "+12=", "12>>\\n<<", "2", " has 12 more than "])
+    [[256, 257, 258, 260]]
     """
     ids_of = collections.defaultdict(list)
     for i, piece in enumerate(vocabulary, start=256):
@@ -96,6 +98,10 @@ def alike(vocabulary: list[str]) -> list[list[int]]:
         names = {name.lower().removesuffix("es") for name in names_in(piece)}
         if len(names) == 1 and "not " not in piece:
             ids_of[names.pop()].append(i)
+        # "12", "+12=" and " has 12 more than " are one number.
+        numbers = re.findall(r"(?:^| )[-+*/]?([0-9]+)(?!\w)", piece)
+        if len(numbers) == 1:
+            ids_of[numbers[0]].append(i)
     return [ids for ids in ids_of.values() if len(ids) > 1]
 
 
