@@ -37,28 +37,20 @@ class Search(NamedTuple):
     answer: str  # what the model wrote
 
 
-def levels_of(row: dict) -> list[list[int]]:
-    """The nodes that the root reaches, by distance; each near the nodes that lead to it."""
+def places(row: dict) -> dict[int, tuple[float, int]]:
+    """Where each node stands that the root reaches: (x, -distance), near those that lead to it."""
     depth = prosqa.distances(row["edges"], row["root"])
-    levels = [[row["root"]]]
-    at = {row["root"]: 0.0}
+    at = {row["root"]: (0.0, 0)}
     for d in range(1, max(depth.values()) + 1):
         level = [v for v in depth if depth[v] == d]
-        above = {v: [at[a] for a, b in row["edges"] if b == v and a in levels[-1]] for v in level}
+        above = {v: [] for v in level}  # where the nodes of the row above stand that lead there
+        for a, b in row["edges"]:
+            if b in above and depth.get(a) == d - 1:
+                above[b].append(at[a][0])
         level.sort(key=lambda v: np.mean(above[v]))
         for i, v in enumerate(level):
-            at[v] = i - (len(level) - 1) / 2
-        levels.append(level)
-    return levels
-
-
-def places(row: dict) -> dict[int, tuple[float, float]]:
-    """Where each node stands that the root reaches: (x, -distance)."""
-    found = {}
-    for d, level in enumerate(levels_of(row)):
-        for i, v in enumerate(level):
-            found[v] = (i - (len(level) - 1) / 2, -d)
-    return found
+            at[v] = (i - (len(level) - 1) / 2, -d)
+    return at
 
 
 class Canvas:
@@ -125,8 +117,10 @@ def remark_of(row: dict) -> str:
 
 def size_of(row: dict) -> tuple[float, float]:
     """The width and height in inches of one drawing."""
-    levels = levels_of(row)
-    return max(4.2, 1.15 * max(map(len, levels))), 0.85 * len(levels)
+    at = places(row).values()
+    n_columns = 1 + 2 * max(x for x, _ in at)
+    n_rows = 1 - min(y for _, y in at)
+    return max(4.2, 1.15 * n_columns), 0.85 * n_rows
 
 
 def film(search: Search, path: Path) -> None:

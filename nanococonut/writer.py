@@ -20,8 +20,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from nanococonut import plots
-
 try:
     import fcntl
 except ImportError:  # Windows has none: there a run is not locked
@@ -31,7 +29,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nanococonut import compiling, device, log, optim, pretrained, prosqa, runs, starts, tokenizer
+from nanococonut import (
+    compiling,
+    device,
+    log,
+    optim,
+    plots,
+    pretrained,
+    prosqa,
+    runs,
+    starts,
+    tokenizer,
+)
 from nanococonut.batching import Schedule
 from nanococonut.cli import UserError, written
 from nanococonut.config import TrainConfig
