@@ -70,6 +70,9 @@ class PrepareConfig:
     test: int = 0
     # ProsQA: nodes drawn per graph; nodes without an edge are dropped. 28 fits the released files
     n_nodes: int = 28
+    # ProsQA: mean number of parents that a node draws; 1.5 fits the released files. With more of
+    # them graphs are denser, and paths part and join more often
+    parents: float = 1.5
     # ProsQA: minimum length of a chain
     min_hops: int = 3
     # ProsQA: maximum length of a chain
@@ -90,7 +93,7 @@ class PrepareConfig:
 
 # The options that decide how a task's problems are drawn, besides their number.
 OPTIONS = {
-    "prosqa": ["n_nodes", "min_hops", "max_hops", "fair"],
+    "prosqa": ["n_nodes", "parents", "min_hops", "max_hops", "fair"],
     "prontoqa": ["hops", "fair"],
     "arithmetic": ["max_steps", "max_number"],
 }
@@ -174,6 +177,7 @@ def demand_ranges(c: PrepareConfig) -> None:
     cli.demand(c, "max_steps", lambda n: 1 <= n <= most_steps, f"from 1 to {most_steps}")
     numbers = "from 20 to 999, because each number is seven tokens"
     cli.demand(c, "max_number", lambda n: 20 <= n <= 999, numbers)
+    cli.demand(c, "parents", lambda mean: 0.1 <= mean <= 10, "from 0.1 to 10")
     chains = f"from 1 to --max_hops={c.max_hops}"
     cli.demand(c, "min_hops", lambda n: 1 <= n <= c.max_hops, chains)
 
@@ -227,7 +231,7 @@ def draw(c: PrepareConfig, rng: random.Random, n_there: int) -> tuple[dict, str]
     n_there is how many problems there are already. Of arithmetic each number of steps has its turn.
     """
     if c.task == "prosqa":
-        return prosqa.draw(rng, c.n_nodes, c.min_hops, c.max_hops, c.fair)
+        return prosqa.draw(rng, c.n_nodes, c.min_hops, c.max_hops, c.fair, c.parents)
     if c.task == "prontoqa":
         return prontoqa.draw(rng, c.hops, c.fair)
     return arithmetic.draw(rng, n_there % c.max_steps + 1, c.max_number)

@@ -271,14 +271,16 @@ def shortest_path(
 
 
 def draw(
-    rng: random.Random, n_nodes: int, min_hops: int, max_hops: int, fair: bool
+    rng: random.Random, n_nodes: int, min_hops: int, max_hops: int, fair: bool, parents: float
 ) -> tuple[dict, str] | None:
     """A problem for tell() to put in words, and its identity; None if it does not fit.
 
     The identity ignores names. A problem does not fit if its chain has not the wanted length, if
     its graph cannot be mirrored, or if there are too few names.
+
+    parents  the mean number of parents that a node draws
     """
-    edges = draw_graph(n_nodes, rng)
+    edges = draw_graph(n_nodes, parents, rng)
     ends = draw_ends(edges, min_hops, max_hops, rng)
     if not ends:
         return None
@@ -310,7 +312,7 @@ def draw(
     return row, str((edges, root, target, neg_target))
 
 
-def draw_graph(n_nodes: int, rng: random.Random) -> list[list[int]]:
+def draw_graph(n_nodes: int, mean_parents: float, rng: random.Random) -> list[list[int]]:
     """Edges of a random graph grown from two roots, 0 and 1. Every edge goes to a higher node."""
     # Differs from the paper: thresholds and candidates of the printed Algorithm 1 do not give the
     # released graphs.
@@ -319,7 +321,7 @@ def draw_graph(n_nodes: int, rng: random.Random) -> list[list[int]]:
     depth = [0, 0]  # of each node: a node without parents has 0
     for node in range(2, n_nodes):
         candidates = draw_candidates(reached_by, rng)
-        n_parents = min(draw_poisson(1.5, rng), len(candidates))
+        n_parents = min(draw_poisson(mean_parents, rng), len(candidates))
         # Weighted sampling without replacement (Efraimidis and Spirakis 2006): the largest keys
         # win, and deeper nodes are likelier parents.
         keys = {v: rng.random() ** (1 / (1.5 * depth[v] + 1)) for v in candidates}

@@ -107,6 +107,17 @@ def test_small_graphs_are_sound_too():
         assert len(row["idx_to_symbol"]) <= 10 and 2 <= len(row["steps"]) <= 4
 
 
+def test_more_parents_make_denser_graphs():
+    edges_per_node = {}
+    for parents in (1.0, 1.5, 4.0):
+        rows = problems(200, n_nodes=20, min_hops=2, parents=parents)
+        for row in rows:
+            check_sound(row)
+        nodes, edges, _ = means(rows)
+        edges_per_node[parents] = edges / nodes
+    assert edges_per_node[1.0] < 1.4 < edges_per_node[1.5] < 1.8 < 2.4 < edges_per_node[4.0]
+
+
 @pytest.mark.parametrize("n_nodes", [10, 13, 28])
 def test_fair_graphs_are_sound_and_their_options_hang_equally_deep(n_nodes):
     rows = problems(300, n_nodes=n_nodes, min_hops=3, max_hops=4 if n_nodes < 28 else 6, fair=True)
@@ -367,6 +378,7 @@ def test_bad_files_are_named(workspace, content, message):
         (["--source=http://example.com/x.json"], "only https addresses"),
         (["--name=../x"], "is not a name for data/"),
         (["--n_nodes=60"], "--n_nodes=60 should be from 3 to 40"),
+        (["--parents=0"], "--parents=0.0 should be from 0.1 to 10"),
         (["--min_hops=5", "--max_hops=4"], "--min_hops=5 should be from 1 to --max_hops=4"),
         (["--n_nodes=5", "--min_hops=6"], "hardly ever"),
         (["--train=-1"], "--train=-1 should be from 0"),

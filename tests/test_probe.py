@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import shutil
 from pathlib import Path
 
@@ -99,8 +100,64 @@ def test_pruning_of_a_hand_made_graph():
     assert shown == {
         "leads to the target": [(2, 1.875)],  # .5 of .8 in all, times three
         "dead end, height 0": [(2, 0.375)],
-        "dead end, height 1": [(2, 0.75)],
+        "dead end, as deep as the target": [(2, 0.75)],
     }, "one node alone, as at thought 1, does not count"
+
+
+def test_a_dead_end_is_as_deep_as_the_target_or_named_by_its_height():
+    # 0 -> 1 -> 2 -> 3 (target), 0 -> 4 -> 5
+    row = {"edges": [[0, 1], [1, 2], [2, 3], [0, 4], [4, 5]], "root": 0, "target": 3}
+    assert probe.worth(row, 1, to_go=2) == "leads to the target"
+    assert probe.worth(row, 4, to_go=2) == "dead end, height 1"
+    assert probe.worth(row, 4, to_go=1) == "dead end, as deep as the target"
+
+
+def test_shortest_chains_are_counted():
+    assert probe.n_shortest(ROW) == 1, "the detour is longer"
+    joins = {"edges": [[0, 1], [0, 2], [0, 3], [1, 4], [2, 4], [3, 4], [4, 5]], "root": 0}
+    assert [probe.n_shortest(joins | {"target": v}) for v in (1, 4, 5)] == [1, 3, 3]
+    # as many as shortest_path() draws
+    distance = prosqa.distances(joins["edges"], 0)
+    rng = random.Random(0)
+    paths = {tuple(prosqa.shortest_path(joins["edges"], distance, 5, rng)) for _ in range(100)}
+    assert len(paths) == 3
+    rows = [joins | {"target": 5, "answer": "a"}, ROW | {"answer": "b"}, ROW | {"answer": "b"}]
+    assert probe.joining(rows, ["### a", "### b", "### c"]) == {1: [1, 2], 3: [1, 1]}
+
+
+def test_a_redirected_fact_makes_the_other_option_true(workspace):
+    made()
+    rows = json.loads(Path("data/prosqa/test.json").read_text())
+    rng = random.Random(0)
+    n_redirected = 0
+    for row in rows:
+        new = probe.redirected(row, rng)
+        if new is None:
+            continue
+        n_redirected += 1
+        told, told_before = (set(x["question"].split(". ")) for x in (new, row))
+        assert len(told - told_before) == len(told_before - told) == 1, "one fact changes"
+        solved, why = prosqa.solve(new["question"])
+        assert not why and solved["answer"] == new["answer"] != row["answer"]
+        assert prosqa.judge_chain(new["steps"], new, hidden=False) == "correct_path"
+        assert prosqa.distances(new["edges"], new["root"])[new["target"]] == len(new["steps"])
+    assert n_redirected >= 2
+
+
+def test_a_graph_without_the_other_option_has_no_fact_to_redirect():
+    # 0 -> 1 -> 2 (target), 3 -> 4 (the other option, which only 3 and 4 lead to), 3 is a person
+    row = prosqa.tell(
+        {
+            "idx_to_symbol": ["Tom", "b", "c", "Max", "e"],
+            "edges": [[0, 1], [0, 2], [1, 2], [3, 4]],
+            "root": 0,
+            "target": 2,
+            "neg_target": 4,
+            "steps": ["Tom is a c."],
+        },
+        random.Random(0),
+    )
+    assert probe.redirected(row, random.Random(0)) is None, "two ways lead to the target"
 
 
 def test_interventions_that_change_nothing(asked):

@@ -7,14 +7,19 @@ k               the same weights with 0, 1, 2, ... thoughts: accuracy, also on t
 interventions   the controls: accuracy and changed answers when thoughts are zeroed, swapped, ...
 mass            the probability that the output head gives the search's nodes at each thought
 pruning         among the nodes that are equally far: those that lead to the target, and dead ends
-                by height [Hao24 5.3]
+                by height [Hao24 5.3]; a dead end that goes on as far as the target does is the
+                control, because only the question tells the two apart
+joining         accuracy by the number of shortest chains to the target
+redirected      accuracy where one fact of the chain now leads to the other option
 parallelism     the highest values among the nodes that are equally far. In the paper's layout <eot>
                 is forced after k thoughts, for the probability of "Every lempus is a " [Hao24 5]
 tree            one problem's graph for each thought, coloured by these values
 readings        the most probable words when a thought is read through the output head
 """
 
+import itertools
 import json
+import random
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,17 +98,78 @@ def pruning(rows: list[dict], shares_of: list[np.ndarray]) -> dict[str, list]:
                 continue
             for v in level:
                 relative = float(at_thought[v] * len(level) / total)
-                cells[worth(row, v), k].append(relative)
+                to_go = depth[row["target"]] - depth[v]
+                cells[worth(row, v, to_go), k].append(relative)
     return means(cells)
 
 
-def worth(row: dict, v: int) -> str:
-    """Whether a node leads to the target or, if not, how far the farthest node below it is."""
+def worth(row: dict, v: int, to_go: int) -> str:
+    """Whether a node leads to the target or, if not, how far the farthest node below it is.
+
+    to_go  hops from the node's level to the target
+    """
     below = prosqa.distances(row["edges"], v)
     if row["target"] in below:
         return "leads to the target"
     height = max(below.values())
+    if height >= to_go:
+        return "dead end, as deep as the target"
     return f"dead end, height {height if height < 2 else '2 or more'}"
+
+
+def joining(rows: list[dict], texts: list[str]) -> dict[int, list[int]]:
+    """{number of shortest chains to the target: [right, questions]}; 4 stands for more too."""
+    counts = defaultdict(lambda: [0, 0])
+    for row, text in zip(rows, texts, strict=True):
+        n_chains = min(4, n_shortest(row))
+        counts[n_chains][0] += scoring.is_right(text, row)
+        counts[n_chains][1] += 1
+    return dict(sorted(counts.items()))
+
+
+def n_shortest(row: dict) -> int:
+    """The number of shortest chains from the root to the target."""
+    depth = prosqa.distances(row["edges"], row["root"])
+    n_chains = {row["root"]: 1}
+    for v in list(depth)[1:]:  # nearest first
+        before = [a for a, b in row["edges"] if b == v and depth.get(a) == depth[v] - 1]
+        n_chains[v] = sum(n_chains[a] for a in before)
+    return n_chains[row["target"]]
+
+
+def redirected(row: dict, rng: random.Random) -> dict | None:
+    """The row with one fact of its chain redirected so that the other option is the answer.
+
+    A fact "Every b is a c." on the chain becomes "Every b is a d.", where d leads to the other
+    option. Person, options and all other facts stay, and facts still name both options. None if no
+    single fact can do that.
+    """
+    backwards = [[b, a] for a, b in row["edges"]]
+    leading_there = prosqa.distances(backwards, row["neg_target"])
+    changes = []
+    for a, b in itertools.pairwise(prosqa.chain_of(row)):
+        for new in leading_there:
+            edges = [[a, new] if edge == [a, b] else edge for edge in row["edges"]]
+            reached = prosqa.distances(edges, row["root"])
+            is_person = prosqa.is_person(row["idx_to_symbol"][new])
+            is_loop = a in prosqa.distances(edges, new)
+            is_the_other = row["neg_target"] in reached and row["target"] not in reached
+            names_both = any(row["target"] in edge for edge in edges)
+            if is_the_other and names_both and not is_person and not is_loop:
+                changes.append(((a, b), (a, new), edges))
+    if not changes:
+        return None
+    old, new, edges = rng.choice(changes)
+    names, root, target = row["idx_to_symbol"], row["root"], row["neg_target"]
+    path = prosqa.shortest_path(edges, prosqa.distances(edges, root), target, rng)
+    return row | {
+        "question": row["question"].replace(prosqa.fact(names, *old), prosqa.fact(names, *new)),
+        "edges": edges,
+        "target": target,
+        "neg_target": row["target"],
+        "steps": prosqa.facts_along(names, path),
+        "answer": prosqa.fact(names, root, target),
+    }
 
 
 def parallelism(rows: list[dict], values_of: list[np.ndarray]) -> tuple[dict, int]:
@@ -229,6 +295,20 @@ def graph_figures(
     return numbers, figures, shown
 
 
+def answers_about_graphs(run: runs.Run, examples: data.Split, n_thoughts: int) -> dict:
+    """The results of joining(), and of evaluate.measure on the rows that can be redirected()."""
+    _, texts = evaluate.measure(run, examples, str(n_thoughts))
+    rng = random.Random(0)
+    others = [redirected(row, rng) for row in examples.rows]
+    others = [row for row in others if row]
+    found = {"joining": joining(examples.rows, texts)}
+    if others:
+        split = data.Split(run.encoding, others)
+        found["redirected"], _ = evaluate.measure(run, split, str(n_thoughts))
+        found["redirected"]["n"] = len(others)
+    return found
+
+
 def main(c: ProbeConfig) -> None:
     """Writes probe.json and the figures of a run."""
     run = runs.Run(c.run)
@@ -247,7 +327,7 @@ def main(c: ProbeConfig) -> None:
     if all(map(prosqa.is_prosqa, rows)):
         shares_of, values_of = node_values(run, examples, K)
         about_nodes, node_figures, shown = graph_figures(rows, shares_of, values_of)
-        numbers |= about_nodes
+        numbers |= about_nodes | answers_about_graphs(run, examples, K)
         figures |= node_figures
         draw_tree(run, rows[shown], values_of[shown], folder / "tree.png")
         reason = "whose second best first step has the highest value after one thought"
