@@ -1,4 +1,6 @@
-"""What hidden states say: their words, and the nodes of a graph, through the output head."""
+"""What hidden states say: words, nodes of a graph and numbers, through the output head."""
+
+import functools
 
 import numpy as np
 import torch
@@ -28,6 +30,26 @@ def node_probabilities(run: runs.Run, row: dict, thoughts: torch.Tensor) -> np.n
         ids = tokenizer.node_tokens(run.encoding, name)
         nodes.append(shares[:, ids].sum(dim=1))
     return torch.stack(nodes).numpy()
+
+
+@functools.cache
+def number_tokens(run: runs.Run) -> dict[str, list[int]]:
+    """A number -> the ids of the tokens that say it, as "10" and "10>>\\n<<" do."""
+    ids_of = {}
+    for i in range(run.encoding.n_vocab):
+        number, _, rest = run.encoding.decode([i]).partition(">>")
+        if not rest.strip("\n<# "):
+            ids_of.setdefault(number, []).append(i)
+    return ids_of
+
+
+@torch.no_grad()
+def number_probabilities(run: runs.Run, numbers: list[str], thoughts: torch.Tensor) -> np.ndarray:
+    """(numbers, K): the probability that the output head gives each at thoughts (K, C)."""
+    shares = run.model.logits(thoughts).softmax(-1).cpu()
+    ids_of = number_tokens(run)
+    found = [shares[:, ids_of.get(number, [])].sum(dim=1) for number in numbers]
+    return torch.stack(found).numpy()
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch
 import prepare
 import sample
 import train
-from nanococonut import cli, coconut, evaluate, prosqa, readout, runs
+from nanococonut import cli, coconut, curriculum, evaluate, prosqa, readout, runs
 from nanococonut.cli import UserError
 from nanococonut.config import CHOICES, PRESETS, TrainConfig
 from nanococonut.lab import probe
@@ -314,6 +314,40 @@ def test_a_run_without_graphs_gets_what_makes_sense(workspace, capsys):
     assert made_files == {"k.png", "interventions.png", "probe.json"}
     numbers = json.loads(Path("runs/run/probe/probe.json").read_text())
     assert "mass" not in numbers and len(numbers["readings"]) == 2
+
+
+def test_results_of_calculations_are_found_at_the_thought_that_says_them(workspace, monkeypatch):
+    prepare.main(
+        cli.parse(
+            prepare.PrepareConfig,
+            ["arithmetic", "--train=40", "--valid=5", "--test=8"],
+            choices=prepare.CHOICES,
+        )
+    )
+    trained("--task=arithmetic", "--max_stage=5")
+    run = runs.Run("run")
+    examples = run.split("test")
+    wte = run.model.wte.weight
+
+    def states(rows, n_thoughts):
+        """States that name what next_words() asks for, as a perfect model's would."""
+        (i,) = [i for i in range(8) if rows[0][:-1] == examples.example(i).question]
+        words = curriculum.next_words(examples.example(i), run.plan, run.special, -100)
+        return torch.stack([1000 * wte[word] / wte[word].norm() for word in words])[None]
+
+    with torch.no_grad(), monkeypatch.context() as patch:
+        torch.manual_seed(0)
+        wte.normal_()
+        patch.setattr(run, "states", states)
+        named = probe.results_named(run, examples, n_thoughts=5)
+    for step in (1, 2):
+        curve = {k: mean for k, mean, _, _ in named[f"result of step {step}"]}
+        assert curve[step + 1] == 1, "thought k + 1 says what step k finds"
+        assert max(mean for k, mean in curve.items() if k <= step) < 0.5
+    probe.main(probe.ProbeConfig())
+    numbers = json.loads(Path("runs/run/probe/probe.json").read_text())
+    assert list(numbers["results"]) == [f"result of step {k}" for k in range(1, 6)]
+    assert Path("runs/run/probe/results.png").exists()
 
 
 def test_a_run_without_thoughts_is_refused(workspace):

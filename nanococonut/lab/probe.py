@@ -11,6 +11,7 @@ pruning         among the nodes that are equally far: those that lead to the tar
                 control, because only the question tells the two apart
 joining         accuracy by the number of shortest chains to the target
 redirected      accuracy where one fact of the chain now leads to the other option
+results         where steps are calculations: the probability of each step's result, by thought
 parallelism     the highest values among the nodes that are equally far. In the paper's layout <eot>
                 is forced after k thoughts, for the probability of "Every lempus is a " [Hao24 5]
 tree            one problem's graph for each thought, coloured by these values
@@ -20,6 +21,7 @@ readings        the most probable words when a thought is read through the outpu
 import itertools
 import json
 import random
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -286,13 +288,36 @@ def graph_figures(
         "parallelism": curves,
         "tree": values_of[shown].tolist(),
     }
-    relative = "probability of a node, times its level's size"
+    relative = "share, times the level's size"
     figures = {
         "mass": [("thought", "share of the head's distribution", numbers["mass"])],
         "pruning": [("thought", relative, numbers["pruning"])],
         "parallelism": [(x, "sum of the highest values", by_top) for x, by_top in curves.items()],
     }
     return numbers, figures, shown
+
+
+def results_of(row: dict) -> list[str]:
+    """The result of each step of a row, if all are calculations like GSM8k's; else [].
+
+    >>> results_of({"steps": ["<<7+3=10>>", "<<10*2=20>>"]}), results_of({"steps": ["So 1=1."]})
+    (['10', '20'], [])
+    """
+    matches = [re.fullmatch(r"<<[^<>]*=([^<>=]+)>>", step) for step in row["steps"]]
+    return [match[1] for match in matches] if all(matches) else []
+
+
+def results_named(run: runs.Run, examples: data.Split, n_thoughts: int) -> dict[str, list]:
+    """means() over problems, by thought: the probability of the result of each step."""
+    cells = defaultdict(list)
+    for i, row in enumerate(examples.rows):
+        prompt = runs.before_thoughts(examples.example(i), run.plan, run.special)
+        (states,) = run.states([prompt], n_thoughts)  # (K + 1, C)
+        shares = readout.number_probabilities(run, results_of(row), states)
+        for step, of_result in enumerate(shares, start=1):
+            for k, share in enumerate(of_result, start=1):
+                cells[f"result of step {step}", k].append(float(share))
+    return means(cells)
 
 
 def answers_about_graphs(run: runs.Run, examples: data.Split, n_thoughts: int) -> dict:
@@ -335,6 +360,10 @@ def main(c: ProbeConfig) -> None:
     else:
         left_out = "groups of nodes, parallelism and tree are left out"
         print(f"these problems are not all ProsQA's: {left_out}")
+    if all(map(results_of, rows)):
+        numbers["results"] = results_named(run, examples, K)
+        share = "share of the head's distribution"
+        figures["results"] = [("thought", share, numbers["results"])]
     for name, panels in figures.items():
         plots.lines(panels, folder / f"{name}.png")
     numbers["problem"] = shown
