@@ -1,6 +1,6 @@
 """Arithmetic word problems in the form of GSM8k-Aug: who has how many things, told in words.
 
-    question    Ann has 7 pens. Bob has 3 more than Ann. Dan owns 5 fewer than Bob.
+    question    Ann has 7 pens. Dan owns 12 cups. Bob has 3 more than Ann.
                 Cat has twice as many as Bob. How many pens do Cat and Ann have together?
     steps       <<7+3=10>>    <<10*2=20>>    <<20+7=27>>
     answer      27
@@ -10,7 +10,7 @@ already told. draw() makes a problem:
 
     chain        Ann -> Bob -> Cat -> the answer. Each step takes what the step before it found, and
                  a number that is told, so any of them may be replaced by a thought
-    distractors  Dan: nobody speaks of him, and the question does not need him
+    distractors  Dan, who has other things: nobody speaks of him, and the question does not need him
     order        random, but each fact comes after those that it refers to
     steps        in the order told
 
@@ -35,11 +35,13 @@ TIMES = {2: "twice", 3: "3 times", 4: "4 times", 5: "5 times"}
 PARTS = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth"}
 MOST_MORE = 9  # of "3 more than"
 MOST_DISTRACTORS = 2
-MOST_STEPS = 8  # they take up to 17 persons, besides the distractors
+START = 0  # the person with whom the chain begins
+MOST_STEPS = 8  # they take up to nine persons, besides the distractors
 SYMBOLS = {"more": "+", "fewer": "-", "times": "*", "part": "/", "sum": "+", "difference": "-"}
 # The fact about a, which refers to b and c.
 FORMS = {
     "own": "{a} {has} {n} {things}.",
+    "other": "{a} {has} {n} {other_things}.",
     "more": "{a} {has} {n} more than {b}.",
     "fewer": "{a} {has} {n} fewer than {b}.",
     "times": "{a} {has} {times} as many as {b}.",
@@ -57,21 +59,24 @@ QUESTIONS = {
 # step's place is asked for the step's result.
 PATTERN = "|".join(
     [
-        # A step's result, and how the next step or the answer begins.
-        r"[0-9]+>>\n(?:<<|### )",
-        # What a step does with its first number.
+        # A step: its first number, what it does with it, and its result, the last one with what
+        # begins the answer.
+        r"<<[0-9]+",
         r"[-+*/][0-9]+=",
-        # A number, and what stands around a step.
+        r"[0-9]+>>\n(?:### )?",
+        # How the question begins.
+        r"How(?: [a-z]+)+ (?=[A-Z])",
+        # How a fact begins, and a name elsewhere. What a person has stands right behind the name.
+        r"[A-Z][a-z]+(?: has| owns) (?=[0-9a-z])",
+        r"[A-Z][a-z]+",
+        # A relation with its number.
+        r"[0-9]+ (?:more|fewer|times)(?: [a-z]+)+ (?=[A-Z])",
+        r"[a-z]+(?: [a-z]+)+ (?=[A-Z])",
+        # A number, and what may stand around a step.
         r"[0-9]+",
         r"<<",
         r">>\n",
         r"### ",
-        # How the question begins.
-        r"How(?: [a-z]+)+ (?=[A-Z])",
-        # A name, the same wherever it stands.
-        r"[A-Z][a-z]+",
-        # A relation with its number.
-        r"(?: [a-z]+)+ [0-9]+ (?:more|fewer|times)(?: [a-z]+)+ (?=[A-Z])",
         # The words between names and numbers, and the rest.
         r"(?: [a-z]+)+\.?(?: (?=[0-9A-Z]))?",
         r"[.?][ \n]?",
@@ -165,23 +170,25 @@ def draw(rng: random.Random, n_steps: int, max_number: int) -> tuple[dict, str] 
 
 
 def draw_question(draft: Draft, n_steps: int, max_number: int, rng: random.Random) -> Fact:
-    """A random question of n_steps steps. Adds the persons that it needs; raises UnfitError."""
-    kind = rng.choice(["one", "one", "sum", "difference"])
-    last = add_with_number(draft, max_number, rng)
+    """A random question of n_steps steps. Adds the persons that it needs; raises UnfitError.
+
+    The first person, START, is the only one of whom the number of things is told.
+    """
+    kinds = ["one", "one", "sum", "difference"]
+    # Of one step there is no other person, and a difference of two may be a number that is told.
+    kind = rng.choice(kinds[: n_steps + 1])
+    last = add_with_number("own", draft, max_number, rng)
     for _ in range(n_steps if kind == "one" else n_steps - 1):
-        if rng.random() < 0.25:
-            fact = Fact("sum", (last, partner(draft, last, max_number, rng)))
+        if last != START and rng.random() < 0.25:
+            fact = Fact("sum", (last, START))
         else:
             fact = draw_relation(draft, last, max_number, rng)
         last = add(draft, fact, max_number)
     if kind == "one":
         return Fact(kind, (last,))
-    if kind == "sum":
-        return Fact(kind, (last, partner(draft, last, max_number, rng)))
-    # The difference to a new person: to another one it may be told, as in "3 more than".
-    new = add_with_number(draft, max_number, rng)
-    more, fewer = (last, new) if draft.values[last] > draft.values[new] else (new, last)
-    return Fact(kind, (more, fewer))
+    if kind == "difference" and draft.values[last] < draft.values[START]:
+        raise UnfitError  # the step would not begin with what the chain found
+    return Fact(kind, (last, START))
 
 
 def add(draft: Draft, fact: Fact, max_number: int) -> int:
@@ -194,17 +201,9 @@ def add(draft: Draft, fact: Fact, max_number: int) -> int:
     return len(draft.facts) - 1
 
 
-def add_with_number(draft: Draft, max_number: int, rng: random.Random) -> int:
+def add_with_number(kind: str, draft: Draft, max_number: int, rng: random.Random) -> int:
     """Adds a person of whom a random number is told, like add()."""
-    return add(draft, Fact("own", n=rng.randint(2, max_number)), max_number)
-
-
-def partner(draft: Draft, last: int, max_number: int, rng: random.Random) -> int:
-    """A person of whom a number is told, to go with the last one: a new one half of the time."""
-    there = [i for i, fact in enumerate(draft.facts) if fact.kind == "own" and i != last]
-    if there and rng.random() < 0.5:
-        return rng.choice(there)
-    return add_with_number(draft, max_number, rng)
+    return add(draft, Fact(kind, n=rng.randint(2, max_number)), max_number)
 
 
 def draw_relation(draft: Draft, other: int, max_number: int, rng: random.Random) -> Fact:
@@ -221,13 +220,9 @@ def draw_relation(draft: Draft, other: int, max_number: int, rng: random.Random)
 
 
 def add_distractors(draft: Draft, max_number: int, rng: random.Random) -> None:
-    """Adds persons of whom nobody speaks, told like the others. Raises UnfitError."""
-    n_needed = len(draft.facts)
+    """Adds persons who have other things and of whom nobody speaks. Raises UnfitError."""
     for _ in range(rng.randint(0, MOST_DISTRACTORS)):
-        fact = Fact("own", n=rng.randint(2, max_number))
-        if rng.random() < 0.5:
-            fact = draw_relation(draft, rng.randrange(n_needed), max_number, rng)
-        add(draft, fact, max_number)
+        add_with_number("other", draft, max_number, rng)
 
 
 def draw_order(facts: list[Fact], rng: random.Random) -> list[int]:
@@ -259,18 +254,19 @@ def formula(draft: Draft, fact: Fact) -> str:
 def tell(draft: Draft, asked: Fact, order: list[int], rng: random.Random) -> str:
     """The facts in this order and the question, with names and things drawn at random."""
     names = rng.sample(NAMES, len(draft.facts))
-    things = rng.choice(THINGS)
+    things, *others = rng.sample(THINGS, 1 + len(order))
     sentences = []
     for i in order:
         fact = draft.facts[i]
         form = FORMS[fact.kind]
-        sentences.append(in_words(form, fact, names, things, a=names[i], has=rng.choice(HAS)))
+        about = dict(a=names[i], has=rng.choice(HAS), other_things=others[i])
+        sentences.append(in_words(form, fact, names, things, **about))
     sentences.append(in_words(QUESTIONS[asked.kind], asked, names, things))
     return " ".join(sentences)
 
 
 def in_words(form: str, fact: Fact, names: list[str], things: str, **words: str) -> str:
-    """A sentence of FORMS or QUESTIONS. words are those that the fact does not tell: a and has."""
+    """A sentence of FORMS or QUESTIONS; words are those that the fact does not tell."""
     for letter, other in zip("bc", fact.others, strict=False):
         words[letter] = names[other]
     times, part = TIMES.get(fact.n), PARTS.get(fact.n)

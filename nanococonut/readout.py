@@ -34,12 +34,11 @@ def node_probabilities(run: runs.Run, row: dict, thoughts: torch.Tensor) -> np.n
 
 @functools.cache
 def number_tokens(run: runs.Run) -> dict[str, list[int]]:
-    """A number -> the ids of the tokens that say it, as "10" and "10>>\\n<<" do."""
+    """A number -> the ids of the tokens that say it, as "10", "<<10" and "10>>\\n" do."""
     ids_of = {}
     for i in range(run.encoding.n_vocab):
-        number, _, rest = run.encoding.decode([i]).partition(">>")
-        if not rest.strip("\n<# "):
-            ids_of.setdefault(number, []).append(i)
+        number = run.encoding.decode([i]).strip("<>\n# ")
+        ids_of.setdefault(number, []).append(i)
     return ids_of
 
 

@@ -89,8 +89,8 @@ def alike(vocabulary: list[str]) -> list[list[int]]:
 
     >>> alike(["lempus.", " or ", " Every lempus is a ", "Tom is a "])
     [[256, 258]]
-    >>> alike(["12", "+12=", "12>>\\n<<", "2", " has 12 more than "])
-    [[256, 257, 258, 260]]
+    >>> alike(["12", "+12=", "12>>\\n", "2", " has 12 more than ", "<<12"])
+    [[256, 257, 258, 260, 261]]
     """
     ids_of = collections.defaultdict(list)
     for i, piece in enumerate(vocabulary, start=256):
@@ -98,8 +98,8 @@ def alike(vocabulary: list[str]) -> list[list[int]]:
         names = {name.lower().removesuffix("es") for name in names_in(piece)}
         if len(names) == 1 and "not " not in piece:
             ids_of[names.pop()].append(i)
-        # "12", "+12=" and " has 12 more than " are one number.
-        numbers = re.findall(r"(?:^| )[-+*/]?([0-9]+)(?!\w)", piece)
+        # "12", "<<12", "+12=" and "12 more than " are one number.
+        numbers = re.findall(r"(?:^| |<<)[-+*/]?([0-9]+)(?!\w)", piece)
         if len(numbers) == 1:
             ids_of[numbers[0]].append(i)
     return [ids for ids in ids_of.values() if len(ids) > 1]
