@@ -343,7 +343,7 @@ def test_when_problems_run_out_one_line_says_so(monkeypatch):
         problems(5)
 
 
-@pytest.mark.parametrize("method", ["cot", "no_cot", "coconut"])
+@pytest.mark.parametrize("method", curriculum.METHODS)
 def test_a_model_trains_on_them_answers_and_is_measured(workspace, capsys, method):
     run("arithmetic", "--train=40", "--valid=5", "--test=5")
     words = ["smoke", "--task=arithmetic", "--name=run", f"--method={method}", "--stage_steps=2"]

@@ -420,7 +420,7 @@ def test_a_stage_in_place_reads_its_own_rest_or_an_earlier_ones():
     assert {batching.stage_of_suffix(0, rng) for _ in range(9)} == {0}
 
 
-@pytest.mark.parametrize("preset", ["laptop", "prosqa", "prontoqa", "gpt2"])
+@pytest.mark.parametrize("preset", ["laptop", "prosqa", "prontoqa", "arithmetic", "gpt2"])
 def test_the_rows_of_a_preset_are_eight_different_trainings(preset):
     plans = {}
     for method in METHODS:
