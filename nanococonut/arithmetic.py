@@ -11,7 +11,7 @@ already told. draw() makes a problem:
     chain        Ann -> Bob -> Cat -> the answer. Each step takes what the step before it found, and
                  a number that is told, so any of them may be replaced by a thought
     distractors  Dan, who has other things: nobody speaks of him, and the question does not need him
-    order        random, but each fact comes after those that it refers to
+    order        the chain's; distractors stand anywhere
     steps        in the order told
 
 No two persons have equally many, so a step's result says which step it is. Each number is one token
@@ -20,6 +20,7 @@ wherever it stands.
 
 import random
 import re
+import zlib
 from collections import Counter
 from typing import NamedTuple
 
@@ -54,9 +55,10 @@ QUESTIONS = {
     "sum": "How many {things} do {b} and {c} have together?",
     "difference": "How many more {things} does {b} have than {c}?",
 }
-# What is one token in these problems. As in ProsQA, what a step finds is one token with what begins
-# next. It is the first token of what is left to write when the step is gone, so a thought in the
-# step's place is asked for the step's result.
+# What is one token in these problems. A step's result is the first number of the step after it, and
+# "<<10" is one token: how the next step begins. So a thought in the place of a step is asked for
+# its result, and <bot> for the number that the chain begins with. Behind the last step that is
+# "20>>" with what begins the answer.
 PATTERN = "|".join(
     [
         # A step: its first number, what it does with it, and its result, the last one with what
@@ -175,7 +177,7 @@ def draw_question(draft: Draft, n_steps: int, max_number: int, rng: random.Rando
     The first person, START, is the only one of whom the number of things is told.
     """
     kinds = ["one", "one", "sum", "difference"]
-    # Of one step there is no other person, and a difference of two may be a number that is told.
+    # One step has one person, so no sum. After two, the difference may be the 3 of "3 more than".
     kind = rng.choice(kinds[: n_steps + 1])
     last = add_with_number("own", draft, max_number, rng)
     for _ in range(n_steps if kind == "one" else n_steps - 1):
@@ -237,9 +239,22 @@ def draw_order(facts: list[Fact], rng: random.Random) -> list[int]:
 
 
 def identity(draft: Draft, asked: Fact) -> str:
-    """What two problems have in common if they differ in names, things, words and order alone."""
+    """What two problems have in common if they differ in names, things, words and order alone.
+
+    What stands before the semicolon is the chain, without distractors.
+    """
     others = sorted(formula(draft, fact) for fact in draft.facts)
     return f"{formula(draft, asked)}; {', '.join(others)}"
+
+
+def split_of(identity: str) -> str:
+    """The split that a problem belongs to, by its chain: one in ten is valid's, one is test's.
+
+    So no chain of test was seen in training, not even with other distractors.
+    """
+    chain = identity.partition(";")[0]
+    number = zlib.crc32(chain.encode()) % 10
+    return {0: "valid", 1: "test"}.get(number, "train")
 
 
 def formula(draft: Draft, fact: Fact) -> str:

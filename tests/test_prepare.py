@@ -378,7 +378,7 @@ def test_bad_files_are_named(workspace, content, message):
         (["--source=http://example.com/x.json"], "only https addresses"),
         (["--name=../x"], "is not a name for data/"),
         (["--n_nodes=60"], "--n_nodes=60 should be from 3 to 40"),
-        (["--parents=0"], "--parents=0.0 should be from 0.1 to 10"),
+        (["--parents=0"], "--parents=0.0 should be from 0.1 to 5"),
         (["--min_hops=5", "--max_hops=4"], "--min_hops=5 should be from 1 to --max_hops=4"),
         (["--n_nodes=5", "--min_hops=6"], "hardly ever"),
         (["--train=-1"], "--train=-1 should be from 0"),
