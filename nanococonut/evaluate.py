@@ -136,7 +136,7 @@ def summary(
         "tokens": (sum(n_tokens) + sum(n_thoughts)) / n,
         "hops": {str(k): [n_hops_of_right.count(k), n_hops.count(k)] for k in sorted(set(n_hops))},
         "verdicts": count_verdicts(texts, rows, hidden),
-        "steps": count_steps(texts, rows),
+        "steps": count_steps(texts, rows, hidden),
     }
     if len(set(n_thoughts)) > 1:
         found["thoughts"] = mean_thoughts(n_thoughts, n_hops)
@@ -154,12 +154,12 @@ def count_verdicts(texts: list[str], rows: list[dict], hidden: bool) -> dict[str
     return {name: verdicts.count(name) for name in prosqa.VERDICTS}
 
 
-def count_steps(texts: list[str], rows: list[dict]) -> list[int]:
+def count_steps(texts: list[str], rows: list[dict], hidden: bool) -> list[int]:
     """How many steps match the chain, and how many are written, where no verdict is given."""
     counts = []
     for text, row in zip(texts, rows, strict=True):
         if not prosqa.is_prosqa(row):
-            counts.append(scoring.matching_steps(text, row))
+            counts.append(scoring.matching_steps(text, row, hidden))
     return [sum(column) for column in zip(*counts, strict=True)]
 
 

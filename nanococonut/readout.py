@@ -44,11 +44,17 @@ def number_tokens(run: runs.Run) -> dict[str, list[int]]:
 
 @torch.no_grad()
 def number_probabilities(run: runs.Run, numbers: list[str], thoughts: torch.Tensor) -> np.ndarray:
-    """(numbers, K): the probability that the output head gives each at thoughts (K, C)."""
-    shares = run.model.logits(thoughts).softmax(-1).cpu()
+    """(numbers, K): the probability that the output head gives each at thoughts (K, C).
+
+    nan for a number that is no token.
+    """
+    shares = run.model.logits(thoughts).softmax(-1).cpu().numpy()
     ids_of = number_tokens(run)
-    found = [shares[:, ids_of.get(number, [])].sum(dim=1) for number in numbers]
-    return torch.stack(found).numpy()
+    found = np.full((len(numbers), len(shares)), np.nan)
+    for i, number in enumerate(numbers):
+        if number in ids_of:
+            found[i] = shares[:, ids_of[number]].sum(axis=1)
+    return found
 
 
 @torch.no_grad()

@@ -19,23 +19,25 @@ def is_right(text: str, row: dict) -> bool:
     return final_answer(text) == final_answer(row["answer"])
 
 
-def matching_steps(text: str, row: dict) -> tuple[int, int]:
+def matching_steps(text: str, row: dict, hidden: bool = False) -> tuple[int, int]:
     """How many written steps are the row's, word for word, and how many are written.
 
-    They are aligned at the answer, because first steps may be thoughts. A first line that begins
-    as no step does is the end of a step that was thought, and does not count.
+    They are aligned at the answer, because first steps may be hidden: then a first line that begins
+    as no step does is the end of a hidden one, and does not count.
 
     >>> row = {"steps": ["<<1+2=3>>", "<<3*2=6>>"], "answer": "6"}
     >>> matching_steps("<<1+1=2>>\\n<<3*2=6>>\\n### 6", row)
     (1, 2)
-    >>> matching_steps("3>>\\n<<3*2=6>>\\n### 6", row)
+    >>> matching_steps("3>>\\n<<3*2=6>>\\n### 6", row, hidden=True)
     (1, 1)
+    >>> matching_steps("3>>\\n<<3*2=6>>\\n### 6", row)
+    (1, 2)
     >>> matching_steps("### 6", row)
     (0, 0)
     """
     written = text.rpartition("###")[0].split("\n")[:-1]
     beginnings = {step[:2] for step in row["steps"]}
-    if written and written[0][:2] not in beginnings:
+    if hidden and written and written[0][:2] not in beginnings:
         written = written[1:]
     pairs = zip(reversed(written), reversed(row["steps"]), strict=False)
     matching = [step for step, expected in pairs if step == expected]

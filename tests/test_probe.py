@@ -144,8 +144,8 @@ def test_a_redirected_fact_makes_the_other_option_true(workspace):
     assert n_redirected >= 2
 
 
-def test_a_graph_without_the_other_option_has_no_fact_to_redirect():
-    # 0 -> 1 -> 2 (target), 3 -> 4 (the other option, which only 3 and 4 lead to), 3 is a person
+def test_two_ways_to_the_target_leave_no_fact_to_redirect():
+    # 0 -> 1 -> 2 (target) and 0 -> 2; 3, a person, -> 4 (the other option)
     row = prosqa.tell(
         {
             "idx_to_symbol": ["Tom", "b", "c", "Max", "e"],
@@ -157,7 +157,38 @@ def test_a_graph_without_the_other_option_has_no_fact_to_redirect():
         },
         random.Random(0),
     )
-    assert probe.redirected(row, random.Random(0)) is None, "two ways lead to the target"
+    assert probe.redirected(row, random.Random(0)) is None
+
+
+def told(names, edges, root, target, neg_target, steps):
+    row = dict(idx_to_symbol=names, edges=edges, root=root, target=target, neg_target=neg_target)
+    return prosqa.tell(row | {"steps": steps}, random.Random(0))
+
+
+def test_a_redirected_fact_makes_no_loop_and_hides_no_option():
+    # Tom -> b -> c (target), Max -> e (the other option). b -> e hides c; Tom -> e leaves b -> c.
+    one = told(["Tom", "b", "c", "Max", "e"], [[0, 1], [1, 2], [3, 4]], 0, 2, 4, ["b.", "c."])
+    found = [probe.redirected(one, random.Random(seed)) for seed in range(20)]
+    assert {tuple(map(tuple, row["edges"])) for row in found} == {((0, 4), (1, 2), (3, 4))}
+    assert found[0]["answer"] == "Tom is a e." and found[0]["steps"] == ["Tom is a e."]
+    # Tom -> b -> c -> d (target), Max -> c -> e ... the other option's ancestors are c and Max:
+    # c -> d cannot go to c itself, and b -> c leads there already.
+    two = told(
+        ["Tom", "b", "c", "d", "Max", "e", "f"],
+        [[0, 1], [1, 2], [2, 3], [4, 5], [5, 6], [6, 3]],
+        root=0,
+        target=3,
+        neg_target=6,
+        steps=["b.", "c.", "d."],
+    )
+    assert probe.redirected(two, random.Random(0)) is None, "whoever reaches f reaches d"
+
+
+def test_a_name_at_the_end_of_another_is_not_redirected_with_it():
+    names = ["Tom", "b", "c", "Big-Tom", "e"]
+    row = told(names, [[0, 1], [1, 2], [3, 4], [3, 1]], 0, 2, 4, ["b.", "c."])
+    new = probe.redirected(row, random.Random(0))
+    assert "Big-Tom is a b." in new["question"]
 
 
 def test_interventions_that_change_nothing(asked):
@@ -308,7 +339,7 @@ def test_a_run_without_graphs_gets_what_makes_sense(workspace, capsys):
     trained("--task=prontoqa")
     probe.main(probe.ProbeConfig())
     printed = capsys.readouterr().out
-    left_out = "groups of nodes, parallelism and tree are left out"
+    left_out = "what is about graphs is left out"
     assert f"these problems are not all ProsQA's: {left_out}\n" in printed
     made_files = {path.name for path in Path("runs/run/probe").iterdir()}
     assert made_files == {"k.png", "interventions.png", "probe.json"}

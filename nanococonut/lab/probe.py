@@ -86,14 +86,15 @@ def pruning(rows: list[dict], shares_of: list[np.ndarray]) -> dict[str, list]:
     """means() over nodes, by thought k: the share of a node at depth k - 1, over an equal share.
 
     1 is what a search without preferences gives: the probability of all nodes at that depth,
-    divided by their number. Depths with only one node do not count, nor thoughts past the chain.
+    divided by their number. Depths with only one node do not count, nor the target's own and what
+    lies past it: there the question itself names a node.
     The nodes of a problem are not independent: the intervals are a little too narrow.
     shares_of  readout.node_probabilities() (nodes, K) of each problem
     """
     cells = defaultdict(list)
     for row, shares in zip(rows, shares_of, strict=True):
         depth = prosqa.distances(row["edges"], row["root"])
-        for k, at_thought in enumerate(shares.T[: depth[row["target"]] + 1], start=1):
+        for k, at_thought in enumerate(shares.T[: depth[row["target"]]], start=1):
             level = [v for v in depth if depth[v] == k - 1]
             total = sum(at_thought[level])
             if len(level) < 2 or total == 0:
@@ -134,7 +135,7 @@ def n_shortest(row: dict) -> int:
     depth = prosqa.distances(row["edges"], row["root"])
     n_chains = {row["root"]: 1}
     for v in list(depth)[1:]:  # nearest first
-        before = [a for a, b in row["edges"] if b == v and depth.get(a) == depth[v] - 1]
+        before = {a for a, b in row["edges"] if b == v and depth.get(a) == depth[v] - 1}
         n_chains[v] = sum(n_chains[a] for a in before)
     return n_chains[row["target"]]
 
@@ -164,8 +165,10 @@ def redirected(row: dict, rng: random.Random) -> dict | None:
     old, new, edges = rng.choice(changes)
     names, root, target = row["idx_to_symbol"], row["root"], row["neg_target"]
     path = prosqa.shortest_path(edges, prosqa.distances(edges, root), target, rng)
+    sentence_of = {prosqa.fact(names, *old): prosqa.fact(names, *new)}
+    sentences = re.split(r"(?<=\.) ", row["question"])
     return row | {
-        "question": row["question"].replace(prosqa.fact(names, *old), prosqa.fact(names, *new)),
+        "question": " ".join(sentence_of.get(sentence, sentence) for sentence in sentences),
         "edges": edges,
         "target": target,
         "neg_target": row["target"],
@@ -316,7 +319,8 @@ def results_named(run: runs.Run, examples: data.Split, n_thoughts: int) -> dict[
         shares = readout.number_probabilities(run, results_of(row), states)
         for step, of_result in enumerate(shares, start=1):
             for k, share in enumerate(of_result, start=1):
-                cells[f"result of step {step}", k].append(float(share))
+                if not np.isnan(share):
+                    cells[f"result of step {step}", k].append(float(share))
     return means(cells)
 
 
@@ -358,7 +362,7 @@ def main(c: ProbeConfig) -> None:
         reason = "whose second best first step has the highest value after one thought"
         print(f"tree.png shows problem {shown}, {reason}")
     else:
-        left_out = "groups of nodes, parallelism and tree are left out"
+        left_out = "what is about graphs is left out"
         print(f"these problems are not all ProsQA's: {left_out}")
     if all(map(results_of, rows)):
         numbers["results"] = results_named(run, examples, K)
