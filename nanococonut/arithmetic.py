@@ -14,8 +14,8 @@ already told. draw() makes a problem:
     order        the chain's; distractors stand anywhere
     steps        in the order told
 
-No two persons have equally many, so a step's result says which step it is. Each number is one token
-wherever it stands.
+No two persons have equally many, so a step's result says which step it is. No number is split: it
+is a token, or lies inside one with what stands around it.
 """
 
 import random
@@ -57,8 +57,8 @@ QUESTIONS = {
 }
 # What is one token in these problems. A step's result is the first number of the step after it, and
 # "<<10" is one token: how the next step begins. So a thought in the place of a step is asked for
-# its result, and <bot> for the number that the chain begins with. Behind the last step that is
-# "20>>" with what begins the answer.
+# its result, and <bot> for the number that the chain begins with. The last result is one token with
+# what begins the answer.
 PATTERN = "|".join(
     [
         # A step: its first number, what it does with it, and its result, the last one with what
@@ -177,7 +177,7 @@ def draw_question(draft: Draft, n_steps: int, max_number: int, rng: random.Rando
     The first person, START, is the only one of whom the number of things is told.
     """
     kinds = ["one", "one", "sum", "difference"]
-    # One step has one person, so no sum. After two, the difference may be the 3 of "3 more than".
+    # With one step a sum would be about one person; with two the difference may be the 3 told.
     kind = rng.choice(kinds[: n_steps + 1])
     last = add_with_number("own", draft, max_number, rng)
     for _ in range(n_steps if kind == "one" else n_steps - 1):
