@@ -55,6 +55,9 @@ QUESTIONS = {
     "sum": "How many {things} do {b} and {c} have together?",
     "difference": "How many more {things} does {b} have than {c}?",
 }
+# The words of these sentences besides names, things and numbers.
+TEMPLATES = [*FORMS.values(), *QUESTIONS.values(), *HAS, *TIMES.values(), *PARTS.values()]
+FUNCTION_WORDS = set(re.findall("[a-z]+", re.sub("{[a-z_]+}", "", " ".join(TEMPLATES).lower())))
 # What is one token in these problems. A step's result is the first number of the step after it, and
 # "<<10" is one token: how the next step begins. So a thought in the place of a step is asked for
 # its result, and <bot> for the number that the chain begins with. The last result is one token with

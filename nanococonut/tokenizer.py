@@ -91,13 +91,14 @@ def alike(vocabulary: list[str]) -> list[list[int]]:
     [[256, 258]]
     >>> alike(["12", "+12=", "12>>\\n", "2", " has 12 more than ", "<<12"])
     [[256, 257, 258, 260, 261]]
-    >>> alike(["Ann", "Ann has ", "Ann owns ", "Bob"])
-    [[256, 257, 258]]
+    >>> alike(["Ann", "Ann has ", "How many pens do ", "Bob", " pens. "])
+    [[256, 257], [258, 260]]
     """
     ids_of = collections.defaultdict(list)
     for i, piece in enumerate(vocabulary, start=256):
         # "Lempuses" and "lempus" are one name.
-        names = {name.lower().removesuffix("es") for name in names_in(piece)} - {*arithmetic.HAS}
+        names = {word.lower() for word in names_in(piece)} - arithmetic.FUNCTION_WORDS
+        names = {name.removesuffix("es") for name in names}
         if len(names) == 1 and "not " not in piece:
             ids_of[names.pop()].append(i)
         # "12", "<<12", "+12=" and "12 more than " are one number.
