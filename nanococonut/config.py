@@ -169,9 +169,9 @@ PRESETS = {
     # the default, ProsQA at the released size, 46 to 49 minutes of one busy core, three seeds:
     # 94.3 %, both right 92.9
     "prosqa": FROM_SCRATCH | dict(task="prosqa", stage_steps=STEPS, augment=4, grow=(4000, 20)),
-    # ProntoQA: not measured in this layout yet
+    # ProntoQA, 18 minutes of one busy core, one seed: 100.0 % of test
     "prontoqa": FROM_SCRATCH | dict(task="prontoqa", stage_steps=PRONTOQA_STEPS, grow=(1500,)),
-    # arithmetic: not measured yet
+    # arithmetic, 17 to 18 minutes of one busy core, one seed: CoT 84.0 % of test, thoughts 77.6 %
     "arithmetic": FROM_SCRATCH
     | dict(task="arithmetic", stage_steps=ARITHMETIC_STEPS, n_layer=4, n_head=4),
     # one CUDA GPU, the paper's recipe for ProsQA: 97 % there, not run here
