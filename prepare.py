@@ -199,9 +199,10 @@ def demand_effect(c: PrepareConfig) -> None:
 
 
 def generate(c: PrepareConfig) -> dict[str, list[dict]]:
-    """The three splits. They are disjoint: no problem occurs twice, not even under other names.
+    """The three splits. They are disjoint: no problem occurs twice.
 
-    Of arithmetic no chain of steps occurs in two of them.
+    Of ProsQA and arithmetic none occurs even under other names, and of arithmetic no chain of steps
+    occurs in two splits.
     """
     rng = random.Random(f"{c.task} {c.seed}")
     sizes = {}
@@ -250,7 +251,11 @@ def why_rare(c: PrepareConfig) -> str:
     """Why hardly any random problem is new and fits, and what to try."""
     if c.task == "prosqa":
         hops = f"chains of {c.min_hops} to {c.max_hops} hops"
-        return f"graphs of {c.n_nodes} nodes hardly ever have {hops}; try more nodes or fewer hops"
+        rarely = f"graphs of {c.n_nodes} nodes hardly ever have {hops}"
+        advice = "more nodes or fewer hops"
+        if c.parents != PrepareConfig.parents:
+            advice = f"--parents={PrepareConfig.parents}, {advice}"
+        return f"{rarely}; try {advice}"
     if c.task == "prontoqa":
         there = f"there are hardly any other problems of {c.hops} hops"
         return f"{there}; try more hops or fewer problems"

@@ -133,16 +133,10 @@ def value_of(fact: Fact, values: list[int]) -> int:
     return results[SYMBOLS[fact.kind]]
 
 
-def steps_of(draft: Draft, asked: Fact, order: list[int]) -> list[str]:
-    """The steps that lead to the answer, in the order told."""
-    needed = list(asked.others)
-    facts = [asked]
-    for i in reversed(order):
-        if i in needed:
-            needed += draft.facts[i].others
-            facts.append(draft.facts[i])
+def steps_of(draft: Draft, asked: Fact) -> list[str]:
+    """The steps that lead to the answer: persons are drawn in the chain's order."""
     steps = []
-    for fact in reversed(facts):
+    for fact in [*draft.facts, asked]:
         numbers = operands(fact, draft.values)
         if len(numbers) == 2:
             first, second = numbers
@@ -170,7 +164,7 @@ def draw(rng: random.Random, n_steps: int, max_number: int) -> tuple[dict, str] 
         return None
     order = draw_order(draft.facts, rng)
     question = tell(draft, asked, order, rng)
-    row = {"question": question, "steps": steps_of(draft, asked, order), "answer": str(answer)}
+    row = {"question": question, "steps": steps_of(draft, asked), "answer": str(answer)}
     return row, identity(draft, asked)
 
 
