@@ -15,7 +15,8 @@ already told. draw() makes a problem:
     steps        in the order told
 
 No two persons have equally many, so a step's result says which step it is. No number is split: it
-is a token, or lies inside one with what stands around it.
+is a token, or lies inside one with what stands around it. "7 pens. " is one token too, so a model
+finds what begins the chain in one lookup: the number with the things that the question names.
 """
 
 import random
@@ -77,6 +78,8 @@ PATTERN = "|".join(
         # A relation with its number.
         r"[0-9]+ (?:more|fewer|times)(?: [a-z]+)+ (?=[A-Z])",
         r"[a-z]+(?: [a-z]+)+ (?=[A-Z])",
+        # What a person has: how many, and which things.
+        r"[0-9]+ [a-z]+[.] ",
         # A number, and what may stand around a step.
         r"[0-9]+",
         r"<<",
@@ -289,8 +292,9 @@ def texts_to_know(max_number: int) -> list[str]:
     """Each number in each place where it can stand, so that it is one token whatever was drawn."""
     texts = []
     for n in range(1, max_number + 1):
+        told = [f"{n} {things}. " for things in THINGS]
         steps = [f"<<{n}{symbol}{n}={n}>>\n" for symbol in "+-*/"]
-        texts.append(f"{n} {''.join(steps)}### {n}")
+        texts.append(f"{''.join(told)}{n} {''.join(steps)}### {n}")
     return texts
 
 

@@ -91,8 +91,8 @@ def alike(vocabulary: list[str]) -> list[list[int]]:
     [[256, 258]]
     >>> alike(["12", "+12=", "12>>\\n", "2", " has 12 more than ", "<<12"])
     [[256, 257, 258, 260, 261]]
-    >>> alike(["Ann", "Ann has ", "How many pens do ", "Bob", " pens. "])
-    [[256, 257], [258, 260]]
+    >>> alike(["Ann", "Ann has ", "How many pens do ", "7 pens. ", "<<7"])
+    [[256, 257], [258, 259], [259, 260]]
     """
     ids_of = collections.defaultdict(list)
     for i, piece in enumerate(vocabulary, start=256):

@@ -209,15 +209,16 @@ def test_same_seed_same_bytes(workspace):
 
 
 def test_each_number_is_one_token_wherever_it_stands(workspace):
-    run("arithmetic", "--train=600", "--valid=5", "--test=5", "--max_number=900")
+    run("arithmetic", "--train=600", "--valid=5", "--test=5", "--max_number=200")
     encoding = data.Dataset("arithmetic").encoding
-    for n in range(1, 901):
-        for text in (f"{n}", f"<<{n}", f"+{n}=", f"{n}>>\n", f"{n}>>\n### "):
+    for n in range(1, 201):
+        told = [f"{n} {things}. " for things in arithmetic.THINGS]
+        for text in (*told, f"{n}", f"<<{n}", f"+{n}=", f"{n}>>\n", f"{n}>>\n### "):
             assert [encoding.decode([i]) for i in encoding.encode_ordinary(text)] == [text]
     text = "Ann has 117 pens. Bob has 3 more than Ann. Cat owns as many as Ann and Bob together."
     words = [encoding.decode([i]) for i in encoding.encode_ordinary(text)]
-    facts = "Ann has |117| pens. |Bob has |3 more than |Ann|. |Cat owns |as many as |Ann| and |Bob"
-    assert words[:12] == facts.split("|"), "what a person has follows the name"
+    facts = "Ann has |117 pens. |Bob has |3 more than |Ann|. |Cat owns |as many as |Ann| and |Bob"
+    assert words[:11] == facts.split("|"), "a number and its things are one token"
 
 
 def test_a_step_of_every_problem_is_three_tokens(workspace):
@@ -320,8 +321,8 @@ def test_no_number_of_steps_is_hard_to_draw():
     [
         (["--max_steps=0"], "--max_steps=0 should be from 1 to 8"),
         (["--max_steps=9"], "--max_steps=9 should be from 1 to 8"),
-        (["--max_number=19"], "--max_number=19 should be from 20 to 900"),
-        (["--max_number=1000"], "--max_number=1000 should be from 20 to 900"),
+        (["--max_number=19"], "--max_number=19 should be from 20 to 200"),
+        (["--max_number=201"], "--max_number=201 should be from 20 to 200"),
         (["--hops=2"], "--hops has no effect on arithmetic: leave it out"),
         (["--fair=true"], "--fair has no effect on arithmetic: leave it out"),
     ],
