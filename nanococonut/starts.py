@@ -8,6 +8,7 @@ from torch import nn
 # Of "lookup"; with C = 128, the initial logits have a standard deviation of about 1 (ours).
 EMBEDDING_SCALE = 0.3
 LOOKUP_STD = 0.08  # of the other weights of "lookup" (ours)
+FASTEST, SLOWEST = 2.0, 0.5  # radians per token of the positions' waves (ours)
 
 
 @torch.no_grad()
@@ -42,24 +43,42 @@ def initialize(model: nn.Module) -> None:
 
 
 def initialize_for_lookup(model: nn.Module) -> None:
-    """Makes each position attend to similar ones and copy what is there.
+    """Makes the first block read the position before, and later ones positions that are similar.
 
-    Looking a fact up takes such steps. From GPT-2's initialization, a small model needs minutes to
-    learn the first one.
+    That is how a fact is looked up, by an induction head [Olsson22]. Of "Every lempus is a rempus."
+    the object takes in its subject, which stands before it. Then "lempus" in the chain finds the
+    object that took in a lempus, and copies it. From GPT-2's initialization a small model needs
+    minutes to learn the first of these two.
     """
     # Differs from the paper: ours, for small models from scratch. docs/results.md has the evidence.
     C = model.config.n_embd
+    # Positions are sinusoids with periods from 3 to 12 tokens: sines, then cosines.
+    n_waves = (C + 1) // 2
+    radians = FASTEST * (SLOWEST / FASTEST) ** (torch.arange(n_waves) / n_waves)  # per token
+    angle = torch.arange(model.config.block_size)[:, None] * radians  # (T, C / 2)
+    waves = torch.cat([angle.sin(), angle.cos()], dim=1)[:, :C]  # (T, C)
+    model.wpe.weight.copy_(waves * EMBEDDING_SCALE * math.sqrt(2))
     for block in model.h:
         query, key, value = block.attn.c_attn.weight.split(C)
         key.copy_(query)
         block.attn.c_proj.weight.copy_(0.5 * value.t())
-    # Positions are sinusoids with periods from 6 to 60 tokens: neighbours look alike, distant ones
-    # do not.
-    position = torch.arange(model.config.block_size)[:, None]
-    angle = position * 10.0 ** (-torch.arange(0, C, 2) / C)  # (T, C / 2)
-    waves = torch.cat([angle.sin(), angle.cos()], dim=1)[:, :C]  # (T, C)
-    model.wpe.weight.copy_(waves * EMBEDDING_SCALE * math.sqrt(2))
+    # In the first block a query is turned back by one position, so it meets that position's key.
+    query, key, _ = model.h[0].attn.c_attn.weight.split(C)
+    query.copy_(key @ one_position_back(radians)[:C, :C])
     # Hidden states start with the norm of embeddings, so that a thought has the scale of a word's
     # embedding.
     model.wte.weight.normal_(0.0, EMBEDDING_SCALE)
     model.ln_f.weight.fill_(EMBEDDING_SCALE)
+
+
+def one_position_back(radians: torch.Tensor) -> torch.Tensor:
+    """The matrix that turns the waves (sines, cosines) of a position into those of the one before.
+
+    >>> radians = torch.tensor([2.0, 0.5])
+    >>> at_6, at_7 = (torch.cat([(p * radians).sin(), (p * radians).cos()]) for p in (6, 7))
+    >>> torch.allclose(one_position_back(radians) @ at_7, at_6, atol=1e-6)
+    True
+    """
+    # sin(a - r) = sin a cos r - cos a sin r, and cos(a - r) = cos a cos r + sin a sin r.
+    cos, sin = radians.cos().diag(), radians.sin().diag()
+    return torch.cat([torch.cat([cos, -sin], dim=1), torch.cat([sin, cos], dim=1)])

@@ -99,13 +99,26 @@ def test_dropout_acts_in_training_alone():
 def test_the_lookup_start():
     torch.manual_seed(0)
     model = GPT(GPTConfig(**{**SIZES, "n_embd": 128, "init": "lookup", "init_std": 0.08}))
-    for block in model.h:
+    for i, block in enumerate(model.h):
         q, k, v = block.attn.c_attn.weight.split(128)
-        assert torch.equal(q, k)
+        assert torch.equal(q, k) == (i > 0)
         assert torch.equal(block.attn.c_proj.weight, 0.5 * v.t())
     hidden, _ = model(torch.arange(9)[None])
     assert hidden.norm(dim=-1).mean().item() == pytest.approx(
         model.wte.weight.norm(dim=-1).mean().item(), rel=0.1
     )
-    near, far = (model.wpe.weight[10] @ model.wpe.weight[i] for i in (11, 20))
-    assert near > 3 * far.abs(), "neighbouring positions look alike, distant ones do not"
+
+
+@pytest.mark.parametrize("n_embd", [128, 101])
+@torch.no_grad()
+def test_with_the_lookup_start_each_token_reads_the_one_before_it(n_embd):
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=40, block_size=40, n_layer=2, n_head=1, n_embd=n_embd)
+    model = GPT(GPTConfig(**sizes, dropout=0.0, init="lookup", init_std=0.08))
+    x = model.wte(torch.randperm(40)) + model.wpe.weight
+    for i, block in enumerate(model.h):
+        q, k, _ = block.attn.heads(block.ln_1(x[None]))
+        scores = (q @ k.mT)[0, 0] / n_embd**0.5
+        attention = scores.masked_fill(torch.ones(40, 40).triu(1).bool(), -torch.inf).softmax(-1)
+        (n_before,) = torch.bincount(torch.arange(40) - attention.argmax(-1)).topk(1).indices
+        assert n_before == (1 if i == 0 else 0), "the first block reads what stands before"
