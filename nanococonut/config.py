@@ -156,7 +156,7 @@ FROM_SCRATCH |= dict(batch_size=64, eval_every=500)
 SMALL_STEPS = (2400, 200, 200, 200, 200, 200, 2600)  # at most, but for the last
 STEPS = (3000, 200, 200, 200, 200, 200, 200, 7800)
 PRONTOQA_STEPS = (600, 300, 200, 200, 200, 200, 200, 2100)
-ARITHMETIC_STEPS = (1400, 200, 200, 200, 200, 200, 800)
+ARITHMETIC_STEPS = (1000, 200, 200, 200, 200, 200, 600)
 PAPER_STEPS = (700, 700, 700, 700, 700, 700, 2800)  # 5 epochs a stage, the last to epoch 50
 PRESETS = {
     # for tests, on any machine, in a second: the model is too small to learn
@@ -171,7 +171,7 @@ PRESETS = {
     "prosqa": FROM_SCRATCH | dict(task="prosqa", stage_steps=STEPS, augment=4, grow=(4000, 20)),
     # ProntoQA, 18 minutes of one busy core, one seed: 100.0 % of test
     "prontoqa": FROM_SCRATCH | dict(task="prontoqa", stage_steps=PRONTOQA_STEPS, grow=(1500,)),
-    # arithmetic, 12 to 14 minutes of one busy core
+    # arithmetic, 12 minutes of one busy core, one seed: CoT 99.6 % of test
     "arithmetic": FROM_SCRATCH
     | dict(task="arithmetic", stage_steps=ARITHMETIC_STEPS, n_layer=4, n_head=4),
     # one CUDA GPU, the paper's recipe for ProsQA: 97 % there, not run here
