@@ -94,8 +94,12 @@ def draw_batch(
     keep = share_of_facts(c, n_behind if stage == schedule.last else 0)
     how = dict(reask=RANDOM_QUESTIONS if c.augment > 1 else 0.0, keep=keep)
     # While graphs grow, the chains of several questions would make them large at once, and random
-    # questions have three hops or more; later there are short ones too.
-    how |= dict(questions=c.n_questions, least=1) if keep == 1 else dict(questions=1, least=3)
+    # questions have three hops or more. Later there are short ones too, unless problems are fair:
+    # where the option farther from every person is mostly right, they deny that shortcut.
+    if keep == 1:
+        how |= dict(questions=c.n_questions, least=3 if problems.fair else 1)
+    else:
+        how |= dict(questions=1, least=3)
     groups = problems.draw(c.batch_size, rng, c.augment > 0, **how)
     examples = [example for group in groups for example in group.examples]
     pairs = [curriculum.arrange(example, plan_of_suffix, special, rng) for example in examples]

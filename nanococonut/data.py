@@ -168,10 +168,12 @@ class Split:
         rows: list[dict],
         arrays: dict[str, np.ndarray] | None = None,
         path: Path | None = None,
+        fair: bool = False,
     ):
         self.encoding = encoding
         self.rows = rows
         self.path = path  # the file of the rows, if there is one
+        self.fair = fair  # whether they were made without shortcuts, by --fair=true
         arrays = arrays or tokenized(encoding, rows)
         self.tokens = arrays["tokens"]
         self.first_tokens = arrays["texts"].tolist()  # of each text
@@ -305,9 +307,9 @@ class Dataset:
             if not is_intact:
                 wrong = "is not as it was prepared (checksum); prepare the data again"
                 raise UserError(f"{self.folder}/{file} {wrong}")
-        rows = read_rows(self.folder / f"{name}.json")
-        with np.load(self.folder / f"{name}.npz", allow_pickle=False) as file:
-            return Split(self.encoding, rows, dict(file), self.folder / f"{name}.json")
+        path = self.folder / f"{name}.json"
+        with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
+            return Split(self.encoding, read_rows(path), dict(file), path, fairness(self.meta))
 
 
 def how_to_get(name: str) -> str:
@@ -324,12 +326,18 @@ def how_to_get(name: str) -> str:
 def is_complete(meta: dict) -> bool:
     """Whether a meta.json has the lengths and the checksums that save() writes.
 
-    What has another form may raise KeyError or TypeError.
+    What has another form may raise KeyError, TypeError or AttributeError.
     """
     lengths = [meta["longest"][part] for part in PARTS]
     names = [f"{split}.{kind}" for split in SPLITS for kind in ("json", "npz")]
     are_numbers = all(length in range(10**6) for length in lengths)
-    return are_numbers and all(name in meta["sha256"] for name in names)
+    says_fair = isinstance(fairness(meta), bool)
+    return are_numbers and says_fair and all(name in meta["sha256"] for name in names)
+
+
+def fairness(meta: dict) -> bool:
+    """Whether the problems were made without shortcuts, by --fair=true."""
+    return meta.get("options", {}).get("fair", False)
 
 
 # What a run remembers of its data

@@ -296,16 +296,15 @@ def test_a_thought_in_place_says_the_next_word(workspace, monkeypatch):
     trained(*words, "--grow=100000", "--name=run")
     run = runs.Run("run")
     assert run.plan.in_place and run.plan.n_thoughts == 3
-    examples = run.split("train")
-    asked = [examples.example(i) for i in range(len(examples))]
     n_right = 0
-    for example, row in zip(asked, examples.rows, strict=True):
+    for group in run.split("train").draw(32, random.Random(0), augment=True, keep=0.0):
+        (example,) = group.examples
         (((word, _),),) = readout.words(run, run.thoughts(example, 1), 1)
-        n_right += word == f"{row['idx_to_symbol'][row['root']]} is a"
-    assert n_right > 0.9 * len(examples)
+        n_right += word == run.encoding.decode(example.rests[0][:1]).strip()
+    assert n_right > 0.9 * 32, "on small graphs, as it learned"
     log_rows = read_csv(Path("runs/run/log.csv"))
     following = [float(r["value"]) for r in log_rows if r["metric"] == "next_word_loss"]
-    assert following[-1] < 0.8 < 2 < following[0], "on small graphs"
+    assert following[-1] < 0.8 < 2 < following[0]
 
 
 def test_thinking_ends_when_the_head_says_so(workspace, monkeypatch):
@@ -365,6 +364,10 @@ def test_graphs_grow_in_the_last_stage_and_then_get_more_questions(workspace, mo
     assert [how.get("questions", 1) for how in seen] == [1, 1, 1, 1, 2, 2]
     assert [how.get("least", 3) for how in seen] == [3, 3, 3, 3, 1, 1]
     assert {how["reask"] for how in seen} == {batching.RANDOM_QUESTIONS} == {0.5}
+    problems.fair = True
+    _, how = drawn(5, "--augment=2", "--stage_steps=2,4", "--grow=2,20")
+    assert how["least"] == 3, "fair problems have no shortcut that short questions deny"
+    problems.fair = False
 
     _, how = drawn(5, "--stage_steps=2,4,0", "--grow=2")
     assert how["keep"] == 1, "the last stage that has steps"
