@@ -175,7 +175,7 @@ def demand_ranges(c: PrepareConfig) -> None:
     cli.demand(c, "hops", lambda n: 1 <= n <= most_hops, concepts)
     most_steps = arithmetic.MOST_STEPS
     cli.demand(c, "max_steps", lambda n: 1 <= n <= most_steps, f"from 1 to {most_steps}")
-    numbers = "from 20 to 200, because each number is 28 tokens"  # 8, and one with each thing
+    numbers = "from 20 to 200, because each number is in 28 tokens"  # 8, and one with each thing
     cli.demand(c, "max_number", lambda n: 20 <= n <= 200, numbers)
     cli.demand(c, "parents", lambda mean: 0.1 <= mean <= 5, "from 0.1 to 5")
     chains = f"from 1 to --max_hops={c.max_hops}"

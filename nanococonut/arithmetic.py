@@ -79,7 +79,7 @@ PATTERN = "|".join(
         r"[0-9]+ (?:more|fewer|times)(?: [a-z]+)+ (?=[A-Z])",
         r"[a-z]+(?: [a-z]+)+ (?=[A-Z])",
         # What a person has: how many, and which things.
-        r"[0-9]+ [a-z]+[.] ",
+        rf"[0-9]+ (?:{'|'.join(THINGS)})[.] ",
         # A number, and what may stand around a step.
         r"[0-9]+",
         r"<<",

@@ -94,8 +94,8 @@ def draw_batch(
     keep = share_of_facts(c, n_behind if stage == schedule.last else 0)
     how = dict(reask=RANDOM_QUESTIONS if c.augment > 1 else 0.0, keep=keep)
     # While graphs grow, the chains of several questions would make them large at once, and random
-    # questions have three hops or more. Later there are short ones too, unless problems are fair:
-    # where the option farther from every person is mostly right, they deny that shortcut.
+    # questions have three hops or more. Later there are short ones too. They deny a shortcut, the
+    # option farther from every person, which fair problems do not have.
     if keep == 1:
         how |= dict(questions=c.n_questions, least=3 if problems.fair else 1)
     else:

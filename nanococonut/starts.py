@@ -16,7 +16,8 @@ def correlate_embeddings(model: nn.Module, groups: list[list[int]]) -> None:
     """Makes the embeddings of each group of ids similar: half of their variance is shared.
 
     The tokens of a group contain the same name. Otherwise, a model from scratch first has to learn
-    that "lempus." and " Every lempus is a " are about one concept.
+    that "lempus." and " Every lempus is a " are about one concept. A token in two groups, as
+    "7 pens. ", shares less with each.
     """
     wte = model.wte.weight
     for ids in groups:
@@ -45,10 +46,10 @@ def initialize(model: nn.Module) -> None:
 def initialize_for_lookup(model: nn.Module) -> None:
     """Makes the first block read the position before, and later ones positions that are similar.
 
-    That is how a fact is looked up, by an induction head [Olsson22]. Of "Every lempus is a rempus."
-    the object takes in its subject, which stands before it. Then "lempus" in the chain finds the
-    object that took in a lempus, and copies it. From GPT-2's initialization a small model needs
-    minutes to learn the first of these two.
+    That is how an induction head [Olsson et al. 2022, arXiv 2209.11895] looks a fact up. In "Every
+    lempus is a rempus." the first block copies the subject to the object, which stands behind it.
+    For "lempus" in a chain, a later block finds the object with that copy. A model of one block has
+    the first half alone.
     """
     # Differs from the paper: ours, for small models from scratch. docs/results.md has the evidence.
     C = model.config.n_embd
@@ -63,6 +64,7 @@ def initialize_for_lookup(model: nn.Module) -> None:
         key.copy_(query)
         block.attn.c_proj.weight.copy_(0.5 * value.t())
     # In the first block a query is turned back by one position, so it meets that position's key.
+    # (With an odd C the last sine has no cosine, and is turned in part.)
     query, key, _ = model.h[0].attn.c_attn.weight.split(C)
     query.copy_(key @ one_position_back(radians)[:C, :C])
     # Hidden states start with the norm of embeddings, so that a thought has the scale of a word's
