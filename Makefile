@@ -1,4 +1,4 @@
-# make quickstart   set up, prepare, train on the CPU, measure, and let the model answer: a quarter of an hour on two cores
+# make quickstart   set up, prepare, train on the CPU, measure, and let the model answer: ten minutes on two cores
 # make test         set up, lint, format check and the tests that need no GPU, no network and no patience
 # make bench-gpu    on one CUDA GPU, with the PyTorch that is there: what the loop reaches
 # make headline     on one CUDA GPU: five rows of Table 1 at the released size, three seeds; goes on where it stopped
