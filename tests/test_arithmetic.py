@@ -267,6 +267,11 @@ def test_a_file_of_such_problems_gets_the_same_tokens(workspace):
     assert data.same_problems(mine["sha256"], made["sha256"])
 
 
+def test_only_a_number_of_known_things_is_one_token_with_them():
+    found = tokenizer.pieces("Ann has 12 pens. She paid 12 dollars. ", arithmetic.PATTERN)
+    assert "12 pens. " in found and "12" in found and "12 dollars. " not in found
+
+
 def test_tiktoken_cuts_where_python_cuts():
     vocabulary, _ = tokenizer.fit(arithmetic.texts_to_know(50), pattern=arithmetic.PATTERN)
     encoding = tokenizer.words(vocabulary, arithmetic.PATTERN)
