@@ -44,7 +44,7 @@ def initialize(model: nn.Module) -> None:
 
 
 def initialize_for_lookup(model: nn.Module) -> None:
-    """Makes the first block read the position before, and later ones positions that are similar.
+    """Makes a head of the first block read the position before, and all others similar positions.
 
     That is how an induction head [Olsson et al. 2022, arXiv 2209.11895] looks a fact up. In "Every
     lempus is a rempus." the first block copies the subject to the object, which stands behind it.
@@ -63,10 +63,12 @@ def initialize_for_lookup(model: nn.Module) -> None:
         query, key, value = block.attn.c_attn.weight.split(C)
         key.copy_(query)
         block.attn.c_proj.weight.copy_(0.5 * value.t())
-    # In the first block a query is turned back by one position, so it meets that position's key.
-    # (With an odd C the last sine has no cosine, and is turned in part.)
+    # In the first head of the first block a query is turned back by one position, so it meets that
+    # position's key. (With an odd C the last sine has no cosine, and is turned in part.)
     query, key, _ = model.h[0].attn.c_attn.weight.split(C)
-    query.copy_(key @ one_position_back(radians)[:C, :C])
+    D = C // model.config.n_head
+    turned = key @ one_position_back(radians)[:C, :C]
+    query[:D].copy_(turned[:D])
     # Hidden states start with the norm of embeddings, so that a thought has the scale of a word's
     # embedding.
     model.wte.weight.normal_(0.0, EMBEDDING_SCALE)
