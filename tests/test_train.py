@@ -375,7 +375,7 @@ def test_graphs_grow_in_the_last_stage_and_then_get_more_questions(workspace, mo
         drawn(step, "--augment=2", "--stage_steps=2,4", "--grow=2,20")
     assert [how["keep"] for how in seen] == pytest.approx([0.2, 0.2, 0.2, 0.6, 1, 1])
     assert [how.get("questions", 1) for how in seen] == [1, 1, 1, 1, 2, 2]
-    assert [how.get("least", 3) for how in seen] == [3, 3, 3, 3, 1, 1]
+    assert {how["least"] for how in seen} == {1}
     assert {how["reask"] for how in seen} == {batching.RANDOM_QUESTIONS} == {0.5}
 
     _, how = drawn(5, "--stage_steps=2,4,0", "--grow=2")
