@@ -10,6 +10,7 @@ from nanococonut.model import GPT
 
 WEIGHT_DECAY = 0.01  # torch's default for AdamW, as in the released code; on all parameters
 WARMUP = 100  # steps over which rates that fall later rise before (ours)
+MOMENTUM = 0.9  # of Muon; its author has 0.95
 MAX_NORM = 1.0  # of the gradient, with Muon (ours); the released code does not clip
 
 
@@ -45,7 +46,7 @@ class Muon(torch.optim.Optimizer):
     As torch.optim.Muon, but for earlier versions of torch too, and for CPUs without bfloat16.
     """
 
-    def __init__(self, params, lr: float, weight_decay: float, momentum: float = 0.95):
+    def __init__(self, params, lr: float, weight_decay: float, momentum: float = MOMENTUM):
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
 
     @torch.no_grad()
