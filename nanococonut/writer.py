@@ -5,7 +5,8 @@ A run is never overwritten, and goes on where it stopped: bit for bit if OMP_NUM
 config.json  the settings
 log.csv      step,stage,split,metric,value
 ckpt.pt      the last state: weights, optimizers, random state
-best.pt      the weights with the best accuracy on valid in their stage
+best.pt      the weights to answer with. In place, where the rates fall over the whole run, the
+             latest evaluated ones; in the paper's layout the most accurate on valid in their stage
 """
 
 import contextlib
@@ -264,7 +265,7 @@ class Writer:
         self.max_threads = torch.get_num_threads()
         self.pace = device.Pace()
         self.began = time.time()  # of a resumed run: less the seconds before
-        self.best = -1.0  # accuracy on valid of the stage's best weights
+        self.best = -1.0  # accuracy on valid of the weights in best.pt
         self.last_loss = math.nan
         self.last_saved = "There is no checkpoint yet"
         # (4,) of each step since the last log entry, on the device: the numbers of
@@ -447,7 +448,9 @@ class Writer:
     def evaluate(self, step: int, stage: int, plan: Plan) -> None:
         """Logs the accuracy on valid.
 
-        Saves best.pt if it is at least as high as any before in this stage.
+        Saves best.pt; in the paper's layout only if it is at least as high as any before in this
+        stage. In place losses fall to the end of the run, so the highest of several accuracies is
+        high by chance.
         """
         if not self.machine.is_first:
             return
@@ -459,7 +462,7 @@ class Writer:
         log.append(self.log, step, stage, "valid", {"accuracy": accuracy})
         with contextlib.suppress(OSError):  # the terminal may be closed
             tqdm.write(f"step {step}, stage {stage}: accuracy {accuracy:.1%}")
-        if accuracy >= self.best:
+        if self.c.layout == "in_place" or accuracy >= self.best:
             self.best = accuracy
             self.save("best.pt", step, stage)
 

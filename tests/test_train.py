@@ -410,6 +410,20 @@ def test_in_place_bot_is_asked_for_the_first_word(workspace, method):
             assert batch.n_read == 0
 
 
+@pytest.mark.parametrize(("layout", "step", "shown"), [("in_place", 6, 0.4), ("paper", 2, 0.9)])
+def test_the_last_weights_answer_in_place_and_the_best_in_the_papers_layout(
+    workspace, monkeypatch, capsys, layout, step, shown
+):
+    prepared()
+    accuracies = iter([0.9, 0.5, 0.4])
+    monkeypatch.setattr(runs, "accuracy", lambda *_: next(accuracies))
+    words = ["--max_stage=0", "--stage_steps=6", "--eval_every=2", f"--layout={layout}"]
+    trained(*words, "--name=run")
+    state = torch.load("runs/run/best.pt", weights_only=True)
+    assert (state["step"], state["best"]) == (step, shown)
+    assert f"{shown:.1%} of valid right" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("method", ["cot", "no_thought", "coconut"])
 def test_a_row_that_was_trained_without_bot_is_refused(workspace, method):
     prepared()
