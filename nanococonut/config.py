@@ -162,14 +162,14 @@ PRESETS = {
     # for tests, on any machine, in a second: the model is too small to learn
     "smoke": SHAPE
     | dict(layout="in_place", stage_steps=(4,), max_stage=2, n_embd=32, batch_size=8, lr=1e-3),
-    # fair problems of 16 nodes, 11 to 16 minutes of one busy core, three seeds:
-    # 95.5 % of test, both right 89.9
+    # fair problems of 16 nodes, 13 to 15 minutes of one busy core, three seeds:
+    # 96.6 % of test, both right 92.0
     "laptop": FROM_SCRATCH
     | dict(task="prosqa-small", stage_steps=SMALL_STEPS, augment=4, grow=(2000,)),
-    # the default, ProsQA at the released size, 46 to 49 minutes of one busy core, three seeds:
-    # 94.3 %, both right 92.9 (with the lookup start of da878a4)
+    # the default, ProsQA at the released size, 41 minutes of one busy core, one seed:
+    # 93.2 %, both right 91.6 (three seeds with the start of da878a4: 94.3, 92.9)
     "prosqa": FROM_SCRATCH | dict(task="prosqa", stage_steps=STEPS, augment=4, grow=(4000, 20)),
-    # ProntoQA, 18 minutes of one busy core, one seed: 100.0 % of test (with that of 0f6990a)
+    # ProntoQA, 18 minutes of one busy core, one seed: 100.0 % of test (with the start of 0f6990a)
     "prontoqa": FROM_SCRATCH | dict(task="prontoqa", stage_steps=PRONTOQA_STEPS, grow=(1500,)),
     # arithmetic, 10 to 12 minutes of one busy core, one seed: thoughts 93.8 %, CoT 99.6 %
     "arithmetic": FROM_SCRATCH
