@@ -43,7 +43,8 @@ def orthogonal(x: Tensor, n_steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum with orthogonal steps.
 
-    As torch.optim.Muon, but for earlier versions of torch too, and for CPUs without bfloat16.
+    As torch.optim.Muon, but for earlier versions of torch too, and for CPUs without bfloat16. Its
+    default momentum is another one.
     """
 
     def __init__(self, params, lr: float, weight_decay: float, momentum: float = MOMENTUM):

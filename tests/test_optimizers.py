@@ -49,7 +49,8 @@ def test_muon_takes_the_steps_of_torchs_muon(shape):
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(shape, generator=generator)
     ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
-    optimizers = Muon([ours], 0.1, weight_decay=0.2), theirs_class([theirs], 0.1, weight_decay=0.2)
+    how = dict(lr=0.1, weight_decay=0.2, momentum=0.9)
+    optimizers = Muon([ours], **how), theirs_class([theirs], **how)
     for _ in range(4):
         gradient = torch.randn(shape, generator=generator)
         for p, optimizer in zip((ours, theirs), optimizers, strict=True):
