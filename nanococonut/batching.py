@@ -92,12 +92,15 @@ def draw_batch(
     if plan.in_place and plan.n_fillers:
         plan_of_suffix = schedule.plan(stage_of_suffix(stage, rng))
     keep = share_of_facts(c, n_behind if stage == schedule.last else 0)
-    how = dict(reask=RANDOM_QUESTIONS if c.augment > 1 else 0.0, keep=keep)
-    # While graphs grow, the chains of several questions would make them large at once.
-    how |= dict(questions=c.n_questions if keep == 1 else 1)
-    # Short questions deny a shortcut, the option farther from every person. Fair problems do not
-    # have it, so there they would only take the place of longer ones.
-    how |= dict(least=3 if problems.fair else 1)
+    how = dict(
+        keep=keep,
+        # While graphs grow, the chains of several questions would make them large at once.
+        questions=c.n_questions if keep == 1 else 1,
+        reask=RANDOM_QUESTIONS if c.augment > 1 else 0.0,
+        # Short questions deny a shortcut, the option farther from every person. Fair problems do
+        # not have it, so there they would only take the place of longer ones.
+        least=3 if problems.fair else 1,
+    )
     groups = problems.draw(c.batch_size, rng, c.augment > 0, **how)
     examples = [example for group in groups for example in group.examples]
     pairs = [curriculum.arrange(example, plan_of_suffix, special, rng) for example in examples]

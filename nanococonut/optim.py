@@ -10,7 +10,7 @@ from nanococonut.model import GPT
 
 WEIGHT_DECAY = 0.01  # torch's default for AdamW, as in the released code; on all parameters
 WARMUP = 100  # steps over which rates that fall later rise before (ours)
-MOMENTUM = 0.9  # of Muon; its author has 0.95
+MOMENTUM = 0.9  # of Muon (ours); its author has 0.95, see docs/results.md
 MAX_NORM = 1.0  # of the gradient, with Muon (ours); the released code does not clip
 
 
