@@ -73,15 +73,15 @@ def for_this_machine(c: TrainConfig, machine, model) -> dict:
 
 
 def loop(
-    c: TrainConfig, model, schedule, batch_of, accumulate, writer, machine, stop: list
+    c: TrainConfig, model, schedule, batch_of, forward_backward, writer, machine, stop: list
 ) -> None:
     """Takes the steps of the schedule.
 
-    batch_of(step) draws a batch, and accumulate(batch) fills the gradients; stop receives signals.
+    batch_of(step) draws a batch, forward_backward(batch) fills .grad; stop receives signals.
     """
     step, optimizers = writer.resume(schedule)
     # Timed on the last batch: graphs are whole there.
-    writer.settle_threads(lambda: accumulate(batch_of(schedule.total - 1)))
+    writer.settle_threads(lambda: forward_backward(batch_of(schedule.total - 1)))
     batches = machine.ahead(batch_of, range(step, schedule.total))
     bar = dict(total=schedule.total, initial=step, unit="step", disable=not machine.is_first)
     with tqdm(**bar) as progress:
@@ -91,7 +91,7 @@ def loop(
             # In place the losses of earlier stages stay, so the optimizer goes on (in all methods).
             if step == 0 or (n_behind == 0 and c.layout == "paper"):
                 optimizers = optim.make(model, c)
-            numbers = accumulate(next(batches))  # forward and backward
+            numbers = forward_backward(next(batches))
             lr_factor = optim.factor(*schedule.span(step), c)
             optim.set_rates(optimizers, c, lr_factor)
             gradient_norm = clip_grad_norm_(model.parameters(), optim.max_norm(c))
@@ -101,7 +101,7 @@ def loop(
             writer.keep(n_behind, torch.stack([*numbers, gradient_norm]))
             step += 1
             progress.update()
-            writer.keep_pace(lambda at=step - 1: accumulate(batch_of(at)))
+            writer.keep_pace(lambda at=step - 1: forward_backward(batch_of(at)))
             if writer.is_learned(stage == schedule.last, n_behind, numbers):
                 schedule.end_stage(stage, step)
                 batches = machine.ahead(batch_of, range(step, schedule.total))
@@ -137,11 +137,11 @@ def main(c: TrainConfig) -> None:
     schedule.show()
     model = starting_model(c, dataset, schedule.n_positions).to(machine.device).train()
     how = for_this_machine(c, machine, model)
-    gradients_of = functools.partial(accumulate, model, c=c, machine=machine, **how)
+    forward_backward = functools.partial(accumulate, model, c=c, machine=machine, **how)
     batch_of = functools.partial(batching.draw_batch, c, problems, schedule, dataset.special)
     writer = Writer(c, dataset, machine, model, schedule.max_new_tokens)
     with contextlib.closing(writer), stop_signals() as stop:
-        loop(c, model, schedule, batch_of, gradients_of, writer, machine, stop)
+        loop(c, model, schedule, batch_of, forward_backward, writer, machine, stop)
     writer.finish()
     machine.leave()
 
