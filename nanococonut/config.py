@@ -166,8 +166,8 @@ PRESETS = {
     # 96.6 % of test, both right 92.0
     "laptop": FROM_SCRATCH
     | dict(task="prosqa-small", stage_steps=SMALL_STEPS, augment=4, grow=(2000,)),
-    # the default, ProsQA at the released size, 41 minutes of one busy core, one seed:
-    # 93.2 %, both right 91.6 (three seeds at da878a4: 94.3, 92.9)
+    # the default, ProsQA at the released size, 30 to 41 minutes of one busy core, three seeds:
+    # 94.5 % of test, both right 92.7
     "prosqa": FROM_SCRATCH | dict(task="prosqa", stage_steps=STEPS, augment=4, grow=(4000, 20)),
     # ProntoQA, 18 minutes of one busy core, one seed: 100.0 % of test (with the start of 0f6990a)
     "prontoqa": FROM_SCRATCH | dict(task="prontoqa", stage_steps=PRONTOQA_STEPS, grow=(1500,)),

@@ -13,17 +13,13 @@ import torch
 import prepare
 import sample
 from nanococonut import (
-    batching,
     cli,
     curriculum,
     data,
     evaluate,
     files,
-    optim,
     readout,
     runs,
-    starts,
-    writer,
 )
 from nanococonut.config import PRESETS
 
@@ -49,28 +45,17 @@ def test_the_file_is_small_and_holds_where_it_comes_from():
 
 
 def test_it_is_a_run_of_the_default_preset():
-    recipe, preset = torch.load(MODEL, weights_only=True)["config"], dict(PRESETS["prosqa"])
+    recipe = torch.load(MODEL, weights_only=True)["config"]
+    preset = dict(PRESETS["prosqa"])
     del preset["eval_every"]  # looks at the model, and changes nothing
-    steps = preset.pop("stage_steps")
-    if "questions" in recipe:  # options that today's say in another way, or that are constants now
-        assert preset.pop("init_from") == recipe["init"] == "lookup"
-        assert recipe["init_std"] == starts.LOOKUP_STD
-        assert preset.pop("augment") == recipe["questions"] and recipe["augment"] is True
-        assert preset.pop("grow") == (recipe["grow"], 100 * recipe["small"])
-        assert (recipe["reask"], recipe["shortest"]) == (batching.RANDOM_QUESTIONS, 1)
-        assert recipe["pass_loss"] == writer.LEARNED
-        assert recipe["grad_clip"] == optim.MAX_NORM and recipe["beta2"] == 0.99
-        assert recipe["weight_decay"] == optim.WEIGHT_DECAY
-        assert recipe["warmup"] == optim.WARMUP
+    assert tuple(recipe.pop("stage_steps")) == preset.pop("stage_steps")
     assert {name: recipe[name] for name in preset} == preset
-    # Stage 0 may take longer now. The steps that it does not need go to the last stage, as ever.
-    assert sum(recipe["stage_steps"]) == sum(steps) and recipe["stage_steps"][0] <= steps[0]
 
 
 def test_it_answers_problems_that_nobody_has_seen():
     rows = prepare.generate(prepare.PrepareConfig(train=300, valid=1, test=1, seed=12345))["train"]
     both, accuracy = both_and_accuracy(rows)
-    assert accuracy >= 0.91 and both >= 0.89
+    assert accuracy >= 0.96 and both >= 0.935
 
 
 @pytest.mark.skipif(
@@ -78,7 +63,7 @@ def test_it_answers_problems_that_nobody_has_seen():
 )
 def test_it_answers_the_released_validation_file():
     both, accuracy = both_and_accuracy(files.read_rows(RELEASED))
-    assert accuracy >= 0.94 and both >= 0.925
+    assert accuracy >= 0.97 and both >= 0.94
 
 
 @pytest.fixture
