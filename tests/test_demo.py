@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import prepare
-from nanococonut import curriculum, evaluate, files, prosqa, runs, tokenizer
+from nanococonut import curriculum, evaluate, files, prosqa, readout, runs, tokenizer
 from nanococonut.cli import UserError
 from nanococonut.lab import export
 
@@ -219,7 +219,7 @@ function press(name) { document.getElementById(name).click(); }
 
 
 @needs_browser
-def test_a_question_is_typed_and_answered_in_a_browser(tmp_path):
+def test_a_question_is_typed_and_answered_in_a_browser(run, tmp_path):
     facts = "Max is a impus. Every rempus is a jompus. Tom is a lempus. Every lempus is a rempus."
     facts += " Every lempus is a dumpus."
     script = f'{TYPE} type("facts", "{facts}"); type("question", "Is Tom a impus or jompus?");'
@@ -227,7 +227,11 @@ def test_a_question_is_typed_and_answered_in_a_browser(tmp_path):
     assert text_of(dom, "answer") == "Tom is a jompus. ✓ right"
     chain = "The right chain: Tom is a lempus. Every lempus is a rempus. Every rempus is a jompus."
     assert text_of(dom, "why").startswith(chain)
-    assert "1Tom is a 100\u00a0%" in text_of(dom, "steps")
+    (percent,) = re.findall(r"1Tom is a (\d+)\u00a0%", text_of(dom, "steps"))
+    row = {"question": f"{facts} Is Tom a impus or jompus?", "steps": [], "answer": "?"}
+    (answer,) = run.answer([curriculum.tokenize(row, run.encoding.encode_ordinary)], run.plan)
+    (((_, share), *_),) = readout.words(run, answer.thoughts[:1], n_words=1)
+    assert abs(int(percent) - 100 * share) < 1, "as Python says it"
     assert text_of(dom, "others") == "Not reached from Tom: impus Max"
 
 
