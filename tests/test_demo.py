@@ -231,7 +231,7 @@ def test_a_question_is_typed_and_answered_in_a_browser(run, tmp_path):
     row = {"question": f"{facts} Is Tom a impus or jompus?", "steps": [], "answer": "?"}
     (answer,) = run.answer([curriculum.tokenize(row, run.encoding.encode_ordinary)], run.plan)
     (((_, share), *_),) = readout.words(run, answer.thoughts[:1], n_words=1)
-    assert abs(int(percent) - 100 * share) < 1, "as Python says it"
+    assert int(percent) == round(100 * share) >= 95
     assert text_of(dom, "others") == "Not reached from Tom: impus Max"
 
 
@@ -248,15 +248,22 @@ def test_a_new_problem_is_drawn_and_its_thoughts_are_looked_at(tmp_path):
 @needs_browser
 def test_on_a_phone_nothing_is_wider_than_the_screen(run, rows, tmp_path):
     measure = 'document.title = document.documentElement.scrollWidth + " of " + innerWidth;'
-    script = f'{TYPE} press("zero"); press("think"); setTimeout(() => {{ {measure} }}, 20000);'
+    examples = [curriculum.tokenize(row, run.encoding.encode_ordinary) for row in rows[:10]]
+    answers = run.answer(examples, run.plan, torch.zeros_like)
+    texts = [run.encoding.decode(answer.ids) for answer in answers]
+    # Zeros are right by chance now and then, so a problem is taken that they answer wrongly.
+    wrong = [text != row["answer"] for text, row in zip(texts, rows[:10], strict=True)]
+    number = wrong.index(True)
+    choose = 'const list = document.getElementById("example"); '
+    choose += f'list.selectedIndex = {number}; list.dispatchEvent(new Event("change"));'
+    script = f'{TYPE} {choose} press("zero"); press("think");'
+    script += f"setTimeout(() => {{ {measure} }}, 20000);"
     dom = dom_after(script, tmp_path, width=375)
     title = re.search("<title>(.*)</title>", dom)[1]
     wide, screen = map(int, title.split(" of "))
     assert wide <= screen
     assert "zeros: no word is likelier than another" in text_of(dom, "steps")
-    example = curriculum.tokenize(rows[0], run.encoding.encode_ordinary)
-    (answer,) = run.answer([example], run.plan, torch.zeros_like)
-    assert text_of(dom, "answer").startswith(run.encoding.decode(answer.ids))
+    assert text_of(dom, "answer") == f"{texts[number]} ✗ wrong"
 
 
 @needs_browser
