@@ -168,12 +168,10 @@ class Split:
         rows: list[dict],
         arrays: dict[str, np.ndarray] | None = None,
         path: Path | None = None,
-        fair: bool = False,
     ):
         self.encoding = encoding
         self.rows = rows
         self.path = path  # the file of the rows, if there is one
-        self.fair = fair  # whether they were made without shortcuts, by --fair=true
         arrays = arrays or tokenized(encoding, rows)
         self.tokens = arrays["tokens"]
         self.first_tokens = arrays["texts"].tolist()  # of each text
@@ -199,6 +197,11 @@ class Split:
             prosqa.is_prosqa(row) or self.ontologies(i) is not None
             for i, row in enumerate(self.rows)
         ]
+
+    @functools.cached_property
+    def fair(self) -> bool:
+        """Whether ProsQA's problems have no shortcuts, as those of prepare.py's --fair=true."""
+        return all(prosqa.is_fair(row) for row in self.rows if prosqa.is_prosqa(row))
 
     def draw(
         self, n: int, rng: random.Random, augment: bool, questions: int = 1, **options
@@ -309,7 +312,7 @@ class Dataset:
                 raise UserError(f"{self.folder}/{file} {wrong}")
         path = self.folder / f"{name}.json"
         with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
-            return Split(self.encoding, read_rows(path), dict(file), path, fairness(self.meta))
+            return Split(self.encoding, read_rows(path), dict(file), path)
 
 
 def how_to_get(name: str) -> str:
@@ -331,13 +334,7 @@ def is_complete(meta: dict) -> bool:
     lengths = [meta["longest"][part] for part in PARTS]
     names = [f"{split}.{kind}" for split in SPLITS for kind in ("json", "npz")]
     are_numbers = all(length in range(10**6) for length in lengths)
-    says_fair = isinstance(fairness(meta), bool)
-    return are_numbers and says_fair and all(name in meta["sha256"] for name in names)
-
-
-def fairness(meta: dict) -> bool:
-    """Whether the problems were made without shortcuts, by --fair=true."""
-    return meta.get("options", {}).get("fair", False)
+    return are_numbers and all(name in meta["sha256"] for name in names)
 
 
 # What a run remembers of its data

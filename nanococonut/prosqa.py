@@ -631,6 +631,11 @@ def rule_points(row: dict) -> dict[str, float]:
     return {rule: chance_to_pick(right[rule], wrong[rule]) for rule in right}
 
 
+def is_fair(row: dict) -> bool:
+    """Whether each rule has to guess."""
+    return set(rule_points(row).values()) == {0.5}
+
+
 # Verdicts on what is written
 
 

@@ -261,15 +261,6 @@ def test_a_damaged_meta_is_one_line(workspace, content):
         runs.Run("run").split("test")
 
 
-@pytest.mark.parametrize("options", ["fair", {"fair": "yes"}])
-def test_a_meta_with_damaged_options_is_one_line(workspace, options):
-    no_checkpoint()
-    path = Path("data/prosqa/meta.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"options": options}))
-    with pytest.raises(UserError, match=r"meta.json is damaged or outdated"):
-        data.Dataset("prosqa")
-
-
 def test_data_under_another_name_are_found_by_their_problems(workspace):
     no_checkpoint()
     Path("data/prosqa").rename("data/mine")

@@ -340,17 +340,19 @@ def test_thinking_ends_when_the_head_says_so(workspace, monkeypatch):
         evaluate.main(cli.parse(evaluate.EvaluateConfig, words))
 
 
+@pytest.mark.parametrize("name", ["prosqa", "read"])
 @pytest.mark.parametrize(("fair", "least"), [("true", 3), ("false", 1)])
-def test_fair_problems_get_no_short_random_questions(workspace, monkeypatch, fair, least):
-    words = ["--train=32", "--valid=10", "--test=10", "--n_nodes=16", f"--fair={fair}"]
-    prepare.main(cli.parse(prepare.PrepareConfig, [*words, "--max_hops=4"]))
+def test_fair_problems_get_no_short_random_questions(workspace, monkeypatch, name, fair, least):
+    made = ["--train=32", "--valid=10", "--test=10", "--n_nodes=16", f"--fair={fair}"]
+    for words in ([*made, "--max_hops=4"], ["prosqa", "--source=data/prosqa", "--name=read"]):
+        prepare.main(cli.parse(prepare.PrepareConfig, words))
     seen = []
     monkeypatch.setattr(data.prosqa, "ask", lambda row, people, rng, n: seen.append(n) or row)
     c = parsed("smoke", "--augment=2", "--batch_size=32")
-    dataset = data.Dataset("prosqa")
+    dataset = data.Dataset(name)
     schedule = batching.Schedule(c, dataset.meta["longest"])
     batching.draw_batch(c, dataset.split("train"), schedule, dataset.special, schedule.total - 1)
-    assert set(seen) == {least}
+    assert set(seen) == {least}, "whether they are fair is seen in the problems themselves"
 
 
 def test_graphs_grow_in_the_last_stage_and_then_get_more_questions(workspace, monkeypatch):
