@@ -14,7 +14,8 @@ import functools
 from nanococonut import batching, cli, coconut, compiling, data, device, optim
 from nanococonut.cli import UserError
 from nanococonut.config import CHOICES, PRESETS, TrainConfig
-from nanococonut.writer import Writer, demand_graphs, starting_model, stop_signals
+from nanococonut.opening import demand_graphs, starting_model
+from nanococonut.writer import Writer, stop_signals
 
 import torch  # isort: skip - after the package, which sets how torch's CPU threads wait
 from torch import Tensor  # isort: skip

@@ -25,9 +25,9 @@ from nanococonut import (
     data,
     device,
     evaluate,
+    opening,
     optim,
     runs,
-    writer,
 )
 from nanococonut.config import CHOICES, PRESETS, TrainConfig
 
@@ -127,7 +127,7 @@ def test_a_whole_training_step_never_waits_for_the_device(workspace):
     dataset, machine = data.Dataset("prosqa"), device.pick("cuda", "bfloat16")
     schedule = batching.Schedule(c, dataset.meta["longest"])
     problems = dataset.split("train")
-    model = writer.starting_model(c, dataset, schedule.n_positions).cuda()
+    model = opening.starting_model(c, dataset, schedule.n_positions).cuda()
     replay = compiling.Replay(
         lambda *part: train.losses(model, *part, coconut.forward, machine), model
     )

@@ -21,7 +21,7 @@ import pytest
 
 import prepare
 import train
-from nanococonut import cli, curriculum, data, evaluate, files, prosqa, scoring, writer
+from nanococonut import cli, curriculum, data, evaluate, files, opening, prosqa, scoring
 from nanococonut.cli import UserError
 from nanococonut.config import CHOICES, PRESETS, TrainConfig
 
@@ -462,9 +462,9 @@ def test_one_row_without_a_graph_does_not_stop_the_others(workspace, capsys):
     assert f"leaves 1 of 20 {UNTOLD}; the first is row 4" in capsys.readouterr().out
     train = data.Dataset("mine").split("train")
     assert [i for i in range(20) if not train.told[i]] == [4]
-    writer.demand_graphs(TrainConfig(preset="smoke", grow=(5,), augment=1), train)
+    opening.demand_graphs(TrainConfig(preset="smoke", grow=(5,), augment=1), train)
     with pytest.raises(UserError, match=r"row 4 of data/prosqa tells no graph .* add --augment=1$"):
-        writer.demand_graphs(TrainConfig(preset="smoke", augment=2), train)
+        opening.demand_graphs(TrainConfig(preset="smoke", augment=2), train)
 
 
 def test_graph_options_want_a_graph(workspace, capsys):
@@ -472,17 +472,17 @@ def test_graph_options_want_a_graph(workspace, capsys):
     prepares("prosqa", "--source=theirs", "--name=mine")
     assert f"--augment leaves 20 of 20 {UNTOLD}" in capsys.readouterr().out
     train = data.Dataset("mine").split("train")
-    writer.demand_graphs(TrainConfig(preset="smoke", augment=1), train)
+    opening.demand_graphs(TrainConfig(preset="smoke", augment=1), train)
     with pytest.raises(UserError, match=r"row 0 of data/prosqa tells no graph .* add --augment=1$"):
-        writer.demand_graphs(TrainConfig(preset="smoke", augment=2), train)
+        opening.demand_graphs(TrainConfig(preset="smoke", augment=2), train)
     with pytest.raises(UserError, match=r"add --grow=0 --augment=1$"):
-        writer.demand_graphs(TrainConfig(preset="smoke", augment=2, grow=(5, 20)), train)
+        opening.demand_graphs(TrainConfig(preset="smoke", augment=2, grow=(5, 20)), train)
     rows = [row | {"answer": "Yes"} for row in graphs()]
     folder_of(rows[:20], rows[20:25], rows[25:])
     prepares("prosqa", "--source=theirs", "--name=mine")
     train = data.Dataset("mine").split("train")
     with pytest.raises(UserError, match=r"row 0 of data/prosqa tells no graph .* add --grow=0$"):
-        writer.demand_graphs(TrainConfig(preset="smoke", grow=(9,)), train)
+        opening.demand_graphs(TrainConfig(preset="smoke", grow=(9,)), train)
 
 
 FACTS = "Max is a impus. Tom is a lempus. Every lempus is a rempus."

@@ -15,7 +15,7 @@ import torch
 
 import prepare
 import train
-from nanococonut import cli, coconut, log, optim, writer
+from nanococonut import cli, coconut, log, opening, optim, writer
 from nanococonut.cli import UserError
 from nanococonut.config import CHOICES, PRESETS, TrainConfig
 
@@ -399,4 +399,4 @@ def test_two_processes_cannot_write_one_run(workspace):
     assert "runs/a is being trained by another process; choose another --name, or wait" in err
     process.kill()
     process.communicate()
-    os.close(writer.lock(Path("runs/a")))  # a killed process has released it
+    os.close(opening.lock(Path("runs/a")))  # a killed process has released it

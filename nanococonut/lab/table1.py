@@ -17,7 +17,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from nanococonut import batching, cli, data, evaluate, files, log, runs, writer
+from nanococonut import batching, cli, data, evaluate, files, log, opening, runs, writer
 from nanococonut.config import CHOICES, PRESETS, TrainConfig
 from nanococonut.curriculum import METHODS
 
@@ -273,7 +273,7 @@ def main(c: Table1Config) -> None:
     label_of = distinct(planned(c), dataset)
     done = [run for run in label_of if (run_folder(run) / "test.json").exists()]
     for run in done:
-        writer.load_same(run_folder(run) / "best.pt", run, dataset)
+        opening.load_same(run_folder(run) / "best.pt", run, dataset)
     print(f"{len(label_of)} runs of {c.task} with preset {c.preset}: {len(done)} are finished")
     train_all(c, label_of, done)
     print(write_results(c, [measured(label, run) for run, label in label_of.items()]), end="")
