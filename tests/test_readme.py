@@ -14,6 +14,7 @@ import torch
 import prepare
 import sample
 from nanococonut import cli, config, evaluate
+from nanococonut.curriculum import METHODS
 from nanococonut.lab import bench, probe, table1
 
 ROOT = Path(__file__).parents[1]
@@ -132,6 +133,38 @@ def test_the_readmes_numbers_are_those_of_the_results_files():
     (shipped,) = re.findall(r"accuracy ([\d.]+) %, question and twin both right ([\d.]+) %", about)
     start = f"| the shipped model, released size | {' | '.join(shipped)} | 1 |"
     assert any(row.startswith(start) for row in rows), about
+
+
+COLUMNS = {  # of README's Table 1: the results file of each
+    "fair ProsQA": "rows-prosqa-small-laptop.md",
+    "ProntoQA": "table1-prontoqa-prontoqa.md",
+    "its fair form": "table1-prontoqa-fair-prontoqa.md",
+    "arithmetic": "table1-arithmetic-arithmetic.md",
+}
+
+
+def cell_of(method, file):
+    """What README has of a method: accuracy and both right, of one seed without a deviation."""
+    table = (ROOT / "results" / file).read_text(encoding="utf-8")
+    found = re.search(rf"^\| {method} \| (\S+) \| (\S+) \| (\d) \|", table, re.MULTILINE)
+    if not found:
+        return "-"
+    accuracy, both, n_seeds = found.groups()
+    cell = accuracy if both == "-" else f"{accuracy}, {both}"
+    return cell.replace("±0.0", "") if n_seeds == "1" else cell
+
+
+def test_the_readmes_table_1_is_that_of_the_results_files():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| `--method=` .*\n\|---.*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    (header,) = re.findall(r"^\| `--method=` \| (.*)$", text, re.MULTILINE)
+    assert header.startswith(" | ".join(COLUMNS))
+    rows = [line.strip("| \n").split(" | ") for line in table.splitlines()]
+    assert [row[0] for row in rows[:-1]] == list(METHODS)
+    for method, *cells in rows[:-1]:
+        assert cells[: len(COLUMNS)] == [cell_of(method, file) for file in COLUMNS.values()]
+        theirs = [table1.paper(task)[method][0] for task in ("prosqa", "prontoqa", "gsm8k")]
+        assert cells[len(COLUMNS) :] == [number.partition("±")[0] for number in theirs]
 
 
 def test_the_walkthrough_does_what_it_says(monkeypatch):
